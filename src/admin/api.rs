@@ -1,0 +1,375 @@
+//! The resources under `/v1`.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use crate::control::{DeployError, Deployed};
+use crate::id::{AllocationId, Digest, Environment, RequestId};
+use crate::lifecycle::admit::Woke;
+use crate::lifecycle::explain as core;
+use crate::lifecycle::facts::Facts;
+use crate::snapshot::{AllocationView, EnvView};
+use crate::store::record::{Deployment, Operation, Record, key};
+use crate::telemetry::TraceRecord;
+
+use super::Admin;
+use super::types::{
+    AllocationRow, DeployRequest, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow,
+    ProblemBody, RouteRow, TraceRow, time,
+};
+
+/// Rows of a list, at most.
+const MOST: usize = 1000;
+
+/// Largest blob that can be uploaded.
+const BLOB_LIMIT: u64 = 5 * 1024 * 1024 * 1024;
+
+/// An error of the admin API.
+pub struct Problem {
+    status: StatusCode,
+    detail: String,
+}
+
+impl Problem {
+    /// `detail` says what was wrong and what to do.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into() }
+    }
+    fn bad(detail: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail.to_string())
+    }
+    fn unavailable(detail: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = ProblemBody {
+            status: self.status.as_u16(),
+            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            detail: self.detail,
+        };
+        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        (self.status, kind, Json(body)).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, Problem>;
+
+pub async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
+    let c = &admin.control;
+    let held = (c.queues.held(), c.queues.held_bytes());
+    let text = c
+        .telemetry
+        .metrics
+        .text(&c.snapshots, held.0, held.1, c.clock.now())
+        .map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((kind, text).into_response())
+}
+
+/// In one word, for people.
+fn state_of(view: &EnvView) -> String {
+    match &view.operation {
+        _ if !view.ready.is_empty() => "hot".into(),
+        Some(o) if o.state.in_progress() => o.state.name().into(),
+        Some(o) if o.state == crate::store::record::WakeState::Failed => "failed".into(),
+        _ => "asleep".into(),
+    }
+}
+
+pub async fn routes(State(admin): State<Admin>) -> Json<Vec<RouteRow>> {
+    let snapshot = admin.control.snapshots.load();
+    let mut rows: Vec<_> = snapshot
+        .environments()
+        .flat_map(|view| view.hosts.iter().map(move |host| (host, view)))
+        .map(|(host, view)| RouteRow {
+            host: host.to_string(),
+            environment: view.environment.to_string(),
+            epoch: view.owner.epoch.0,
+            deployment: view.owner.deployment.to_string(),
+            digest: view.owner.digest.to_string(),
+            state: state_of(view),
+        })
+        .collect();
+    rows.sort_by(|a, b| a.host.cmp(&b.host));
+    rows.truncate(MOST);
+    Json(rows)
+}
+
+fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRow {
+    AllocationRow {
+        id: a.id.to_string(),
+        environment: view.environment.to_string(),
+        generation: a.generation.0,
+        epoch: a.epoch.0,
+        digest: a.digest.to_string(),
+        state: a.state.name().into(),
+        address: a.address.map(|a| a.to_string()),
+        pid: a.pid,
+        in_flight: a.load.in_flight(),
+        total: a.load.total(),
+    }
+}
+
+pub async fn allocations(State(admin): State<Admin>) -> Json<Vec<AllocationRow>> {
+    let snapshot = admin.control.snapshots.load();
+    let mut rows: Vec<_> = snapshot
+        .environments()
+        .flat_map(|v| v.ready.iter().chain(&v.others).map(move |a| allocation_row(v, a)))
+        .collect();
+    rows.sort_by(|a, b| (&a.environment, a.generation).cmp(&(&b.environment, b.generation)));
+    rows.truncate(MOST);
+    Json(rows)
+}
+
+pub async fn log(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+) -> Result<String, Problem> {
+    let id: AllocationId = id.parse().map_err(Problem::bad)?;
+    admin.runner.log_tail(&id, 64 * 1024).ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, format!("{id} is not known to this edge's runner"))
+    })
+}
+
+fn operation_row(o: Operation) -> OperationRow {
+    OperationRow {
+        id: o.id.to_string(),
+        kind: "wake".into(),
+        environment: o.environment.to_string(),
+        state: o.state.name().into(),
+        attempt: o.attempt,
+        requested: time(o.requested),
+        phases: o.phases,
+        allocation: o.allocation.map(|a| a.to_string()),
+        failure: o.failure,
+        failures: o.failures,
+    }
+}
+
+/// Reads every record under `prefix`, at most [`MOST`], the last ones if there are more.
+async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Vec<T>, Problem> {
+    let mut out = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = admin
+            .control
+            .store
+            .list(prefix, after.as_deref(), MOST)
+            .await
+            .map_err(Problem::unavailable)?;
+        for (_, entry) in &page.entries {
+            out.push(T::decode(&entry.value).map_err(Problem::unavailable)?);
+        }
+        if out.len() > MOST {
+            out.drain(..out.len() - MOST);
+        }
+        after = page.entries.last().map(|(k, _)| k.clone());
+        if !page.more {
+            return Ok(out);
+        }
+    }
+}
+
+pub async fn operations(State(admin): State<Admin>) -> Answer<Vec<OperationRow>> {
+    let mut all: Vec<Operation> = records(&admin, key::HISTORY).await?;
+    let current: Vec<Operation> = records(&admin, key::OPERATIONS).await?;
+    all.extend(current.into_iter().filter(|o| o.state.in_progress()));
+    // An operation that failed after it was hot is in the history under both; the later one counts.
+    all.sort_by(|a, b| (b.requested, &b.id, b.changed).cmp(&(a.requested, &a.id, a.changed)));
+    all.dedup_by(|later, earlier| later.id == earlier.id);
+    Ok(Json(all.into_iter().map(operation_row).collect()))
+}
+
+pub async fn deployments(State(admin): State<Admin>) -> Answer<Vec<DeploymentRow>> {
+    let mut all: Vec<Deployment> = records(&admin, key::DEPLOYMENTS).await?;
+    all.sort_by(|a, b| b.created.cmp(&a.created));
+    let snapshot = admin.control.snapshots.load();
+    let rows = all.into_iter().map(|d| DeploymentRow {
+        current: snapshot
+            .environment(&d.environment)
+            .is_some_and(|v| v.owner.deployment == d.id),
+        id: d.id.to_string(),
+        environment: d.environment.to_string(),
+        digest: d.digest.to_string(),
+        created: time(d.created),
+        files: d.files,
+        bytes: d.bytes,
+    });
+    Ok(Json(rows.collect()))
+}
+
+fn digest(text: &str) -> Result<Digest, Problem> {
+    text.parse().map_err(Problem::bad)
+}
+
+pub async fn has_blob(
+    State(admin): State<Admin>,
+    Path(text): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let has = admin.control.artifacts.has(&digest(&text)?).await.map_err(Problem::unavailable)?;
+    Ok(if has { StatusCode::OK } else { StatusCode::NOT_FOUND })
+}
+
+pub async fn put_blob(
+    State(admin): State<Admin>,
+    Path(text): Path<String>,
+    body: Body,
+) -> Result<StatusCode, Problem> {
+    let digest = digest(&text)?;
+    let stream = body.into_data_stream();
+    match admin.control.artifacts.put(&digest, BLOB_LIMIT, stream).await {
+        Ok(_) => Ok(StatusCode::CREATED),
+        Err(e) if e.retryable() => Err(Problem::unavailable(e)),
+        Err(e) => Err(Problem::bad(e)),
+    }
+}
+
+pub async fn deploy(
+    State(admin): State<Admin>,
+    Json(request): Json<DeployRequest>,
+) -> Answer<Deployed> {
+    let digest = digest(&request.digest)?;
+    admin.control.deploy(digest).await.map(Json).map_err(|e| {
+        let status = match &e {
+            DeployError::Artifact(_) | DeployError::Contract(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            DeployError::UnknownApp { .. } => StatusCode::NOT_FOUND,
+            DeployError::Static(_) | DeployError::HostTaken { .. } | DeployError::Raced => {
+                StatusCode::CONFLICT
+            }
+            DeployError::Store(_) | DeployError::Record(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let detail = match &e {
+            DeployError::Contract(errors) => errors.iter().fold(e.to_string(), |mut all, d| {
+                all.push_str(&format!("\n{d}"));
+                all
+            }),
+            _ => e.to_string(),
+        };
+        Problem::new(status, detail)
+    })
+}
+
+/// Filters of a list of traces.
+#[derive(Debug, Deserialize)]
+pub struct TraceQuery {
+    limit: Option<usize>,
+    app: Option<String>,
+    class: Option<String>,
+    request: Option<String>,
+}
+
+fn trace_row(r: &TraceRecord) -> TraceRow {
+    let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    TraceRow {
+        request: r.trace.request.to_string(),
+        at: time(r.at),
+        method: r.method.to_string(),
+        host: r.host.clone(),
+        path: r.path.clone(),
+        class: r.class.into(),
+        environment: r.environment.to_string(),
+        outcome: r.trace.outcome.name().into(),
+        risk: r.trace.risk().name().into(),
+        decision: r.trace.decision().into(),
+        status: r.status,
+        operation: r.operation.as_ref().map(ToString::to_string),
+        total_us: us(r.total),
+        held_us: us(r.held),
+        steps: r.trace.steps.iter().map(crate::lifecycle::trace::Step::text).collect(),
+        dropped_steps: r.trace.dropped(),
+    }
+}
+
+pub async fn traces(
+    State(admin): State<Admin>,
+    Query(query): Query<TraceQuery>,
+) -> Json<Vec<TraceRow>> {
+    let matches = |r: &TraceRecord| {
+        query.app.as_ref().is_none_or(|a| r.environment.app().as_str() == a)
+            && query.class.as_ref().is_none_or(|c| r.class == c)
+            && query.request.as_ref().is_none_or(|id| r.trace.request.to_string() == *id)
+    };
+    let all = admin.control.telemetry.ring.newest(usize::MAX);
+    let wanted = all.iter().filter(|r| matches(r)).take(query.limit.unwrap_or(50).min(MOST));
+    Json(wanted.map(|r| trace_row(r)).collect())
+}
+
+pub async fn explain(
+    State(admin): State<Admin>,
+    Json(request): Json<ExplainRequest>,
+) -> Answer<Explanation> {
+    let c = &admin.control;
+    let mut builder =
+        axum::http::Request::builder().method(request.method.as_str()).uri(&request.url);
+    for (name, value) in &request.headers {
+        builder = builder.header(name, value);
+    }
+    let (mut parts, ()) = builder.body(()).map_err(Problem::bad)?.into_parts();
+    if parts.uri.authority().is_none() && !parts.headers.contains_key(header::HOST) {
+        return Err(Problem::bad("the URL needs a host: http://studylab.localhost/dashboard"));
+    }
+    // What `curl -H 'Host: …' URL` sends: the header wins over the URL's own.
+    if parts.headers.contains_key(header::HOST)
+        && let Some(path) = parts.uri.path_and_query().cloned()
+    {
+        parts.uri = path.into();
+    }
+    let target = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+    if parts.uri.authority().is_some() {
+        parts.version = axum::http::Version::HTTP_2;
+    }
+    let now = c.clock.now();
+    let id = RequestId::random(&*c.entropy);
+    let facts = Facts::parse(&parts, target.as_bytes(), id, now).map_err(Problem::bad)?;
+    let trace = core::explain(&c.snapshots.load(), facts, now);
+    Ok(Json(Explanation {
+        risk: trace.risk().name().into(),
+        outcome: trace.outcome.name().into(),
+        decision: trace.decision().into(),
+        steps: trace.steps.iter().map(crate::lifecycle::trace::Step::text).collect(),
+    }))
+}
+
+fn environment(admin: &Admin, app: &str, name: &str) -> Result<Environment, Problem> {
+    let environment: Environment = format!("{app}/{name}").parse().map_err(Problem::bad)?;
+    if admin.control.snapshots.load().environment(&environment).is_none() {
+        let why = format!("there is no environment {environment}; `vango-edge routes` lists them");
+        return Err(Problem::new(StatusCode::NOT_FOUND, why));
+    }
+    Ok(environment)
+}
+
+pub async fn sleep(
+    State(admin): State<Admin>,
+    Path((app, name)): Path<(String, String)>,
+) -> Answer<Done> {
+    let environment = environment(&admin, &app, &name)?;
+    let n = admin.control.sleep(&environment).await.map_err(Problem::unavailable)?;
+    let done = if n == 0 { "it was asleep".into() } else { format!("stopped {n} allocations") };
+    Ok(Json(Done { done, operation: None }))
+}
+
+pub async fn wake(
+    State(admin): State<Admin>,
+    Path((app, name)): Path<(String, String)>,
+) -> Answer<Done> {
+    let environment = environment(&admin, &app, &name)?;
+    match admin.control.worker.wake(&environment).await {
+        Woke::Operation { id, created } => {
+            let done = if created { "wake started" } else { "joined the wake that is going on" };
+            Ok(Json(Done { done: done.into(), operation: Some(id.to_string()) }))
+        }
+        Woke::Ready => Ok(Json(Done { done: "it is hot".into(), operation: None })),
+        Woke::BackingOff => Err(Problem::unavailable(
+            "its last start failed and it backs off; `vango-edge ops` says why and how often",
+        )),
+        Woke::Unavailable => Err(Problem::unavailable("the wake could not be recorded")),
+    }
+}

@@ -1,0 +1,187 @@
+//! What the admin API sends and takes, as JSON. The CLI reads the same types.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Wall;
+use crate::lifecycle::trace::StepText;
+use crate::store::record::{Failure, WakePhases};
+
+/// A routed host.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RouteRow {
+    /// The host.
+    pub host: String,
+    /// `app/environment`.
+    pub environment: String,
+    /// The owner's epoch.
+    pub epoch: u64,
+    /// The owner's deployment.
+    pub deployment: String,
+    /// The owner's artifact.
+    pub digest: String,
+    /// `hot`, `asleep`, or the state of the wake that is going on.
+    pub state: String,
+}
+
+/// An allocation in the registry.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AllocationRow {
+    /// Its id.
+    pub id: String,
+    /// Whose.
+    pub environment: String,
+    /// Which start.
+    pub generation: u64,
+    /// Under which epoch.
+    pub epoch: u64,
+    /// What it runs.
+    pub digest: String,
+    /// Where it is in its life.
+    pub state: String,
+    /// Where it listens.
+    pub address: Option<String>,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Requests placed on it since this edge saw it first.
+    pub total: u64,
+}
+
+/// A wake operation.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OperationRow {
+    /// Public id.
+    pub id: String,
+    /// Always `wake` today.
+    pub kind: String,
+    /// What it woke.
+    pub environment: String,
+    /// Where it is.
+    pub state: String,
+    /// Its executor's attempt.
+    pub attempt: u32,
+    /// When it was asked for.
+    pub requested: String,
+    /// How long its phases took.
+    pub phases: WakePhases,
+    /// The allocation.
+    pub allocation: Option<String>,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// Failures in a row.
+    pub failures: u32,
+}
+
+/// A deployment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeploymentRow {
+    /// Its id.
+    pub id: String,
+    /// For which environment.
+    pub environment: String,
+    /// Its artifact.
+    pub digest: String,
+    /// When it was made.
+    pub created: String,
+    /// It owns the environment's hosts.
+    pub current: bool,
+    /// Files in the artifact.
+    pub files: u64,
+    /// Bytes in those files.
+    pub bytes: u64,
+}
+
+/// A request's trace.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TraceRow {
+    /// The request's id.
+    pub request: String,
+    /// When it ended.
+    pub at: String,
+    /// Its method.
+    pub method: String,
+    /// Its host.
+    pub host: String,
+    /// Its path, without query.
+    pub path: String,
+    /// Its route's class.
+    pub class: String,
+    /// Whose it was.
+    pub environment: String,
+    /// How it ended.
+    pub outcome: String,
+    /// What was at stake.
+    pub risk: String,
+    /// The decision, in words.
+    pub decision: String,
+    /// The status sent.
+    pub status: Option<u16>,
+    /// The operation it waited for.
+    pub operation: Option<String>,
+    /// Microseconds from its head to its end.
+    pub total_us: u64,
+    /// Microseconds it was held.
+    pub held_us: u64,
+    /// Its steps.
+    pub steps: Vec<StepText>,
+    /// Steps that were not kept.
+    pub dropped_steps: u32,
+}
+
+/// Asks for the steps a request would take.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExplainRequest {
+    /// Its method.
+    pub method: String,
+    /// An absolute URL.
+    pub url: String,
+    /// Its headers: name and value.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// The steps a request would take.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What was at stake.
+    pub risk: String,
+    /// How it would end.
+    pub outcome: String,
+    /// The decision, in words.
+    pub decision: String,
+    /// The steps.
+    pub steps: Vec<StepText>,
+}
+
+/// Asks for a deployment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeployRequest {
+    /// The manifest digest of an uploaded artifact.
+    pub digest: String,
+}
+
+/// What a sleep or wake came to.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// In words.
+    pub done: String,
+    /// The operation, where there is one.
+    pub operation: Option<String>,
+}
+
+/// An error (RFC 9457).
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProblemBody {
+    /// Status.
+    pub status: u16,
+    /// One line.
+    pub title: String,
+    /// What was wrong and what to do.
+    pub detail: String,
+}
+
+/// RFC 3339.
+pub fn time(at: Wall) -> String {
+    at.to_string()
+}

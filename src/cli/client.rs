@@ -1,0 +1,87 @@
+//! Talks to the admin API of a running edge.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::Agent;
+use ureq::http::Response;
+
+use crate::admin::types::ProblemBody;
+use crate::id::Digest;
+
+/// The client. Every call has a deadline.
+pub struct Client {
+    agent: Agent,
+    base: String,
+}
+
+impl Client {
+    /// For the admin API at `base`, such as `http://127.0.0.1:9901`.
+    pub fn new(base: &str) -> Self {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(5)))
+            .timeout_global(Some(Duration::from_secs(600)))
+            .proxy(None)
+            .build();
+        Self { agent: config.into(), base: base.trim_end_matches('/').to_owned() }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    fn sent(&self, outcome: Result<Response<ureq::Body>, ureq::Error>) -> Result<Response<ureq::Body>> {
+        let mut response = outcome.with_context(|| {
+            format!("no edge answers at {}: is `vango-edge run` running? (--admin says where)", self.base)
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.body_mut().read_to_string().unwrap_or_default();
+        match serde_json::from_str::<ProblemBody>(&body) {
+            Ok(problem) => bail!("{}", problem.detail),
+            Err(_) => bail!("{} answered {status}: {}", self.base, body.trim()),
+        }
+    }
+
+    /// GET, read as JSON.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let mut response = self.sent(self.agent.get(self.url(path)).call())?;
+        Ok(response.body_mut().read_json()?)
+    }
+
+    /// GET, read as text.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let mut response = self.sent(self.agent.get(self.url(path)).call())?;
+        Ok(response.body_mut().read_to_string()?)
+    }
+
+    /// POST JSON, read as JSON.
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        let mut response = self.sent(self.agent.post(self.url(path)).send_json(body))?;
+        Ok(response.body_mut().read_json()?)
+    }
+
+    /// Whether the edge has a blob.
+    pub fn has_blob(&self, digest: &Digest) -> Result<bool> {
+        let path = self.url(&format!("/v1/blobs/{digest}"));
+        let response = self.agent.head(path).call();
+        match response {
+            Ok(r) if r.status().as_u16() == 404 => Ok(false),
+            other => self.sent(other).map(|_| true),
+        }
+    }
+
+    /// Uploads a blob from a file.
+    pub fn put_blob(&self, digest: &Digest, file: &Path) -> Result<()> {
+        let body = File::open(file).with_context(|| file.display().to_string())?;
+        let path = self.url(&format!("/v1/blobs/{digest}"));
+        self.sent(self.agent.put(path).send(body)).map(|_| ())
+    }
+}

@@ -1,0 +1,97 @@
+//! `deploy`: pack, upload what the edge lacks, make the deployment.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::admin::types::DeployRequest;
+use crate::artifact;
+use crate::control::Deployed;
+
+use super::client::Client;
+use super::show;
+
+/// A folder that goes when this is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let name = format!("vango-edge-deploy-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        // A folder of an earlier process with this id holds nothing that is needed.
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Deploys `dir`.
+///
+/// # Errors
+/// What was wrong with the directory, the upload or the deployment; nothing is half done.
+pub fn deploy(client: &Client, dir: &Path, json: bool) -> Result<()> {
+    let scratch = Scratch::new()?;
+    let progress = Progress::new(json);
+    let packed = artifact::pack(dir, &scratch.0, &mut |p| {
+        progress.say(&format!("packing {} of {} files", p.files, p.files_total));
+    })?;
+    for blob in &packed.blobs {
+        if client.has_blob(&blob.digest)? {
+            continue;
+        }
+        progress.say(&format!("uploading {} ({} bytes)", blob.digest.short(), blob.size));
+        client.put_blob(&blob.digest, &blob.path)?;
+    }
+    progress.say("verifying");
+    let request = DeployRequest { digest: packed.digest.to_string() };
+    let deployed: Deployed = client.post("/v1/deployments", &request)?;
+    progress.end();
+    if json {
+        return show::json(&deployed);
+    }
+    let what = match deployed.epoch {
+        Some(epoch) => {
+            let hosts: Vec<_> = deployed.hosts.iter().map(ToString::to_string).collect();
+            format!("owns {} under epoch {epoch}; it sleeps until asked for", hosts.join(", "))
+        }
+        None => "is stored; another deployment owns the app's hosts and goes on serving".into(),
+    };
+    show::text(&format!(
+        "{} {} {}\n{} files, {} bytes\n{} {what}\n",
+        deployed.environment,
+        deployed.deployment,
+        deployed.digest,
+        packed.files,
+        packed.bytes,
+        deployed.environment,
+    ))
+}
+
+/// One line that is written over, on a terminal only.
+struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    fn new(json: bool) -> Self {
+        Self { shown: !json && std::io::stderr().is_terminal() }
+    }
+    fn say(&self, what: &str) {
+        if self.shown {
+            eprint!("\r\x1b[K{what}");
+            let _ = std::io::stderr().flush();
+        }
+    }
+    fn end(&self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

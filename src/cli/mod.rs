@@ -1,0 +1,314 @@
+//! Every command: its arguments, what it asks for, and how it is shown.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod client;
+mod deploy;
+mod show;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::admin::types::{
+    AllocationRow, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow, RouteRow,
+    TraceRow,
+};
+use crate::config::{self, Config, Diagnostic};
+use crate::contract;
+use crate::id::Environment;
+
+use client::Client;
+
+/// The edge of a scale-to-zero platform: a reverse proxy that knows who owns a route, wakes what
+/// sleeps once for any number of requests, and never replays what it must not.
+#[derive(Debug, Parser)]
+#[command(name = "vango-edge", version, propagate_version = true)]
+struct Cli {
+    /// Admin API of the edge to talk to
+    #[arg(long, global = true, default_value = "http://127.0.0.1:9901", env = "VANGO_EDGE_ADMIN")]
+    admin: String,
+    /// Print JSON instead of text for people
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the edge in the foreground
+    Run {
+        /// The edge's configuration
+        #[arg(short, long, default_value = "conf/edge.toml")]
+        config: PathBuf,
+    },
+    /// Say everything that is wrong with a configuration, and with an artifact's contract
+    Check {
+        /// The edge's configuration
+        #[arg(short, long, default_value = "conf/edge.toml")]
+        config: PathBuf,
+        /// Also check the vango-edge.toml of this artifact directory
+        #[arg(long)]
+        artifact: Option<PathBuf>,
+    },
+    /// Pack a directory into an artifact, upload it and make a deployment
+    Deploy {
+        /// The directory; its vango-edge.toml is the contract
+        dir: PathBuf,
+    },
+    /// Who owns each host, under which epoch
+    Routes {
+        /// Only this app
+        app: Option<String>,
+    },
+    /// Allocations in the registry
+    Ps {
+        /// Only this app
+        app: Option<String>,
+    },
+    /// Wake operations with their phases, newest first
+    Ops {
+        /// Only this app
+        app: Option<String>,
+    },
+    /// Deployments, newest first
+    Deployments {
+        /// Only this app
+        app: Option<String>,
+    },
+    /// Last lines an allocation wrote
+    Logs {
+        /// The allocation, as `ps` shows it
+        allocation: String,
+    },
+    /// Put an environment to sleep now
+    Sleep {
+        /// app or app/environment
+        environment: Environment,
+    },
+    /// Wake an environment now
+    Wake {
+        /// app or app/environment
+        environment: Environment,
+    },
+    /// The steps a request would take now; sends and changes nothing
+    Explain {
+        /// GET, POST, …
+        method: String,
+        /// http://host/path
+        url: String,
+        /// A header of the request, as `Name: value`; may be given again
+        #[arg(short = 'H', long = "header")]
+        headers: Vec<String>,
+    },
+    /// The last requests and the steps they took, newest first
+    Traces {
+        /// Only this app
+        #[arg(long)]
+        app: Option<String>,
+        /// Only this class: page, action, webhook, live
+        #[arg(long)]
+        class: Option<String>,
+        /// Only this request, by the id in its X-Request-Id, with its steps
+        #[arg(long)]
+        request: Option<String>,
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        limit: usize,
+        /// With the steps of each
+        #[arg(long)]
+        steps: bool,
+        /// Go on printing new ones until interrupted
+        #[arg(short, long)]
+        follow: bool,
+    },
+}
+
+/// Parses the arguments and runs the command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(code) => code,
+        // `vango-edge ps | head` is not an error.
+        Err(e) if is_closed_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("vango-edge: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_closed_pipe(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn dispatch(cli: &Cli) -> Result<ExitCode> {
+    let client = Client::new(&cli.admin);
+    let json = cli.json;
+    match &cli.command {
+        Command::Run { config } => return run(config),
+        Command::Check { config, artifact } => return check(config, artifact.as_deref(), json),
+        Command::Deploy { dir } => deploy::deploy(&client, dir, json)?,
+        Command::Routes { app } => {
+            let mut rows: Vec<RouteRow> = client.get("/v1/routes")?;
+            rows.retain(|r| of_app(app.as_ref(), &r.environment));
+            show::list(json, &rows, show::routes)?;
+        }
+        Command::Ps { app } => {
+            let mut rows: Vec<AllocationRow> = client.get("/v1/allocations")?;
+            rows.retain(|r| of_app(app.as_ref(), &r.environment));
+            show::list(json, &rows, show::allocations)?;
+        }
+        Command::Ops { app } => {
+            let mut rows: Vec<OperationRow> = client.get("/v1/operations")?;
+            rows.retain(|r| of_app(app.as_ref(), &r.environment));
+            show::list(json, &rows, show::operations)?;
+        }
+        Command::Deployments { app } => {
+            let mut rows: Vec<DeploymentRow> = client.get("/v1/deployments")?;
+            rows.retain(|r| of_app(app.as_ref(), &r.environment));
+            show::list(json, &rows, show::deployments)?;
+        }
+        Command::Logs { allocation } => {
+            show::text(&client.text(&format!("/v1/allocations/{allocation}/log"))?)?;
+        }
+        Command::Sleep { environment } => command(&client, environment, "sleep", json)?,
+        Command::Wake { environment } => command(&client, environment, "wake", json)?,
+        Command::Explain { method, url, headers } => explain(&client, method, url, headers, json)?,
+        Command::Traces { app, class, request, limit, steps, follow } => {
+            let mut query = format!("/v1/traces?limit={limit}");
+            for (name, value) in [("app", app), ("class", class), ("request", request)] {
+                if let Some(value) = value {
+                    query.push_str(&format!("&{name}={value}"));
+                }
+            }
+            let steps = *steps || request.is_some();
+            traces(&client, &query, steps, *follow, json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn of_app(app: Option<&String>, environment: &str) -> bool {
+    app.is_none_or(|app| environment.split('/').next() == Some(app.as_str()))
+}
+
+fn run(path: &Path) -> Result<ExitCode> {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            print_diagnostics(&errors, false)?;
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    start_log(&config);
+    crate::server::run(config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_log(config: &Config) {
+    env_logger::Builder::new()
+        .filter_level(config.log.level)
+        // Pingora logs each client that hangs up as an error; the trace has those.
+        .filter_module("pingora_proxy", log::LevelFilter::Off)
+        .filter_module("pingora_core", log::LevelFilter::Error)
+        .parse_env("VANGO_EDGE_LOG")
+        .init();
+}
+
+fn check(config: &Path, artifact: Option<&Path>, json: bool) -> Result<ExitCode> {
+    let mut errors = config::load(config).err().unwrap_or_default();
+    if let Some(dir) = artifact {
+        let file = dir.join("vango-edge.toml");
+        match std::fs::read_to_string(&file) {
+            Ok(text) => errors.extend(contract::parse(&file, &text).err().unwrap_or_default()),
+            Err(e) => anyhow::bail!("{}: {e}", file.display()),
+        }
+    }
+    print_diagnostics(&errors, json)?;
+    if errors.is_empty() {
+        if !json {
+            show::text("ok\n")?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn print_diagnostics(errors: &[Diagnostic], json: bool) -> Result<()> {
+    if json {
+        let rows: Vec<_> = errors
+            .iter()
+            .map(|d| {
+                serde_json::json!({
+                    "file": d.file.display().to_string(),
+                    "line": d.line,
+                    "column": d.column,
+                    "key": d.key,
+                    "message": d.message,
+                })
+            })
+            .collect();
+        return show::json(&rows);
+    }
+    for error in errors {
+        eprintln!("{error}");
+    }
+    if !errors.is_empty() {
+        eprintln!("{} errors", errors.len());
+    }
+    Ok(())
+}
+
+fn command(client: &Client, environment: &Environment, verb: &str, json: bool) -> Result<()> {
+    let done: Done = client.post(&format!("/v1/environments/{environment}/{verb}"), &())?;
+    if json {
+        return show::json(&done);
+    }
+    let operation = done.operation.map_or_else(String::new, |o| format!(" ({o})"));
+    show::text(&format!("{environment}: {}{operation}\n", done.done))
+}
+
+fn explain(
+    client: &Client,
+    method: &str,
+    url: &str,
+    headers: &[String],
+    json: bool,
+) -> Result<()> {
+    let headers = headers
+        .iter()
+        .map(|h| match h.split_once(':') {
+            Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
+            None => anyhow::bail!("-H {h:?}: expected `Name: value`"),
+        })
+        .collect::<Result<_>>()?;
+    let request = ExplainRequest { method: method.to_owned(), url: url.to_owned(), headers };
+    let found: Explanation = client.post("/v1/explain", &request)?;
+    if json { show::json(&found) } else { show::explanation(&found) }
+}
+
+fn traces(client: &Client, query: &str, steps: bool, follow: bool, json: bool) -> Result<()> {
+    let mut seen = std::collections::VecDeque::new();
+    loop {
+        let mut rows: Vec<TraceRow> = client.get(query)?;
+        if !follow {
+            return show::list(json, &rows, |rows| show::traces(rows, steps));
+        }
+        // Oldest first, and only those not printed yet; the ring is bounded, and so is this.
+        rows.reverse();
+        rows.retain(|r| !seen.contains(&r.request));
+        for row in &rows {
+            seen.push_back(row.request.clone());
+        }
+        while seen.len() > 4096 {
+            seen.pop_front();
+        }
+        if !rows.is_empty() {
+            show::list(json, &rows, |rows| show::traces(rows, steps))?;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+}

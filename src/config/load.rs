@@ -1,0 +1,370 @@
+//! Reads `edge.toml` and every app's file, with every error of all of them at once.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use crate::contract;
+use crate::document::{Checked, Diagnostic, Errors, Table};
+use crate::id::{AppName, Host};
+
+use super::secret::SecretSource;
+use super::{
+    Admin, App, Backoff, Config, HostPattern, Limits, LogConfig, Promotion, RunnerConfig, Server,
+    StateDir, TraceConfig, Upstreams,
+};
+
+const MS: Duration = Duration::from_millis(1);
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Largest configuration file that is read.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// Reads `edge_toml` and the apps it names. Relative paths are relative to the file they stand in.
+///
+/// # Errors
+/// Everything that is wrong, in all files.
+pub fn load(edge_toml: &Path) -> Checked<Config> {
+    let mut found = Vec::new();
+    let text = read(edge_toml, &mut found);
+    let base = edge_toml.parent().unwrap_or(Path::new("")).to_owned();
+    let (node, apps_dir) = match &text {
+        Some(text) => {
+            let errors = Errors::new(edge_toml, text);
+            let document = errors.parse();
+            let top = Table::top(&errors, &document);
+            let node = node(&top, &base);
+            let apps_dir = apps_dir(&top, &base);
+            top.finish();
+            found.extend(errors.take());
+            (Some(node), apps_dir)
+        }
+        None => (None, None),
+    };
+    let apps = apps_dir.map(|dir| apps(&dir, &mut found)).unwrap_or_default();
+    match node {
+        Some(node) if found.is_empty() => Ok(Config { apps, ..node }),
+        _ => Err(found),
+    }
+}
+
+fn whole_file(file: &Path, message: String) -> Diagnostic {
+    Diagnostic { file: file.to_owned(), line: 1, column: 1, key: String::new(), message }
+}
+
+fn read(file: &Path, found: &mut Vec<Diagnostic>) -> Option<String> {
+    let size = std::fs::metadata(file).map(|m| m.len());
+    let text = match size {
+        Ok(n) if n > MAX_FILE => {
+            found.push(whole_file(file, format!("larger than {MAX_FILE} bytes")));
+            return None;
+        }
+        Ok(_) => std::fs::read_to_string(file),
+        Err(e) => Err(e),
+    };
+    text.map_err(|e| found.push(whole_file(file, format!("cannot be read: {e}")))).ok()
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn node(top: &Table<'_>, base: &Path) -> Config {
+    Config {
+        server: server(top),
+        admin: admin(top),
+        state: state(top, base),
+        apps: BTreeMap::new(),
+        limits: limits(top),
+        runner: runner(top),
+        log: log_level(top),
+        trace: trace(top),
+    }
+}
+
+fn server(top: &Table<'_>) -> Server {
+    let t = top.table("server");
+    let mut listen: Vec<SocketAddr> = Vec::new();
+    for text in t.texts("listen") {
+        match text.parse::<SocketAddr>() {
+            Ok(a) if listen.contains(&a) && a.port() != 0 => {
+                t.error("listen", format!("{a} is there twice"));
+            }
+            Ok(a) => listen.push(a),
+            Err(_) => t.error(
+                "listen",
+                format!("expected an address and port such as \"127.0.0.1:8080\", found {text:?}"),
+            ),
+        }
+    }
+    if !t.has("listen") {
+        listen.push(SocketAddr::from(([127, 0, 0, 1], 8080)));
+    } else if t.texts("listen").is_empty() {
+        t.error("listen", "expected at least one address");
+    }
+    let server = Server {
+        listen,
+        threads: t.integer("threads", 1..=1024).map_or_else(cores, |n| n as usize),
+        grace: t.duration("grace", Duration::ZERO..=secs(3600), secs(30)),
+    };
+    t.finish();
+    server
+}
+
+fn admin(top: &Table<'_>) -> Admin {
+    let t = top.table("admin");
+    let default = SocketAddr::from(([127, 0, 0, 1], 9901));
+    let listen = t.parsed::<SocketAddr>("listen").unwrap_or(default);
+    if !listen.ip().is_loopback() {
+        t.error(
+            "listen",
+            format!(
+                "expected a loopback address: the admin API has no authentication, and {} can be \
+                 reached from outside; use 127.0.0.1 and a tunnel",
+                listen.ip()
+            ),
+        );
+    }
+    t.finish();
+    Admin { listen }
+}
+
+fn state(top: &Table<'_>, base: &Path) -> StateDir {
+    let t = top.table("state");
+    let dir = t.text("dir").unwrap_or_else(|| "/var/lib/vango-edge".into());
+    if dir.is_empty() {
+        t.error("dir", "expected a directory");
+    }
+    t.finish();
+    StateDir { dir: base.join(dir) }
+}
+
+fn limits(top: &Table<'_>) -> Limits {
+    let t = top.table("limits");
+    let limits = Limits {
+        max_held: t.integer("max_held", 1..=10_000_000).unwrap_or(50_000) as usize,
+        max_held_bytes: t.size("max_held_bytes", 1024..=1 << 40).unwrap_or(256 << 20),
+        connect_timeout: t.duration("connect_timeout", MS..=secs(60), secs(1)),
+        response_timeout: t.duration("response_timeout", MS..=secs(3600), secs(60)),
+        keepalive_requests: t.integer("keepalive_requests", 1..=1_000_000).unwrap_or(1000) as u32,
+        idle_keepalive: t.duration("idle_keepalive", MS..=secs(3600), secs(60)),
+    };
+    t.finish();
+    limits
+}
+
+fn runner(top: &Table<'_>) -> RunnerConfig {
+    let t = top.table("runner");
+    let b = t.table("backoff");
+    let backoff = Backoff {
+        first: b.duration("first", MS..=secs(600), secs(1)),
+        max: b.duration("max", MS..=secs(600), secs(60)),
+    };
+    if backoff.first > backoff.max {
+        b.error("first", format!("expected at most max, which is {:?}", backoff.max));
+    }
+    b.finish();
+    let parallel = t.integer("parallel_starts", 1..=10_000);
+    let runner = RunnerConfig {
+        parallel_starts: parallel.map_or_else(|| (2 * cores()).max(2), |n| n as usize),
+        max_processes: t.integer("max_processes", 1..=100_000).unwrap_or(256) as usize,
+        log_bytes: t.size("log_bytes", 4096..=1 << 40).unwrap_or(1 << 20),
+        backoff,
+    };
+    t.finish();
+    runner
+}
+
+fn log_level(top: &Table<'_>) -> LogConfig {
+    use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+    let t = top.table("log");
+    let words = [
+        ("off", Off),
+        ("error", Error),
+        ("warn", Warn),
+        ("info", Info),
+        ("debug", Debug),
+        ("trace", Trace),
+    ];
+    let level = t.word("level", &words, Info);
+    t.finish();
+    LogConfig { level }
+}
+
+fn trace(top: &Table<'_>) -> TraceConfig {
+    let t = top.table("trace");
+    let ring = t.integer("ring", 1..=1_000_000).unwrap_or(4096) as usize;
+    t.finish();
+    TraceConfig { ring }
+}
+
+fn apps_dir(top: &Table<'_>, base: &Path) -> Option<PathBuf> {
+    let t = top.table("apps");
+    let dir = base.join(t.text("dir").unwrap_or_else(|| "apps".into()));
+    if t.has("dir") && !dir.is_dir() {
+        t.error("dir", format!("{} is not a directory", dir.display()));
+    }
+    t.finish();
+    dir.is_dir().then_some(dir)
+}
+
+fn apps(dir: &Path, found: &mut Vec<Diagnostic>) -> BTreeMap<AppName, App> {
+    let mut files: Vec<PathBuf> = match std::fs::read_dir(dir) {
+        Ok(entries) => entries.filter_map(|e| e.ok().map(|e| e.path())).collect(),
+        Err(e) => {
+            found.push(whole_file(dir, format!("cannot be read: {e}")));
+            return BTreeMap::new();
+        }
+    };
+    files.retain(|f| f.extension().is_some_and(|e| e == "toml"));
+    files.sort();
+    let mut apps: BTreeMap<AppName, App> = BTreeMap::new();
+    let mut claimed: BTreeMap<Host, PathBuf> = BTreeMap::new();
+    for file in files {
+        let Some(text) = read(&file, found) else { continue };
+        let errors = Errors::new(&file, &text);
+        let document = errors.parse();
+        let top = Table::top(&errors, &document);
+        if let Some(app) = app(&top, dir) {
+            for host in &app.hosts {
+                if let Some(other) = claimed.insert(host.clone(), file.clone()) {
+                    top.error("hosts", format!("{host} is claimed in {} too", other.display()));
+                }
+            }
+            if apps.contains_key(&app.name) {
+                top.error("app", format!("there is another file for the app {}", app.name));
+            }
+            apps.insert(app.name.clone(), app);
+        }
+        top.finish();
+        found.extend(errors.take());
+    }
+    apps
+}
+
+fn app(top: &Table<'_>, base: &Path) -> Option<App> {
+    let name = top.required("app").and_then(|n| top.parse("app", &n));
+    let hosts: Vec<Host> = top.all_parsed("hosts");
+    if top.texts("hosts").is_empty() {
+        top.error("hosts", "expected at least one host: hosts = [\"app.example\"]");
+    }
+    let preview_hosts = top
+        .texts("preview_hosts")
+        .iter()
+        .filter_map(|text| host_pattern(text).map_err(|e| top.error("preview_hosts", e)).ok())
+        .collect();
+    let secrets = secrets(top, "secrets", base);
+    let preview_secrets = secrets_of_previews(top, base);
+    let max_allocations = top.integer("max_allocations", 1..=1000).unwrap_or(4) as u32;
+    let promotion = promotion(top);
+    let upstreams = upstreams(top);
+    Some(App {
+        name: name?,
+        hosts,
+        preview_hosts,
+        secrets,
+        preview_secrets,
+        max_allocations,
+        promotion,
+        upstreams,
+    })
+}
+
+fn secrets_of_previews(top: &Table<'_>, base: &Path) -> BTreeMap<String, Vec<SecretSource>> {
+    secrets(top, "preview_secrets", base)
+}
+
+fn host_pattern(text: &str) -> Result<HostPattern, String> {
+    let wrong = || {
+        format!(
+            "expected a host with {{preview}} in it once, such as \
+             \"{{preview}}.preview.app.example\", found {text:?}"
+        )
+    };
+    let (before, after) = text.split_once("{preview}").ok_or_else(wrong)?;
+    let example = format!("{before}x{after}");
+    if after.contains("{preview}") || example.parse::<Host>().is_err() {
+        return Err(wrong());
+    }
+    Ok(HostPattern { before: before.to_owned(), after: after.to_owned() })
+}
+
+fn promotion(top: &Table<'_>) -> Promotion {
+    let t = top.table("promotion");
+    let promotion = Promotion {
+        min_requests: t.integer("min_requests", 0..=u64::MAX >> 1).unwrap_or(1),
+        max_error_rate: t.fraction("max_error_rate").unwrap_or(0.0),
+        checks: t.texts("checks"),
+    };
+    t.finish();
+    promotion
+}
+
+fn secrets(
+    top: &Table<'_>,
+    key: &'static str,
+    base: &Path,
+) -> BTreeMap<String, Vec<SecretSource>> {
+    let Some(t) = top.opt_table(key) else { return BTreeMap::new() };
+    let mut out = BTreeMap::new();
+    for (name, span, value) in t.raw_entries() {
+        let sources: Vec<_> = match value.get_ref() {
+            DeValue::Table(table) => vec![source(&t.child(name, table, span), base)],
+            DeValue::Array(items) if !items.is_empty() => items
+                .iter()
+                .map(|item| match item.get_ref() {
+                    DeValue::Table(table) => source(&t.child(name, table, item.span()), base),
+                    _ => not_a_source(&t, name),
+                })
+                .collect(),
+            _ => vec![not_a_source(&t, name)],
+        };
+        out.insert(name.to_owned(), sources.into_iter().flatten().collect());
+    }
+    out
+}
+
+/// Says what is wrong without printing what was found: it may be the secret itself.
+fn not_a_source(t: &Table<'_>, name: &str) -> Option<SecretSource> {
+    t.error(
+        name,
+        "expected { env = \"NAME\" } or { file = \"/path\" }, or a list of them: secrets are never \
+         written into this file",
+    );
+    None
+}
+
+fn source(t: &Table<'_>, base: &Path) -> Option<SecretSource> {
+    let (env, file) = (t.text("env"), t.text("file"));
+    match (env, file) {
+        (Some(name), None) if !name.is_empty() => Some(SecretSource::Env(name)),
+        (None, Some(path)) if !path.is_empty() => Some(SecretSource::File(base.join(path))),
+        _ => {
+            t.error_here("expected either env = \"NAME\" or file = \"/path\"");
+            None
+        }
+    }
+}
+
+fn upstreams(top: &Table<'_>) -> Option<Upstreams> {
+    if !top.has("upstreams") {
+        if top.has("route") {
+            top.error("route", "routes stand here only for an app with upstreams; for one that is \
+                                deployed they stand in its vango-edge.toml");
+            top.tables("route");
+        }
+        return None;
+    }
+    top.error(
+        "upstreams",
+        "an app that somebody else runs is not served by this version: take this file out",
+    );
+    let addresses = top.all_parsed("upstreams");
+    let routes = contract::routes(top);
+    Some(Upstreams { addresses, routes })
+}

@@ -1,0 +1,168 @@
+//! The operator's configuration: `edge.toml` and one file an app. What is read here is checked
+//! whole; nothing later can find it wrong.
+//!
+//! Every key is documented with its default in `conf/`.
+
+mod load;
+mod secret;
+
+pub use crate::document::{Checked, Diagnostic};
+pub use load::load;
+pub use secret::{Secret, SecretError, SecretSource, read_secret};
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::contract::Route;
+use crate::id::{AppName, Host};
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where clients connect.
+    pub server: Server,
+    /// Where operators do.
+    pub admin: Admin,
+    /// Where state is kept.
+    pub state: StateDir,
+    /// Apps by name.
+    pub apps: BTreeMap<AppName, App>,
+    /// Bounds.
+    pub limits: Limits,
+    /// How processes are run.
+    pub runner: RunnerConfig,
+    /// What is logged.
+    pub log: LogConfig,
+    /// What is traced.
+    pub trace: TraceConfig,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Plain HTTP.
+    pub listen: Vec<SocketAddr>,
+    /// Threads that serve requests.
+    pub threads: usize,
+    /// How long connections may take to finish when the edge stops.
+    pub grace: Duration,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admin {
+    /// A loopback address.
+    pub listen: SocketAddr,
+}
+
+/// `[state]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateDir {
+    /// Store, artifacts, processes' files. One edge at a time.
+    pub dir: PathBuf,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests held on the node.
+    pub max_held: usize,
+    /// Header bytes of the requests held on the node.
+    pub max_held_bytes: u64,
+    /// To connect to an allocation.
+    pub connect_timeout: Duration,
+    /// For each read of a response.
+    pub response_timeout: Duration,
+    /// Requests on one client connection before it is closed.
+    pub keepalive_requests: u32,
+    /// A pooled connection to an allocation is closed after so long unused.
+    pub idle_keepalive: Duration,
+}
+
+/// `[runner]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunnerConfig {
+    /// Starts at the same time.
+    pub parallel_starts: usize,
+    /// Processes at the same time.
+    pub max_processes: usize,
+    /// Bytes kept of one allocation's output.
+    pub log_bytes: u64,
+    /// Pause after failed starts.
+    pub backoff: Backoff,
+}
+
+/// `[runner.backoff]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first failure; doubles with each.
+    pub first: Duration,
+    /// At most.
+    pub max: Duration,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogConfig {
+    /// The least important level that is written.
+    pub level: log::LevelFilter,
+}
+
+/// `[trace]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// Requests whose steps are kept.
+    pub ring: usize,
+}
+
+/// One file of `apps.dir`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct App {
+    /// Its name.
+    pub name: AppName,
+    /// Hosts of its production.
+    pub hosts: Vec<Host>,
+    /// Hosts of its previews.
+    pub preview_hosts: Vec<HostPattern>,
+    /// Secrets of its production; a list rotates, the first is the current one.
+    pub secrets: BTreeMap<String, Vec<SecretSource>>,
+    /// Secrets of its previews; they never see production's.
+    pub preview_secrets: BTreeMap<String, Vec<SecretSource>>,
+    /// Allocations at most, whatever its contract says.
+    pub max_allocations: u32,
+    /// What a promotion needs.
+    pub promotion: Promotion,
+    /// An app that somebody else runs.
+    pub upstreams: Option<Upstreams>,
+}
+
+/// A host with `{preview}` as one label or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPattern {
+    /// Before `{preview}`.
+    pub before: String,
+    /// After it.
+    pub after: String,
+}
+
+/// `promotion`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Promotion {
+    /// Requests the preview must have answered.
+    pub min_requests: u64,
+    /// Errors among them at most, from 0 to 1.
+    pub max_error_rate: f64,
+    /// Named checks that must have passed.
+    pub checks: Vec<String>,
+}
+
+/// An app that somebody else runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstreams {
+    /// Where.
+    pub addresses: Vec<SocketAddr>,
+    /// Its routes.
+    pub routes: Vec<Route>,
+}

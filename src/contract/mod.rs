@@ -1,0 +1,169 @@
+//! The route contract: what an app's developer declares in the artifact's `vango-edge.toml`.
+//! Immutable with the artifact's digest, so that a preview validates the contract too.
+//!
+//! Every key is documented with its default in `docs/vango-edge.toml`.
+
+mod parse;
+mod route;
+
+pub use parse::{parse, routes};
+pub use route::{
+    Action, Duplicate, Fingerprint, Idempotency, Live, PathPattern, Provider, Resume, Route,
+    RouteClass, SessionSource, Source, WhenCold, Webhook,
+};
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::id::{AppName, Digest};
+
+/// A whole contract.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Contract {
+    /// The app it belongs to.
+    pub app: AppName,
+    /// How it is started.
+    pub process: Process,
+    /// How long and how many requests wait for it.
+    pub wake: Wake,
+    /// When it goes to sleep.
+    pub sleep: Sleep,
+    /// How many copies, and how much each takes.
+    pub scale: Scale,
+    /// What a live session needs to move.
+    pub state: Option<State>,
+    /// Routes; the first match wins. Never empty.
+    pub routes: Vec<Route>,
+    /// Its static files.
+    pub assets: Option<Assets>,
+}
+
+impl Contract {
+    /// The first route that matches a normalised path, with its index.
+    pub fn route(&self, path: &str) -> Option<(usize, &Route)> {
+        self.routes.iter().enumerate().find(|(_, r)| r.path.matches(path))
+    }
+}
+
+/// `[process]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Program and arguments; the program is resolved in the artifact's root.
+    pub command: Vec<String>,
+    /// Literal environment.
+    pub env: BTreeMap<String, String>,
+    /// Names of secrets that the operator provides.
+    pub secrets: Vec<String>,
+    /// When it takes requests.
+    pub ready: Ready,
+    /// From SIGTERM to SIGKILL.
+    pub stop_timeout: Duration,
+}
+
+/// How an app says that it takes requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ready {
+    /// GET answers 2xx.
+    Http {
+        /// The path.
+        path: String,
+    },
+    /// The port accepts.
+    Tcp,
+    /// `READY=1` on the notify socket (sd_notify(3)).
+    Notify,
+}
+
+/// `[wake]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wake {
+    /// Longest hold of one request.
+    pub budget: Duration,
+    /// Requests held for the environment on one node.
+    pub max_held: usize,
+    /// Longest time one start may take before it is ended.
+    pub start_timeout: Duration,
+}
+
+/// `[sleep]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sleep {
+    /// Idle time; `None` keeps it up.
+    pub after: Option<Duration>,
+    /// What sleeping is.
+    pub mode: SleepMode,
+    /// How long a frozen allocation is kept in memory.
+    pub freeze_for: Duration,
+    /// What open sockets mean.
+    pub live: LivePolicy,
+}
+
+/// What sleeping is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SleepMode {
+    /// The process is stopped.
+    Stop,
+    /// The process is kept in memory, frozen.
+    Freeze,
+}
+
+/// What open sockets mean for sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LivePolicy {
+    /// They keep it awake.
+    Pins,
+    /// Only their traffic does.
+    Traffic,
+}
+
+/// `[scale]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scale {
+    /// Allocations that are always up.
+    pub min: u32,
+    /// Allocations at most.
+    pub max: u32,
+    /// Requests in flight in one allocation before the next is preferred or held.
+    pub concurrency: u32,
+}
+
+/// `[state]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The schema this artifact writes.
+    pub schema: Option<Digest>,
+    /// A file in the artifact that carries the schema's hash.
+    pub schema_file: Option<String>,
+    /// Schemas it can read besides its own.
+    pub accepts: Vec<Digest>,
+    /// Where sessions are kept.
+    pub store: Option<SessionStore>,
+}
+
+/// Where an app keeps its sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionStore {
+    /// Redis, at the URL in a secret; `{id}` in the key is the session's.
+    Redis {
+        /// The secret's name.
+        secret: String,
+        /// The key.
+        key: String,
+    },
+    /// The app's runtime service; `{id}` in the path is the session's.
+    Http {
+        /// The path.
+        path: String,
+    },
+}
+
+/// `[assets]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assets {
+    /// Directory in the artifact.
+    pub dir: String,
+    /// Path prefix under which its files are asked for; begins and ends with `/`.
+    pub prefix: String,
+    /// File in the artifact that maps source names to fingerprinted ones.
+    pub manifest: Option<String>,
+}

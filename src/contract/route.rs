@@ -1,0 +1,233 @@
+//! Routes: which paths, and what may be done with a request for them.
+
+use std::fmt;
+use std::time::Duration;
+
+/// An exact path, or a prefix that ends in `/*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathPattern {
+    /// Without the `*`.
+    text: String,
+    prefix: bool,
+}
+
+impl PathPattern {
+    /// `/a` matches `/a`; `/a/*` matches `/a/` and everything below it, not `/a` itself, as an
+    /// nginx `location /a/` does; `/*` matches everything.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let bad = |why: &str| {
+            Err(format!("expected a path such as \"/a\" or \"/a/*\", found {text:?}: {why}"))
+        };
+        if !text.starts_with('/') {
+            return bad("it does not begin with /");
+        }
+        let (path, prefix) = match text.strip_suffix('*') {
+            Some(path) if path.ends_with('/') => (path, true),
+            Some(_) => return bad("a * stands alone after the last /"),
+            None => (text, false),
+        };
+        if path.contains('*') {
+            return bad("a * stands only at the end");
+        }
+        if !path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#' | b'\\')) {
+            return bad("it has a character that a path cannot have");
+        }
+        if path.split('/').any(|s| s == "." || s == "..") {
+            return bad("requests are matched after . and .. are resolved");
+        }
+        Ok(Self { text: path.to_owned(), prefix })
+    }
+
+    /// Whether a normalised path matches. Allocates nothing.
+    pub fn matches(&self, path: &str) -> bool {
+        if self.prefix { path.starts_with(&self.text) } else { path == self.text }
+    }
+
+    /// Whether every path that `other` matches is matched by this one.
+    pub fn covers(&self, other: &Self) -> bool {
+        if self.prefix { other.text.starts_with(&self.text) } else { self == other }
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.text, if self.prefix { "*" } else { "" })
+    }
+}
+
+/// `[[route]]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// Which paths.
+    pub path: PathPattern,
+    /// What may be done with them.
+    pub class: RouteClass,
+    /// Largest body, in bytes.
+    pub max_body: Option<u64>,
+}
+
+/// What may be done with a route's requests.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RouteClass {
+    /// Safe methods are held; unsafe ones follow the action rules without idempotency.
+    Page,
+    /// Mutations.
+    Action(Action),
+    /// A provider's deliveries.
+    Webhook(Webhook),
+    /// Live sockets.
+    Live(Live),
+}
+
+impl RouteClass {
+    /// Its name in contracts, metrics and traces.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Page => "page",
+            Self::Action(_) => "action",
+            Self::Webhook(_) => "webhook",
+            Self::Live(_) => "live",
+        }
+    }
+}
+
+/// An action's idempotency contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Action {
+    /// Who keeps the record of keys.
+    pub idempotency: Idempotency,
+    /// Whose key it is.
+    pub principal: Option<Source>,
+    /// What makes two requests with one key the same.
+    pub fingerprint: Fingerprint,
+    /// How long records are kept.
+    pub retention: Duration,
+}
+
+/// Who keeps the record of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idempotency {
+    /// Nobody.
+    None,
+    /// The app.
+    App,
+    /// The edge.
+    Edge,
+}
+
+/// A stable name of whoever sends a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A cookie's value.
+    Cookie(String),
+    /// A header's value.
+    Header(String),
+}
+
+/// What makes two requests with one key the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fingerprint {
+    /// Method, target, content type and encoding, and body.
+    Body,
+    /// The same without the body.
+    Head,
+}
+
+/// A webhook's contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Webhook {
+    /// Whose rules.
+    pub provider: Provider,
+    /// Name of the operator's secret.
+    pub secret: String,
+    /// What happens when the app is asleep.
+    pub when_cold: WhenCold,
+    /// What happens with a delivery of an event that was accepted before.
+    pub duplicate: Duplicate,
+}
+
+/// Whose signature rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// <https://docs.stripe.com/webhooks#verify-manually>
+    Stripe,
+    /// <https://www.standardwebhooks.com>
+    StandardWebhooks,
+    /// <https://docs.github.com/webhooks/using-webhooks/validating-webhook-deliveries>
+    Github,
+    /// <https://shopify.dev/docs/apps/build/webhooks/subscribe/https>
+    Shopify,
+    /// <https://api.slack.com/authentication/verifying-requests-from-slack>
+    Slack,
+}
+
+/// What happens with a delivery when the app is asleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenCold {
+    /// Held within the provider's own deadline.
+    Hold,
+    /// The app is woken and the provider told to deliver again.
+    Defer,
+    /// The provider is told to deliver again; nothing is woken.
+    Block,
+}
+
+/// What happens with a delivery that was accepted before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duplicate {
+    /// The edge answers 200 from its record.
+    Answer,
+    /// The app gets it, with a header that says so.
+    Forward,
+}
+
+/// A live route's contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    /// Where a session id may be found, besides the edge's own token.
+    pub session: Vec<SessionSource>,
+    /// Whether a session may move.
+    pub resume: Resume,
+}
+
+/// Where a session id may be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionSource {
+    /// A cookie.
+    Cookie(String),
+    /// A query parameter.
+    Query(String),
+    /// The first frame of a Vango client.
+    VangoHello,
+}
+
+/// Whether a session may move to another allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// It may not.
+    SameAllocation,
+    /// It may, when its store and schema prove that it can.
+    CrossAllocation,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_what_they_say() {
+        let p = |s: &str| PathPattern::parse(s).unwrap();
+        assert!(p("/*").matches("/") && p("/*").matches("/a/b"));
+        assert!(p("/a/*").matches("/a/") && p("/a/*").matches("/a/b/c"));
+        assert!(!p("/a/*").matches("/a") && !p("/a/*").matches("/ab"));
+        assert!(p("/a").matches("/a") && !p("/a").matches("/a/"));
+        assert!(p("/*").covers(&p("/a")) && p("/a/*").covers(&p("/a/b/*")));
+        assert!(!p("/a").covers(&p("/a/*")) && !p("/a/*").covers(&p("/a")));
+        for bad in ["", "a", "/a*", "/*/a", "/a/../b", "/a?b", "/ä"] {
+            assert!(PathPattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! From an uploaded artifact to a deployment. The first one of an app owns the app's hosts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::artifact::ArtifactError;
+use crate::config::{App, Diagnostic};
+use crate::contract;
+use crate::id::{AppName, DeploymentId, Digest, Environment, Epoch, Host};
+use crate::store::record::{Deployment, Record, RecordError, RouteOwner, key};
+use crate::store::{StoreError, Txn};
+
+use super::{Control, plan};
+
+/// Why a deployment was refused. Nothing was changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    /// The artifact is damaged, incomplete or hostile.
+    #[error("{0}")]
+    Artifact(#[from] ArtifactError),
+    /// Its contract has errors.
+    #[error("the artifact's vango-edge.toml has {} errors", .0.len())]
+    Contract(Vec<Diagnostic>),
+    /// The operator has no such app.
+    #[error(
+        "this edge has no app {app}: add conf/apps/{app}.toml with `app = \"{app}\"` and its hosts; \
+         it has {known}"
+    )]
+    UnknownApp {
+        /// The contract's name.
+        app: AppName,
+        /// Those there are.
+        known: String,
+    },
+    /// Somebody else runs the app.
+    #[error("{0} has upstreams that somebody else runs; it takes no deployments")]
+    Static(AppName),
+    /// Another app owns a host.
+    #[error("{host} is owned by {owner}; take it off that app first")]
+    HostTaken {
+        /// The host.
+        host: Host,
+        /// Who owns it.
+        owner: Environment,
+    },
+    /// Somebody else changed the owners meanwhile.
+    #[error("the owners changed meanwhile; nothing was done, deploy again")]
+    Raced,
+    /// The store could not be read or changed.
+    #[error("{0}")]
+    Store(StoreError),
+    /// A record could not be read.
+    #[error("{0}")]
+    Record(#[from] RecordError),
+}
+
+impl From<StoreError> for DeployError {
+    fn from(e: StoreError) -> Self {
+        match e {
+            StoreError::Conflict { .. } => Self::Raced,
+            e => Self::Store(e),
+        }
+    }
+}
+
+/// What a deployment came to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Deployed {
+    /// Its id.
+    pub deployment: DeploymentId,
+    /// For which environment.
+    pub environment: Environment,
+    /// Its artifact.
+    pub digest: Digest,
+    /// The epoch under which it owns its hosts; `None` when another deployment owns them.
+    pub epoch: Option<Epoch>,
+    /// The hosts it owns.
+    pub hosts: Vec<Host>,
+}
+
+impl Control {
+    /// Makes a deployment of the uploaded artifact `digest`.
+    ///
+    /// # Errors
+    /// [`DeployError`]; nothing is half done: owners and deployment are one transaction.
+    pub async fn deploy(&self, digest: Digest) -> Result<Deployed, DeployError> {
+        let verified = self.artifacts.verify(&digest).await?;
+        let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
+            .map_err(DeployError::Contract)?;
+        let app = self.app(&contract.app)?;
+        let environment = Environment::production(contract.app.clone());
+        let deployment = Deployment {
+            id: DeploymentId::random(&*self.entropy),
+            environment: environment.clone(),
+            digest,
+            contract: verified.contract,
+            created: self.clock.wall(),
+            files: verified.files,
+            bytes: verified.bytes,
+        };
+        let mut seen = BTreeMap::new();
+        let mut owned = false;
+        for host in &app.hosts {
+            let entry = self.store.get(&key::owner(host, "/")).await?;
+            let owner = entry
+                .map(|e| RouteOwner::decode(&e.value).map(|o| (o, e.mod_revision)))
+                .transpose()?;
+            owned |= owner.as_ref().is_some_and(|(o, _)| o.environment == environment);
+            seen.insert(host.clone(), owner);
+        }
+        let at = key::deployment(&environment, &deployment.id);
+        let mut txn = Txn::new().absent(&at).put(&at, deployment.encode());
+        let mut epoch = None;
+        if !owned {
+            let owners = plan::take_hosts(&deployment, &app.hosts, &seen)
+                .map_err(|(host, owner)| DeployError::HostTaken { host, owner })?;
+            for (owner, replaces) in owners {
+                let at = key::owner(&owner.host, &owner.path);
+                epoch = Some(owner.epoch);
+                txn = match replaces {
+                    Some(revision) => txn.unchanged(&at, revision),
+                    None => txn.absent(&at),
+                };
+                txn = txn.put(&at, owner.encode());
+            }
+        }
+        self.store.txn(txn.synced()).await?;
+        let at = deployment.created.to_string();
+        let notes = BTreeMap::from([
+            ("org.opencontainers.image.ref.name".to_owned(), environment.to_string()),
+            ("org.opencontainers.image.created".to_owned(), at),
+        ]);
+        if let Err(e) = self.artifacts.note(&digest, notes).await {
+            // The index is for other tools; nothing here reads it.
+            log::warn!("index.json of the artifact store was not written: {e}");
+        }
+        Ok(Deployed {
+            deployment: deployment.id,
+            environment,
+            digest,
+            hosts: if epoch.is_some() { app.hosts.clone() } else { Vec::new() },
+            epoch,
+        })
+    }
+
+    fn app(&self, name: &AppName) -> Result<&App, DeployError> {
+        let Some(app) = self.config.apps.get(name) else {
+            let known: Vec<_> = self.config.apps.keys().map(ToString::to_string).collect();
+            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+            return Err(DeployError::UnknownApp { app: name.clone(), known });
+        };
+        if app.upstreams.is_some() {
+            return Err(DeployError::Static(name.clone()));
+        }
+        Ok(app)
+    }
+}

@@ -1,0 +1,167 @@
+//! Follows the store: list, then watch; publishes each revision and tells those it concerns.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::Environment;
+use crate::runner::Exit;
+use crate::snapshot::{Change, Publisher};
+use crate::store::record::{Allocation, Executor, Record, key};
+use crate::store::{EventKind, StoreError, Txn};
+
+use super::Control;
+
+/// Pause before the store is listed again after it could not be followed.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Entries asked for at a time.
+const PAGE: usize = 1000;
+
+impl Control {
+    /// Follows the store for as long as the process runs. The last good snapshot serves meanwhile.
+    /// `ready` is told after the first listing.
+    pub async fn follow(
+        self: &Arc<Self>,
+        mut publisher: Publisher,
+        ready: tokio::sync::oneshot::Sender<()>,
+    ) {
+        let mut ready = Some(ready);
+        loop {
+            match self.follow_from_listing(&mut publisher, &mut ready).await {
+                Ok(()) | Err(StoreError::Closed) => return,
+                Err(StoreError::Compacted { .. }) => {
+                    log::info!("the watch fell behind; listing the store again");
+                }
+                Err(e) => {
+                    log::warn!("the store cannot be followed: {e}; the last snapshot serves");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn follow_from_listing(
+        self: &Arc<Self>,
+        publisher: &mut Publisher,
+        ready: &mut Option<tokio::sync::oneshot::Sender<()>>,
+    ) -> Result<(), StoreError> {
+        // Subscribed before it is listed: what changes while the pages are read comes again.
+        let from = self.store.revision().await? + 1;
+        let mut watch = self.store.watch("", from).await?;
+        let mut listing = Vec::new();
+        for prefix in [key::OWNERS, key::DEPLOYMENTS, key::ALLOCATIONS, key::OPERATIONS] {
+            let mut after: Option<String> = None;
+            loop {
+                let page = self.store.list(prefix, after.as_deref(), PAGE).await?;
+                after = page.entries.last().map(|(k, _)| k.clone());
+                listing.extend(page.entries);
+                if !page.more {
+                    break;
+                }
+            }
+        }
+        let now = self.clock.now();
+        let changes =
+            listing.iter().map(|(key, entry)| Change { key, value: Some(&entry.value) });
+        let (touched, read) = publisher.rebuild(changes, from - 1, now);
+        self.published(touched, read.err());
+        if let Some(ready) = ready.take() {
+            // The receiver is gone only when startup was given up.
+            let _ = ready.send(());
+        }
+        loop {
+            let events = match tokio::time::timeout(Duration::from_secs(1), watch.next()).await {
+                Ok(events) => events?,
+                Err(_) => {
+                    publisher.followed(self.clock.now());
+                    continue;
+                }
+            };
+            let Some(revision) = events.first().map(|e| e.revision) else { continue };
+            let changes = events.iter().map(|e| Change {
+                key: &e.key,
+                value: match &e.kind {
+                    EventKind::Put(entry) => Some(&entry.value[..]),
+                    EventKind::Delete => None,
+                },
+            });
+            let (touched, read) = publisher.publish(changes, revision, self.clock.now());
+            self.published(touched, read.err());
+            for event in &events {
+                // An executor let go, or was lost: its operation may be claimable.
+                if matches!(event.kind, EventKind::Delete)
+                    && let Some(environment) = event.key.strip_prefix(key::EXECUTORS)
+                    && let Ok(environment) = environment.parse()
+                {
+                    self.worker.consider(&environment);
+                }
+            }
+        }
+    }
+
+    fn published(
+        &self,
+        touched: BTreeSet<Environment>,
+        error: Option<crate::store::record::RecordError>,
+    ) {
+        if let Some(e) = error {
+            log::error!("a record was left out of routing: {e}");
+        }
+        for environment in &touched {
+            self.worker.consider(environment);
+            self.queues.pump(environment);
+        }
+    }
+
+    /// Takes exits off the runner for as long as the process runs.
+    pub async fn take_exits(&self, mut exits: tokio::sync::mpsc::Receiver<Exit>) {
+        while let Some(exit) = exits.recv().await {
+            if exit.asked {
+                continue;
+            }
+            log::warn!("{} {} ended: {}", exit.environment, exit.allocation, exit.status);
+            let how = exit.status.to_string();
+            // Until it is recorded, requests find a closed port, send nothing, and choose again.
+            while let Err(e) = self.worker.exited(&exit.environment, &exit.allocation, &how).await {
+                log::warn!("{}: its end could not be recorded: {e}", exit.allocation);
+                if !e.retryable() {
+                    break;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// Ends what an earlier process of this node left running and takes it off the registry, and
+    /// lets go of its claims: the state directory's lock says that the process is gone.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be read or changed.
+    pub async fn clean_up_after_earlier_process(&self) -> Result<usize, StoreError> {
+        let mut ended = 0;
+        let page = self.store.list(key::EXECUTORS, None, PAGE).await?;
+        for (at, entry) in page.entries {
+            if Executor::decode(&entry.value).is_ok_and(|e| e.node == self.worker.node) {
+                self.store.txn(Txn::new().unchanged(&at, entry.mod_revision).delete(&at)).await?;
+            }
+        }
+        loop {
+            let page = self.store.list(key::ALLOCATIONS, None, PAGE).await?;
+            for (at, entry) in &page.entries {
+                match Allocation::decode(&entry.value) {
+                    Ok(left) => {
+                        self.worker.end_recorded(&left).await;
+                        let txn = Txn::new().unchanged(at, entry.mod_revision).delete(at);
+                        self.store.txn(txn).await?;
+                        ended += 1;
+                    }
+                    Err(e) => log::error!("{at}: {e}"),
+                }
+            }
+            if !page.more {
+                return Ok(ended);
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Which records change, decided without touching any.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::clock::Mono;
+use crate::id::{Environment, Epoch, Host};
+use crate::snapshot::EnvView;
+use crate::store::record::{Deployment, RouteOwner};
+
+/// An owner's key and the revision it was read at; `None` when there is no such key.
+pub type Seen<T> = Option<(T, u64)>;
+
+/// The owners to write so that `deployment` owns `hosts`, each with the revision it replaces.
+///
+/// Every host gets the same epoch: one more than the highest seen on any of them, so that no
+/// host's epoch goes back.
+///
+/// # Errors
+/// The first host that another app's environment owns.
+pub fn take_hosts(
+    deployment: &Deployment,
+    hosts: &[Host],
+    seen: &BTreeMap<Host, Seen<RouteOwner>>,
+) -> Result<Vec<(RouteOwner, Option<u64>)>, (Host, Environment)> {
+    let owners = hosts.iter().map(|h| (h, seen.get(h).and_then(Option::as_ref)));
+    for (host, owner) in owners.clone() {
+        if let Some((o, _)) = owner
+            && o.environment.app() != deployment.environment.app()
+        {
+            return Err((host.clone(), o.environment.clone()));
+        }
+    }
+    let highest = owners.clone().filter_map(|(_, o)| o.map(|(o, _)| o.epoch)).max();
+    let epoch = highest.unwrap_or(Epoch(0)).next();
+    Ok(owners
+        .map(|(host, owner)| {
+            let record = RouteOwner {
+                host: host.clone(),
+                path: "/".into(),
+                environment: deployment.environment.clone(),
+                deployment: deployment.id.clone(),
+                digest: deployment.digest,
+                epoch,
+            };
+            (record, owner.map(|(_, revision)| *revision))
+        })
+        .collect())
+}
+
+/// Whether an environment is to be put to sleep: something is ready, nothing is in flight or
+/// waiting, and nothing came for its contract's time. `up_since` is when this process first saw it
+/// ready, for one that no request has reached.
+pub fn is_idle(view: &EnvView, up_since: Mono, now: Mono) -> bool {
+    let Some(after) = view.contract.sleep.after else { return false };
+    let quiet = view.live.idle(now).unwrap_or(Duration::MAX).min(now.since(up_since));
+    !view.ready.is_empty()
+        && view.contract.scale.min == 0
+        && quiet >= after
+        && view.live.waiting() == 0
+        && view.ready.iter().all(|a| a.load.in_flight() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Wall;
+    use crate::id::Digest;
+
+    fn deployment(app: &str) -> Deployment {
+        Deployment {
+            id: "dp-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            environment: app.parse().unwrap(),
+            digest: Digest::from_bytes([1; 32]),
+            contract: String::new(),
+            created: Wall(0),
+            files: 0,
+            bytes: 0,
+        }
+    }
+    fn host(s: &str) -> Host {
+        s.parse().unwrap()
+    }
+
+    #[test]
+    fn hosts_are_taken_under_one_epoch_that_only_grows() {
+        let d = deployment("studylab");
+        let mut seen = BTreeMap::new();
+        let first = take_hosts(&d, &[host("a"), host("b")], &seen).unwrap();
+        assert!(first.iter().all(|(o, revision)| o.epoch == Epoch(1) && revision.is_none()));
+        let mut owner = first[0].0.clone();
+        owner.epoch = Epoch(7);
+        seen.insert(host("a"), Some((owner, 42)));
+        let again = take_hosts(&d, &[host("a"), host("b")], &seen).unwrap();
+        assert_eq!(again[0].1, Some(42));
+        assert!(again.iter().all(|(o, _)| o.epoch == Epoch(8)));
+    }
+
+    #[test]
+    fn another_apps_host_is_not_taken() {
+        let other = take_hosts(&deployment("other"), &[host("a")], &BTreeMap::new()).unwrap();
+        let seen = BTreeMap::from([(host("a"), Some((other[0].0.clone(), 1)))]);
+        let refused = take_hosts(&deployment("studylab"), &[host("a")], &seen).unwrap_err();
+        assert_eq!(refused.0, host("a"));
+    }
+}

@@ -1,0 +1,492 @@
+//! The gate: a request's own state machine. The shell asks [`Journey::decide`], performs what it
+//! says, and feeds back what came of it; every path ends in a forward, an answer, or the client
+//! having left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Mono;
+use crate::id::{AllocationId, OperationId};
+use crate::snapshot::{EnvView, OperationView};
+use crate::store::record::WakeState;
+
+use super::classify::{Classified, Posture};
+use super::facts::{Facts, IdempotencyKey};
+use super::place::{self, Choice, Placement};
+use super::reply::{Problem, Reply};
+use super::retry::{self, MAX_ATTEMPTS, UpstreamFailure};
+use super::trace::{HoldEnd, KeyVerdict, Outcome, QueueBound, StepKind, Trace};
+
+/// What the shell is to do.
+#[derive(Debug)]
+pub enum Next {
+    /// Send it there.
+    Forward(Placement),
+    /// Make or join a wake of the environment, then report with [`Journey::woke`]. When `hold`,
+    /// take a place in the hold queue **before** asking, so that no release is missed.
+    Wake {
+        /// Wait for it.
+        hold: bool,
+    },
+    /// Wait in the environment's hold queue until the deadline, then report with
+    /// [`Journey::held`].
+    Hold,
+    /// Answer it.
+    Reply(Reply),
+}
+
+/// What came of asking for a wake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Woke {
+    /// There is an operation; it may be over already.
+    Operation {
+        /// Its id.
+        id: OperationId,
+        /// It was made for this request.
+        created: bool,
+    },
+    /// The environment was ready before it could be asked for.
+    Ready,
+    /// A back-off runs; the snapshot will show it.
+    BackingOff,
+    /// Shared truth could not be read or changed.
+    Unavailable,
+}
+
+/// One request on its way.
+#[derive(Debug)]
+pub struct Journey {
+    facts: Facts,
+    view: Arc<EnvView>,
+    route: usize,
+    posture: Posture,
+    deadline: Mono,
+    excluded: Vec<AllocationId>,
+    attempts: u32,
+    operation: Option<OperationId>,
+    hold: Hold,
+    explaining: bool,
+    /// What was decided so far.
+    pub trace: Trace,
+}
+
+#[derive(Debug, Default)]
+struct Hold {
+    since: Option<Mono>,
+    total: Duration,
+    for_wake: bool,
+    /// It has waited before: its turn has come, and the queue is not overtaken.
+    waited: bool,
+}
+
+impl Journey {
+    /// Begins. The deadline is absolute: the contract's wake budget from when the request came.
+    pub fn begin(facts: Facts, classified: Classified) -> Self {
+        let Classified { view, route, posture } = classified;
+        Self {
+            deadline: facts.received + view.contract.wake.budget,
+            trace: Trace::new(facts.id, facts.received),
+            facts,
+            view,
+            route,
+            posture,
+            excluded: Vec::new(),
+            attempts: 0,
+            operation: None,
+            hold: Hold::default(),
+            explaining: false,
+        }
+    }
+
+    /// The same, for a request that is never sent: nothing is reserved, woken or counted.
+    pub fn begin_explaining(facts: Facts, classified: Classified) -> Self {
+        Self { explaining: true, ..Self::begin(facts, classified) }
+    }
+
+    /// What the request is.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+    /// The environment, as last seen.
+    pub fn view(&self) -> &Arc<EnvView> {
+        &self.view
+    }
+    /// What its class means.
+    pub fn posture(&self) -> Posture {
+        self.posture
+    }
+    /// The route's class, for metrics.
+    pub fn class(&self) -> &'static str {
+        self.view.contract.routes.get(self.route).map_or("page", |r| r.class.name())
+    }
+    /// When waiting ends.
+    pub fn deadline(&self) -> Mono {
+        self.deadline
+    }
+    /// How long it was held, all holds together.
+    pub fn held_for(&self) -> Duration {
+        self.hold.total
+    }
+    /// The operation it waited for.
+    pub fn operation(&self) -> Option<&OperationId> {
+        self.operation.as_ref()
+    }
+    /// Allocations whose connection failed; they are not tried again for this request.
+    pub fn excluded(&self) -> &[AllocationId] {
+        &self.excluded
+    }
+    /// Attempts begun.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Decides on `view`, which is the environment in the newest snapshot, or `None` when nobody
+    /// owns the host any more. `granted` is a place that the hold queue took for this request.
+    /// `pick` is 64 random bits.
+    pub fn decide(
+        &mut self,
+        view: Option<&Arc<EnvView>>,
+        granted: Option<Placement>,
+        now: Mono,
+        pick: u64,
+    ) -> Next {
+        let Some(view) = view.filter(|v| v.contract.route(&self.facts.path).is_some()) else {
+            return self.answer(now, Reply::no_route(&self.facts.host));
+        };
+        let first = self.trace.steps.is_empty();
+        self.view = Arc::clone(view);
+        self.trace.push(now, StepKind::LoadOwner(Arc::clone(view)));
+        if first && let Some(refused) = self.check_contract(now) {
+            return self.answer(now, refused);
+        }
+        if let Some(placed) = granted.filter(|p| self.still_ready(p)) {
+            return self.forward(now, placed);
+        }
+        // Those who wait go first: a newcomer does not overtake the queue.
+        let overtaking = !self.hold.waited && view.live.waiting() > 0;
+        let choice = if overtaking && !view.ready.is_empty() && !self.explaining {
+            Choice::Full
+        } else {
+            let affinity = self.facts.affinity.as_ref();
+            place::choose(view, affinity, &self.excluded, pick, !self.explaining)
+        };
+        match choice {
+            Choice::Place(placed) => self.forward(now, placed),
+            _ if now >= self.deadline => {
+                let reply = self.too_late(now, pick);
+                self.answer(now, reply)
+            }
+            Choice::Full | Choice::Refused => self.hold(now, false),
+            Choice::Cold => self.cold(now, pick),
+        }
+    }
+
+    /// A grant is honoured only inside the owner's authority as it is **now**.
+    fn still_ready(&self, placed: &Placement) -> bool {
+        self.view.ready.iter().any(|a| a.id == placed.allocation.id)
+            && !self.excluded.contains(&placed.allocation.id)
+    }
+
+    fn forward(&mut self, now: Mono, placed: Placement) -> Next {
+        self.attempts += 1;
+        self.trace.push(
+            now,
+            StepKind::Select(Arc::clone(&placed.allocation), placed.affinity),
+        );
+        Next::Forward(placed)
+    }
+
+    fn answer(&mut self, now: Mono, reply: Reply) -> Next {
+        let reply = Reply { operation: reply.operation.or(self.operation.clone()), ..reply };
+        self.trace.answered(now, &reply);
+        Next::Reply(reply)
+    }
+
+    fn hold(&mut self, now: Mono, for_wake: bool) -> Next {
+        self.hold.since = Some(now);
+        self.hold.for_wake = for_wake;
+        self.hold.waited = true;
+        Next::Hold
+    }
+
+    /// What the contract asks of an unsafe request, cold and hot alike.
+    fn check_contract(&mut self, now: Mono) -> Option<Reply> {
+        if self.posture == Posture::Safe {
+            return None;
+        }
+        let classify = StepKind::Classify(self.posture, Arc::clone(&self.view), self.route);
+        self.trace.push(now, classify);
+        let (verdict, reply) = match (self.posture, &self.facts.key) {
+            (Posture::Webhook, _) => {
+                self.trace.push(now, StepKind::VerifySignature("no verifier loaded"));
+                let detail = "This edge cannot verify this provider's signatures; nothing was \
+                              sent to the app.";
+                let reply = Reply::refused(Problem::VerifierUnavailable, 503, detail);
+                return Some(reply.retry_after(Duration::from_secs(60)));
+            }
+            (Posture::AppIdempotent, IdempotencyKey::Present(_)) => (KeyVerdict::Present, None),
+            (Posture::AppIdempotent | Posture::EdgeIdempotent, IdempotencyKey::Absent) => (
+                KeyVerdict::Missing,
+                Some(Reply::refused(
+                    Problem::IdempotencyKeyMissing,
+                    400,
+                    "Send an Idempotency-Key header: a string of 1 to 255 characters that is \
+                     new for each action and the same for each retry of it.",
+                )),
+            ),
+            (Posture::AppIdempotent | Posture::EdgeIdempotent, IdempotencyKey::Invalid) => (
+                KeyVerdict::Invalid,
+                Some(Reply::refused(
+                    Problem::IdempotencyKeyInvalid,
+                    400,
+                    "The Idempotency-Key header must be one string of 1 to 255 characters.",
+                )),
+            ),
+            (Posture::EdgeIdempotent, IdempotencyKey::Present(_)) => (
+                KeyVerdict::LedgerUnavailable,
+                Some(
+                    Reply::refused(
+                        Problem::LedgerUnavailable,
+                        503,
+                        "This route asks the edge to keep the record of keys, and this edge keeps \
+                         none; nothing was sent to the app.",
+                    )
+                    .retry_after(Duration::from_secs(60)),
+                ),
+            ),
+            (Posture::Unsafe | Posture::Safe, _) => (KeyVerdict::NotAsked, None),
+        };
+        self.trace.push(now, StepKind::CheckKey(verdict));
+        reply
+    }
+
+    fn cold(&mut self, now: Mono, pick: u64) -> Next {
+        let may_hold = matches!(self.posture, Posture::Safe | Posture::AppIdempotent);
+        let view = Arc::clone(&self.view);
+        if self.posture == Posture::Safe && !self.was_classified() {
+            let classify = StepKind::Classify(self.posture, Arc::clone(&view), self.route);
+            self.trace.push(now, classify);
+        }
+        // Only an operation of the epoch that owns the route now says anything about it.
+        let current = view.operation.as_ref().filter(|o| o.epoch == view.owner.epoch);
+        match current {
+            Some(o) if o.state == WakeState::Failed && o.backoff_until.is_some_and(|t| now < t) => {
+                self.operation = Some(o.id.clone());
+                let reply = wake_failed(o, now, pick);
+                self.answer(now, reply)
+            }
+            Some(o) if o.state.in_progress() => {
+                let joined = Woke::Operation { id: o.id.clone(), created: false };
+                self.note_wake(now, &joined);
+                if may_hold { self.hold(now, true) } else { self.app_cold(now) }
+            }
+            _ => {
+                if may_hold {
+                    self.hold(now, true);
+                }
+                Next::Wake { hold: may_hold }
+            }
+        }
+    }
+
+    fn was_classified(&self) -> bool {
+        self.trace.steps.iter().any(|s| matches!(s.kind, StepKind::Classify(..)))
+    }
+
+    fn note_wake(&mut self, now: Mono, woke: &Woke) {
+        let Woke::Operation { id, created } = woke else { return };
+        if self.operation.as_ref() == Some(id) {
+            return;
+        }
+        self.operation = Some(id.clone());
+        let safe = self.posture == Posture::Safe;
+        let operation = Some(id.clone());
+        self.trace.push(now, StepKind::Wake { operation, created: *created, safe });
+    }
+
+    fn app_cold(&mut self, now: Mono) -> Next {
+        let typical = self.view.operation.as_ref().map_or(0, |o| o.stats.typical_ms);
+        let wait = Duration::from_millis(typical.max(1000));
+        let detail = "The app was asleep and is being started. This action was not sent to it: \
+                      send it again.";
+        self.answer(now, Reply::refused(Problem::AppCold, 503, detail).retry_after(wait))
+    }
+
+    /// Reports what came of [`Next::Wake`]. `Some` is the answer to give; `None` means to go on
+    /// with the hold that was begun.
+    pub fn woke(&mut self, woke: &Woke, hold: bool, now: Mono) -> Option<Reply> {
+        self.note_wake(now, woke);
+        let next = match woke {
+            Woke::Unavailable => {
+                let detail = "The edge cannot record a wake just now; nothing was sent.";
+                let reply = Reply::refused(Problem::NotForwarded, 503, detail)
+                    .retry_after(Duration::from_secs(1));
+                self.answer(now, reply)
+            }
+            _ if hold => return None,
+            _ => self.app_cold(now),
+        };
+        match next {
+            Next::Reply(reply) => Some(reply),
+            _ => None,
+        }
+    }
+
+    /// Reports how a hold ended, with the environment as it is now. `Some` is the answer to give;
+    /// `None` means to decide again, or, after [`HoldEnd::ClientLeft`], to stop.
+    pub fn held(
+        &mut self,
+        end: HoldEnd,
+        view: Option<&Arc<EnvView>>,
+        now: Mono,
+        pick: u64,
+    ) -> Option<Reply> {
+        if let Some(view) = view {
+            self.view = Arc::clone(view);
+        }
+        let held = self.hold.since.take().map_or(Duration::ZERO, |s| now.since(s));
+        self.hold.total += held;
+        let state = self.hold_state();
+        if end == HoldEnd::Recheck && state.is_none_or(WakeState::in_progress) {
+            // Nothing to tell: the same wait goes on.
+            return None;
+        }
+        if self.hold.for_wake && !matches!(end, HoldEnd::QueueFull(_)) {
+            let phases = self.view.operation.as_ref().map(|o| o.phases).unwrap_or_default();
+            let view = Arc::clone(&self.view);
+            self.trace.push(now, StepKind::Start { view, state, phases });
+        }
+        self.trace.push(now, StepKind::Hold { held: self.hold.total, end: Some(end), state });
+        let reply = match end {
+            HoldEnd::Released | HoldEnd::Recheck => return None,
+            HoldEnd::ClientLeft => {
+                self.trace.outcome = Outcome::ClientLeft;
+                return None;
+            }
+            HoldEnd::DeadlinePassed => self.too_late(now, pick),
+            HoldEnd::QueueFull(bound) => queue_full(bound, self.view.operation.as_ref()),
+            HoldEnd::ShuttingDown => Reply::refused(
+                Problem::ShuttingDown,
+                503,
+                "This edge is stopping; nothing was sent. Another one, or this one in a moment, \
+                 will answer.",
+            )
+            .retry_after(Duration::from_secs(1)),
+        };
+        match self.answer(now, reply) {
+            Next::Reply(reply) => Some(reply),
+            _ => None,
+        }
+    }
+
+    fn hold_state(&self) -> Option<WakeState> {
+        if !self.hold.for_wake {
+            return None;
+        }
+        Some(self.view.operation.as_ref().map_or(WakeState::WakeRequested, |o| o.state))
+    }
+
+    fn too_late(&self, now: Mono, pick: u64) -> Reply {
+        let budget = self.view.contract.wake.budget;
+        let operation = self.view.operation.as_ref();
+        match operation {
+            Some(o) if o.state == WakeState::Failed && o.epoch == self.view.owner.epoch => {
+                wake_failed(o, now, pick)
+            }
+            _ if !self.excluded.is_empty() => retry::not_forwarded(),
+            _ if !self.view.ready.is_empty() => Reply::refused(
+                Problem::Saturated,
+                503,
+                format!("Every allocation of the app was busy for {budget:?}."),
+            )
+            .retry_after(jittered(Duration::from_secs(1), pick)),
+            _ => {
+                let typical = operation.map_or(0, |o| o.stats.typical_ms);
+                let left = Duration::from_millis(typical).saturating_sub(budget);
+                Reply::refused(
+                    Problem::WakeTimeout,
+                    503,
+                    format!("The app did not become ready within {budget:?}; it is still starting."),
+                )
+                .retry_after(jittered(left.max(Duration::from_secs(1)), pick))
+            }
+        }
+    }
+
+    /// A connection to `placed` could not be made; nothing was sent. `Some` is the answer to give;
+    /// `None` means to decide again, any method: nothing was sent.
+    pub fn connect_failed(&mut self, placed: &Placement, now: Mono) -> Option<Reply> {
+        self.trace.push(now, StepKind::ConnectFailed(Arc::clone(&placed.allocation)));
+        self.excluded.push(placed.allocation.id.clone());
+        if self.attempts < MAX_ATTEMPTS && now < self.deadline {
+            return None;
+        }
+        let reply = retry::not_forwarded();
+        self.trace.answered(now, &reply);
+        Some(reply)
+    }
+
+    /// The request was sent, in whole or in part, and no response came.
+    pub fn upstream_failed(&mut self, failure: UpstreamFailure, now: Mono) -> Reply {
+        let reply = retry::after_send(self.posture == Posture::Safe, failure);
+        self.trace.push(now, StepKind::UpstreamFailed(failure));
+        self.trace.answered(now, &reply);
+        reply
+    }
+
+    /// Whether the same bytes may go again after a reused connection broke.
+    pub fn may_resend(&self, reused: bool) -> bool {
+        retry::may_resend(self.posture == Posture::Safe, reused, self.attempts)
+    }
+
+    /// The app answered with `status`.
+    pub fn served(&mut self, status: Option<u16>, now: Mono) {
+        self.trace.push(now, StepKind::Run { status });
+        if self.posture == Posture::AppIdempotent {
+            self.trace.push(now, StepKind::AttachRetry);
+        }
+        self.trace.outcome = if self.operation.is_some() {
+            Outcome::Woken
+        } else if self.hold.total > Duration::ZERO {
+            Outcome::Held
+        } else {
+            if self.posture == Posture::Safe {
+                self.trace.push(now, StepKind::NoMutation(self.view.owner.epoch));
+            }
+            Outcome::Hot
+        };
+    }
+
+    /// The client left before an answer was complete.
+    pub fn client_left(&mut self) {
+        self.trace.outcome = Outcome::ClientLeft;
+    }
+}
+
+/// `wait`, longer by up to a quarter, so that a refused crowd does not come back at once.
+fn jittered(wait: Duration, pick: u64) -> Duration {
+    let quarter = u64::try_from(wait.as_millis() / 4).unwrap_or(u64::MAX).max(1);
+    wait + Duration::from_millis(pick % quarter)
+}
+
+fn wake_failed(operation: &OperationView, now: Mono, pick: u64) -> Reply {
+    let left = operation.backoff_until.map_or(Duration::ZERO, |t| t.since(now));
+    let cause = operation.failure.as_ref().map_or("unknown cause", |f| f.safe.as_str());
+    Reply::refused(
+        Problem::WakeFailed,
+        503,
+        format!("The app's start failed: {cause}. A new one is tried after a pause."),
+    )
+    .retry_after(jittered(left, pick))
+    .operation(Some(operation.id.clone()))
+}
+
+fn queue_full(bound: QueueBound, operation: Option<&OperationView>) -> Reply {
+    let typical = operation.map_or(0, |o| o.stats.typical_ms).max(1000);
+    Reply::refused(
+        Problem::HoldQueueFull,
+        503,
+        format!("As many requests wait as may ({}).", bound.name()),
+    )
+    .retry_after(Duration::from_millis(typical))
+}

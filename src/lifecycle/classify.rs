@@ -1,0 +1,69 @@
+//! First decision: whose request is it, which route of the contract does it take, and may it be
+//! held and sent again if nothing of it was sent before?
+
+use std::sync::Arc;
+
+use http::Method;
+
+use crate::contract::{Idempotency, Route, RouteClass};
+use crate::snapshot::{EnvView, Snapshot};
+
+use super::facts::Facts;
+
+/// What a request's class means for the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Posture {
+    /// Safe by method **and** by route policy (RFC 9110 §9.2.1): it may wake, wait, and be sent
+    /// again where nothing was sent.
+    Safe,
+    /// Unsafe, and the contract gives it no idempotency: it is forwarded once when hot, and never
+    /// held for a cold app.
+    Unsafe,
+    /// Unsafe, and the app deduplicates by key: it may wait for a wake, with its body unread.
+    AppIdempotent,
+    /// Unsafe, and the edge is to keep the record of its key.
+    EdgeIdempotent,
+    /// A provider's delivery: its signature comes first.
+    Webhook,
+}
+
+/// A request that has an owner.
+#[derive(Debug, Clone)]
+pub struct Classified {
+    /// Whose it is, as of the snapshot it was classified on.
+    pub view: Arc<EnvView>,
+    /// Index of the route in the contract.
+    pub route: usize,
+    /// What the class means.
+    pub posture: Posture,
+}
+
+impl Classified {
+    /// The route.
+    pub fn route(&self) -> &Route {
+        &self.view.contract.routes[self.route]
+    }
+}
+
+/// `None` when nobody owns the host, or its contract has no route for the path.
+pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Option<Classified> {
+    let view = snapshot.host(&facts.host)?;
+    let (route, found) = view.contract.route(&facts.path)?;
+    Some(Classified { view: Arc::clone(view), route, posture: posture(&found.class, &facts.method) })
+}
+
+fn posture(class: &RouteClass, method: &Method) -> Posture {
+    match class {
+        RouteClass::Webhook(_) => Posture::Webhook,
+        RouteClass::Action(a) => match a.idempotency {
+            Idempotency::None => Posture::Unsafe,
+            Idempotency::App => Posture::AppIdempotent,
+            Idempotency::Edge => Posture::EdgeIdempotent,
+        },
+        RouteClass::Page | RouteClass::Live(_) => match *method {
+            Method::GET | Method::HEAD | Method::OPTIONS => Posture::Safe,
+            // TRACE is safe by RFC 9110 and refused by nearly everyone; it is not worth a wake.
+            _ => Posture::Unsafe,
+        },
+    }
+}

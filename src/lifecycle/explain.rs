@@ -1,0 +1,58 @@
+//! The steps a request would take now, found by the same decisions that serve it, without sending,
+//! reserving, waking or counting anything. What only time can tell is said as "would be".
+
+use std::time::Duration;
+
+use crate::clock::Mono;
+use crate::snapshot::Snapshot;
+use crate::store::record::{WakePhases, WakeState};
+
+use super::admit::{Journey, Next};
+use super::classify::{Posture, classify};
+use super::facts::Facts;
+use super::reply::{Problem, Reply};
+use super::trace::{Outcome, StepKind, Trace};
+
+/// The trace of `facts` on `snapshot` at `now`.
+pub fn explain(snapshot: &Snapshot, facts: Facts, now: Mono) -> Trace {
+    let host = facts.host.clone();
+    let Some(classified) = classify(snapshot, &facts) else {
+        let mut trace = Trace::new(facts.id, now);
+        trace.answered(now, &Reply::no_route(&host));
+        return trace;
+    };
+    let view = std::sync::Arc::clone(&classified.view);
+    let mut journey = Journey::begin_explaining(facts, classified);
+    match journey.decide(Some(&view), None, now, 0) {
+        Next::Forward(_) => journey.served(None, now),
+        Next::Reply(_) => {}
+        Next::Wake { hold } => {
+            let safe = journey.posture() == Posture::Safe;
+            journey.trace.push(now, StepKind::Wake { operation: None, created: true, safe });
+            if hold {
+                woken_later(&mut journey, now, None);
+            } else {
+                journey.trace.push(now, StepKind::Answer(Problem::AppCold, 503));
+                journey.trace.outcome = Outcome::Refused(Problem::AppCold);
+            }
+        }
+        Next::Hold => {
+            let state = view.operation.as_ref().filter(|_| view.ready.is_empty()).map(|o| o.state);
+            woken_later(&mut journey, now, state);
+        }
+    }
+    journey.trace
+}
+
+fn woken_later(journey: &mut Journey, now: Mono, state: Option<WakeState>) {
+    let view = std::sync::Arc::clone(journey.view());
+    let asleep = view.ready.is_empty();
+    if asleep {
+        let phases = WakePhases::default();
+        journey.trace.push(now, StepKind::Start { view, state, phases });
+    }
+    let state = asleep.then_some(state.unwrap_or(WakeState::WakeRequested));
+    journey.trace.push(now, StepKind::Hold { held: Duration::ZERO, end: None, state });
+    journey.trace.push(now, StepKind::Run { status: None });
+    journey.trace.outcome = if asleep { Outcome::Woken } else { Outcome::Held };
+}

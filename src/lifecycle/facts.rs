@@ -1,0 +1,399 @@
+//! What a request says of itself: parsed once, where it enters, into values that cannot be wrong
+//! afterwards.
+//!
+//! The path is normalised once, for classification **and** for the app, so that the two cannot
+//! disagree about which route a request takes: percent-encoded unreserved characters are decoded
+//! (RFC 3986 §6.2.2.2), dot segments are resolved (§5.2.4), `%2f` is never decoded, slashes are
+//! not merged. What has no safe reading (control characters, a backslash, a broken escape, `..`
+//! above the root) is refused.
+
+use http::header::{self, HeaderMap, HeaderName};
+use http::request::Parts;
+use http::{Method, Version};
+
+use crate::clock::Mono;
+use crate::id::{AllocationId, RequestId};
+
+/// Why a request could not be read; each is answered 400.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// RFC 9112 §3.2: an HTTP/1.1 request must have exactly one Host.
+    #[error("no Host header: send exactly one")]
+    HostMissing,
+    /// RFC 9112 §3.2.
+    #[error("more than one Host header: send exactly one")]
+    HostRepeated,
+    /// RFC 9110 §7.2.
+    #[error("the Host header is not a host name with an optional port")]
+    HostInvalid,
+    /// RFC 9112 §3.2.2 lets absolute-form override Host; a disagreement is how requests are smuggled.
+    #[error("the Host header differs from the host in the request target")]
+    HostMismatch,
+    /// See the module's text.
+    #[error("the path has no safe reading: control characters, a backslash, a broken percent escape or .. above the root")]
+    Path,
+}
+
+/// How the client wants an error told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorForm {
+    /// `application/problem+json` (RFC 9457).
+    Problem,
+    /// A small page, for a browser's navigation.
+    Page,
+}
+
+/// What the request carries under `Idempotency-Key`
+/// (draft-ietf-httpapi-idempotency-key-header-07).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdempotencyKey {
+    /// No such header.
+    Absent,
+    /// More than one, empty, over 255 characters, or not a string.
+    Invalid,
+    /// The key itself, without quotes: quoted and bare forms are equal.
+    Present(String),
+}
+
+/// The facts.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The request's public id.
+    pub id: RequestId,
+    /// When its headers were complete.
+    pub received: Mono,
+    /// Its method.
+    pub method: Method,
+    /// Lower-case host without port.
+    pub host: String,
+    /// Normalised path.
+    pub path: String,
+    /// Whether normalising changed it.
+    pub path_changed: bool,
+    /// Query without `?`.
+    pub query: Option<String>,
+    /// Asks for a WebSocket (RFC 6455 §4.1).
+    pub websocket: bool,
+    /// Body bytes will follow the headers.
+    pub body: bool,
+    /// Bytes of header names and values; what holding it costs at least.
+    pub header_bytes: usize,
+    /// How errors are told.
+    pub error_form: ErrorForm,
+    /// Its idempotency key.
+    pub key: IdempotencyKey,
+    /// The allocation its session was placed on before, if an affinity token said so.
+    pub affinity: Option<AllocationId>,
+}
+
+impl Facts {
+    /// Reads a request's head. `target` is the path and query as sent.
+    ///
+    /// # Errors
+    /// [`BadRequest`] says what to answer 400 for.
+    pub fn parse(
+        parts: &Parts,
+        target: &[u8],
+        id: RequestId,
+        received: Mono,
+    ) -> Result<Self, BadRequest> {
+        let host = host(parts)?;
+        let (raw_path, query) = split_target(target)?;
+        let path = normalise(raw_path).ok_or(BadRequest::Path)?;
+        let headers = &parts.headers;
+        Ok(Self {
+            id,
+            received,
+            method: parts.method.clone(),
+            host,
+            path_changed: path.as_bytes() != raw_path,
+            path,
+            query,
+            websocket: is_websocket(parts),
+            body: has_body(headers),
+            header_bytes: headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum(),
+            error_form: error_form(&parts.method, headers),
+            key: idempotency_key(headers),
+            affinity: None,
+        })
+    }
+
+    /// Path and query for the app.
+    pub fn target(&self) -> String {
+        match &self.query {
+            Some(q) => format!("{}?{q}", self.path),
+            None => self.path.clone(),
+        }
+    }
+}
+
+fn host(parts: &Parts) -> Result<String, BadRequest> {
+    let mut sent = parts.headers.get_all(header::HOST).iter();
+    let first = sent.next();
+    if sent.next().is_some() {
+        return Err(BadRequest::HostRepeated);
+    }
+    let from_header = first
+        .map(|v| v.to_str().ok().and_then(host_of_authority).ok_or(BadRequest::HostInvalid))
+        .transpose()?;
+    let from_target = parts
+        .uri
+        .authority()
+        .map(|a| host_of_authority(a.as_str()).ok_or(BadRequest::HostInvalid))
+        .transpose()?;
+    match (from_header, from_target) {
+        (Some(h), Some(t)) if h != t => Err(BadRequest::HostMismatch),
+        (Some(h), _) | (None, Some(h)) if parts.version >= Version::HTTP_2 => Ok(h),
+        (Some(h), _) => Ok(h),
+        (None, _) => Err(BadRequest::HostMissing),
+    }
+}
+
+/// Lower-case host of `host[:port]`, or `None` if it is not one. User information is refused.
+fn host_of_authority(authority: &str) -> Option<String> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let end = rest.find(']')? + 2;
+            (&authority[..end], &authority[end..])
+        }
+        None => match authority.find(':') {
+            Some(at) => authority.split_at(at),
+            None => (authority, ""),
+        },
+    };
+    let port_ok = port.is_empty()
+        || port.strip_prefix(':').is_some_and(|p| p.is_empty() || p.parse::<u16>().is_ok());
+    // A trailing dot names the same host (RFC 1034 §3.1); owners are written without it.
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    (port_ok && host.parse::<crate::id::Host>().is_ok()).then_some(host)
+}
+
+fn split_target(target: &[u8]) -> Result<(&[u8], Option<String>), BadRequest> {
+    let (path, query) = match target.iter().position(|b| *b == b'?') {
+        Some(at) => (&target[..at], Some(&target[at + 1..])),
+        None => (target, None),
+    };
+    let query = query.map(|q| {
+        let clean = q.iter().all(|b| b.is_ascii() && !b.is_ascii_control() && *b != b' ');
+        clean.then(|| String::from_utf8_lossy(q).into_owned()).ok_or(BadRequest::Path)
+    });
+    Ok((path, query.transpose()?))
+}
+
+fn is_unreserved(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~')
+}
+
+/// The normalised path, or `None` where there is no safe one. `*` (RFC 9110 §9.3.7) stays.
+fn normalise(path: &[u8]) -> Option<String> {
+    if path == b"*" {
+        return Some("*".into());
+    }
+    let plain = |b: &u8| b.is_ascii_graphic() && !matches!(b, b'%' | b'\\' | b'#');
+    if path.first() == Some(&b'/') && path.iter().all(plain) && !path.windows(2).any(|w| w == b"/.")
+    {
+        return String::from_utf8(path.to_vec()).ok();
+    }
+    let decoded = decode_unreserved(path)?;
+    if !decoded.starts_with('/') {
+        return None;
+    }
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = decoded[1..].split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            "." => {
+                if last {
+                    kept.push("");
+                }
+            }
+            ".." => {
+                kept.pop()?;
+                if last {
+                    kept.push("");
+                }
+            }
+            s => kept.push(s),
+        }
+    }
+    Some(format!("/{}", kept.join("/")))
+}
+
+fn decode_unreserved(path: &[u8]) -> Option<String> {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path.iter().copied();
+    while let Some(b) = rest.next() {
+        match b {
+            b'%' => {
+                let hex = [rest.next()?, rest.next()?];
+                let text = std::str::from_utf8(&hex).ok()?;
+                if !hex.iter().all(u8::is_ascii_hexdigit) {
+                    return None;
+                }
+                match u8::from_str_radix(text, 16).ok()? {
+                    0..=0x1f | 0x7f | b'\\' => return None,
+                    b if is_unreserved(b) => out.push(char::from(b)),
+                    // Upper case, so that one resource has one name (RFC 3986 §6.2.2.1).
+                    b => out.push_str(&format!("%{b:02X}")),
+                }
+            }
+            b'\\' | b'#' => return None,
+            b if b.is_ascii_graphic() => out.push(char::from(b)),
+            _ => return None,
+        }
+    }
+    Some(out)
+}
+
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|t| t.trim().eq_ignore_ascii_case(token))
+}
+
+fn is_websocket(parts: &Parts) -> bool {
+    parts.method == Method::GET
+        && has_token(&parts.headers, header::CONNECTION, "upgrade")
+        && has_token(&parts.headers, header::UPGRADE, "websocket")
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v.as_bytes() != b"0")
+}
+
+/// A browser's navigation asks for `text/html` by name; anything else gets problem details.
+fn error_form(method: &Method, headers: &HeaderMap) -> ErrorForm {
+    let html = headers
+        .get(header::ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.split(',').any(|t| t.trim_start().starts_with("text/html")));
+    let fetched = headers
+        .get("sec-fetch-mode")
+        .is_some_and(|v| v.as_bytes() != b"navigate");
+    if html && !fetched && matches!(*method, Method::GET | Method::HEAD | Method::POST) {
+        ErrorForm::Page
+    } else {
+        ErrorForm::Problem
+    }
+}
+
+fn idempotency_key(headers: &HeaderMap) -> IdempotencyKey {
+    let mut sent = headers.get_all("idempotency-key").iter();
+    let Some(first) = sent.next() else { return IdempotencyKey::Absent };
+    if sent.next().is_some() {
+        return IdempotencyKey::Invalid;
+    }
+    let Ok(text) = first.to_str() else { return IdempotencyKey::Invalid };
+    let text = text.trim();
+    let key = match text.strip_prefix('"') {
+        // A structured-field string (RFC 8941 §3.3.3), without parameters.
+        Some(rest) => rest.strip_suffix('"').and_then(unescape),
+        None => Some(text.to_owned()),
+    };
+    match key {
+        Some(k) if (1..=255).contains(&k.len()) && !k.contains('"') => IdempotencyKey::Present(k),
+        _ => IdempotencyKey::Invalid,
+    }
+}
+
+fn unescape(inner: &str) -> Option<String> {
+    let mut out = String::with_capacity(inner.len());
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => match chars.next()? {
+                c @ ('"' | '\\') => out.push(c),
+                _ => return None,
+            },
+            '"' => return None,
+            c => out.push(c),
+        }
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SeededEntropy;
+
+    fn parse(build: http::request::Builder, target: &str) -> Result<Facts, BadRequest> {
+        let (parts, ()) = build.body(()).unwrap().into_parts();
+        Facts::parse(&parts, target.as_bytes(), RequestId::random(&SeededEntropy::new(1)), Mono(0))
+    }
+    fn get() -> http::request::Builder {
+        http::Request::builder().header("host", "Study.localhost:8080")
+    }
+
+    #[test]
+    fn host_is_read_from_one_place_or_refused() {
+        assert_eq!(parse(get(), "/").unwrap().host, "study.localhost");
+        let none = http::Request::builder();
+        assert_eq!(parse(none, "/").unwrap_err(), BadRequest::HostMissing);
+        let two = get().header("host", "b");
+        assert_eq!(parse(two, "/").unwrap_err(), BadRequest::HostRepeated);
+        for h in ["a:b", "a@b", "a b", "", "a:99999", "[::1", "a/b"] {
+            let bad = http::Request::builder().header("host", h);
+            assert_eq!(parse(bad, "/").unwrap_err(), BadRequest::HostInvalid, "{h:?}");
+        }
+        let absolute = get().uri("http://other.localhost/");
+        assert_eq!(parse(absolute, "/").unwrap_err(), BadRequest::HostMismatch);
+        let h2 = http::Request::builder().version(Version::HTTP_2).uri("https://a.example/x");
+        assert_eq!(parse(h2, "/x").unwrap().host, "a.example");
+        let dot = http::Request::builder().header("host", "a.example.");
+        assert_eq!(parse(dot, "/").unwrap().host, "a.example");
+    }
+
+    #[test]
+    fn a_path_has_one_reading() {
+        for (sent, read) in [
+            ("/dashboard", "/dashboard"),
+            ("/%64ashboard", "/dashboard"),
+            ("/a/../webhooks/stripe", "/webhooks/stripe"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a/./b/.", "/a/b/"),
+            ("/a%2fb", "/a%2Fb"),
+            ("//a//b", "//a//b"),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a/..", "/"),
+            ("*", "*"),
+        ] {
+            let facts = parse(get(), sent).unwrap();
+            assert_eq!((facts.path.as_str(), facts.path_changed), (read, sent != read), "{sent}");
+        }
+        for sent in ["/..", "/a/../../b", "/a\\b", "/%5c", "/%00", "/%zz", "/%4", "a", "", "/a b", "/é"] {
+            assert_eq!(parse(get(), sent).unwrap_err(), BadRequest::Path, "{sent:?}");
+        }
+        let facts = parse(get(), "/a/%2e?x=%2e&y").unwrap();
+        assert_eq!(facts.target(), "/a/?x=%2e&y");
+    }
+
+    #[test]
+    fn keys_quoted_and_bare_are_equal_and_odd_ones_invalid() {
+        let key = |v: &str| parse(get().header("idempotency-key", v), "/").unwrap().key;
+        assert_eq!(key("\"abc\""), IdempotencyKey::Present("abc".into()));
+        assert_eq!(key("abc"), IdempotencyKey::Present("abc".into()));
+        assert_eq!(key(r#""a\"b""#), IdempotencyKey::Invalid);
+        for bad in ["", "\"", "\"\"", "\"a", "a\"b", &"k".repeat(256)] {
+            assert_eq!(key(bad), IdempotencyKey::Invalid, "{bad:?}");
+        }
+        let two = get().header("idempotency-key", "a").header("idempotency-key", "b");
+        assert_eq!(parse(two, "/").unwrap().key, IdempotencyKey::Invalid);
+    }
+
+    #[test]
+    fn what_follows_the_head_is_known() {
+        let f = parse(get().method("POST").header("content-length", "3"), "/").unwrap();
+        assert!(f.body && !f.websocket);
+        let ws = get().header("connection", "keep-alive, Upgrade").header("upgrade", "WebSocket");
+        assert!(parse(ws, "/").unwrap().websocket);
+        let nav = get().header("accept", "text/html,*/*;q=0.8");
+        assert_eq!(parse(nav, "/").unwrap().error_form, ErrorForm::Page);
+        assert_eq!(parse(get().header("accept", "*/*"), "/").unwrap().error_form, ErrorForm::Problem);
+    }
+}

@@ -1,0 +1,20 @@
+//! The pure core: facts about a request + an immutable snapshot + live counters + the time → the
+//! next thing to do. No I/O, no clock, no randomness: the same inputs give the same steps.
+//!
+//! Read the files in the order a request meets them: [`facts`] says what it is, [`classify`] whose
+//! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
+//! [`place`] where it goes, [`retry`] what a failure allows, [`reply`] what the edge answers itself,
+//! and [`trace`] keeps what was decided and why. [`explain`] asks the same questions of a request
+//! that is never sent.
+//!
+//! A cold request is a hot request plus one bounded wait: after the wait, [`admit::Journey`]
+//! decides again, on the newest snapshot.
+
+pub mod admit;
+pub mod classify;
+pub mod explain;
+pub mod facts;
+pub mod place;
+pub mod reply;
+pub mod retry;
+pub mod trace;

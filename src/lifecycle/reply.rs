@@ -1,0 +1,347 @@
+//! The edge's own answers: which condition, which status, which headers, and which of three things
+//! is true of the request: **not forwarded**, **forwarded with unknown outcome**, **answered by the
+//! app**. Problem details are RFC 9457, `Proxy-Status` RFC 9209.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::id::{OperationId, RequestId};
+
+use super::facts::{BadRequest, ErrorForm};
+
+/// Base of every problem's `type`; each has a page in the project's `docs/problems`.
+pub const PROBLEM_BASE: &str = "https://vango-edge.dev/problems/";
+
+/// A condition the edge answers for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Problem {
+    /// 404: nobody owns the host, or no route of the contract takes the path.
+    NoRoute,
+    /// 400: no single host can be read from the request.
+    BadHost,
+    /// 400: no single path can be read from the request.
+    BadPath,
+    /// 503: the wake is going on, but the request's budget is spent.
+    WakeTimeout,
+    /// 503: as many requests wait as may.
+    HoldQueueFull,
+    /// 503: the last start failed; no new one before the back-off ends.
+    WakeFailed,
+    /// 503: every allocation was at its concurrency for the whole budget.
+    Saturated,
+    /// 503: nothing was sent, because nothing could be connected to or decided.
+    NotForwarded,
+    /// 503: unsafe, and the app is asleep; the wake was started.
+    AppCold,
+    /// 400: the contract requires a key.
+    IdempotencyKeyMissing,
+    /// 400: the key is not one.
+    IdempotencyKeyInvalid,
+    /// 503: the record of keys that the contract needs cannot be had.
+    LedgerUnavailable,
+    /// 503: the webhook's signature cannot be verified.
+    VerifierUnavailable,
+    /// 502: the app closed the connection after the request was sent.
+    UpstreamClosed,
+    /// 504: the app was silent after the request was sent.
+    UpstreamTimeout,
+    /// 502 or 504: as the two above, for an unsafe request.
+    OutcomeUnknown,
+    /// 503: the edge is stopping.
+    ShuttingDown,
+}
+
+impl Problem {
+    /// Every problem, for documentation and metrics.
+    pub const ALL: [Self; 17] = [
+        Self::NoRoute,
+        Self::BadHost,
+        Self::BadPath,
+        Self::WakeTimeout,
+        Self::HoldQueueFull,
+        Self::WakeFailed,
+        Self::Saturated,
+        Self::NotForwarded,
+        Self::AppCold,
+        Self::IdempotencyKeyMissing,
+        Self::IdempotencyKeyInvalid,
+        Self::LedgerUnavailable,
+        Self::VerifierUnavailable,
+        Self::UpstreamClosed,
+        Self::UpstreamTimeout,
+        Self::OutcomeUnknown,
+        Self::ShuttingDown,
+    ];
+
+    /// Last part of its `type`, and its label in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoRoute => "no-route",
+            Self::BadHost => "bad-host",
+            Self::BadPath => "bad-path",
+            Self::WakeTimeout => "wake-timeout",
+            Self::HoldQueueFull => "hold-queue-full",
+            Self::WakeFailed => "wake-failed",
+            Self::Saturated => "app-saturated",
+            Self::NotForwarded => "not-forwarded",
+            Self::AppCold => "app-cold",
+            Self::IdempotencyKeyMissing => "idempotency-key-missing",
+            Self::IdempotencyKeyInvalid => "idempotency-key-invalid",
+            Self::LedgerUnavailable => "ledger-unavailable",
+            Self::VerifierUnavailable => "verifier-unavailable",
+            Self::UpstreamClosed => "upstream-closed",
+            Self::UpstreamTimeout => "upstream-timeout",
+            Self::OutcomeUnknown => "outcome-unknown",
+            Self::ShuttingDown => "shutting-down",
+        }
+    }
+
+    /// One line for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::NoRoute => "No app answers for this host and path",
+            Self::BadHost => "The request names no single host",
+            Self::BadPath => "The request's path has no safe reading",
+            Self::WakeTimeout => "The app is still starting",
+            Self::HoldQueueFull => "Too many requests are waiting for this app",
+            Self::WakeFailed => "The app could not be started",
+            Self::Saturated => "The app is busy",
+            Self::NotForwarded => "The app could not be reached; nothing was sent to it",
+            Self::AppCold => "The app was asleep; nothing was sent to it",
+            Self::IdempotencyKeyMissing => "This route requires an Idempotency-Key",
+            Self::IdempotencyKeyInvalid => "The Idempotency-Key is not valid",
+            Self::LedgerUnavailable => "The record of idempotency keys cannot be had; nothing was sent",
+            Self::VerifierUnavailable => "The signature cannot be verified; nothing was sent",
+            Self::UpstreamClosed => "The app closed the connection before it answered",
+            Self::UpstreamTimeout => "The app did not answer in time",
+            Self::OutcomeUnknown => "The app may or may not have carried this out",
+            Self::ShuttingDown => "This edge is stopping; nothing was sent",
+        }
+    }
+
+    /// The error type of RFC 9209 §2.3, where one fits.
+    fn proxy_status(self, status: u16) -> &'static str {
+        match self {
+            Self::NoRoute => "destination_not_found",
+            Self::BadHost | Self::BadPath => "http_request_error",
+            Self::IdempotencyKeyMissing | Self::IdempotencyKeyInvalid => "http_request_denied",
+            Self::WakeTimeout
+            | Self::WakeFailed
+            | Self::AppCold
+            | Self::LedgerUnavailable
+            | Self::VerifierUnavailable
+            | Self::ShuttingDown => "destination_unavailable",
+            Self::HoldQueueFull | Self::Saturated => "connection_limit_reached",
+            Self::NotForwarded => "connection_refused",
+            Self::UpstreamClosed => "connection_terminated",
+            Self::UpstreamTimeout => "http_response_timeout",
+            Self::OutcomeUnknown if status == 504 => "http_response_timeout",
+            Self::OutcomeUnknown => "connection_terminated",
+        }
+    }
+}
+
+/// Which of three is true of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarded {
+    /// No byte of it reached the app.
+    No,
+    /// It was sent, and what became of it is not known.
+    OutcomeUnknown,
+}
+
+impl Forwarded {
+    fn text(self) -> &'static str {
+        match self {
+            Self::No => "not forwarded",
+            Self::OutcomeUnknown => "forwarded, outcome unknown",
+        }
+    }
+}
+
+/// An answer of the edge's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The condition.
+    pub problem: Problem,
+    /// HTTP status.
+    pub status: u16,
+    /// What the client can know and do; safe to show.
+    pub detail: String,
+    /// `Retry-After`, in whole seconds; at least 1 where present.
+    pub retry_after: Option<u64>,
+    /// What became of the request.
+    pub forwarded: Forwarded,
+    /// The operation it waited for.
+    pub operation: Option<OperationId>,
+}
+
+impl Reply {
+    /// An answer to a request that was not forwarded.
+    pub fn refused(problem: Problem, status: u16, detail: impl Into<String>) -> Self {
+        Self {
+            problem,
+            status,
+            detail: detail.into(),
+            retry_after: None,
+            forwarded: Forwarded::No,
+            operation: None,
+        }
+    }
+
+    /// With `Retry-After`: `wait` rounded up to whole seconds, at least one.
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait.as_millis().div_ceil(1000).clamp(1, 86_400) as u64);
+        self
+    }
+
+    /// With the operation it waited for.
+    pub fn operation(mut self, operation: Option<OperationId>) -> Self {
+        self.operation = operation;
+        self
+    }
+
+    /// 404 for a host or path that nobody owns.
+    pub fn no_route(host: &str) -> Self {
+        Self::refused(Problem::NoRoute, 404, format!("Nothing is routed for {host} and this path."))
+    }
+
+    /// 400 for a request that has no one reading.
+    pub fn bad_request(why: BadRequest) -> Self {
+        let problem = if why == BadRequest::Path { Problem::BadPath } else { Problem::BadHost };
+        Self::refused(problem, 400, format!("{why}."))
+    }
+
+    /// Headers besides the common ones: name and value.
+    pub fn headers(&self, node: &str) -> Vec<(&'static str, String)> {
+        let mut out = vec![
+            ("cache-control", "no-store".to_owned()),
+            (
+                "proxy-status",
+                format!("{node}; error={}", self.problem.proxy_status(self.status)),
+            ),
+        ];
+        if let Some(seconds) = self.retry_after {
+            out.push(("retry-after", seconds.to_string()));
+        }
+        if let Some(id) = &self.operation {
+            out.push(("vango-edge-operation", id.to_string()));
+        }
+        if matches!(self.problem, Problem::IdempotencyKeyMissing | Problem::IdempotencyKeyInvalid) {
+            let page = format!("<{PROBLEM_BASE}{}>; rel=\"describedby\"", self.problem.name());
+            out.push(("link", page));
+        }
+        out
+    }
+
+    /// Content type and body.
+    pub fn body(&self, form: ErrorForm, request: RequestId) -> (&'static str, String) {
+        match form {
+            ErrorForm::Problem => ("application/problem+json", self.problem_json(request)),
+            ErrorForm::Page => ("text/html; charset=utf-8", self.page(request)),
+        }
+    }
+
+    fn problem_json(&self, request: RequestId) -> String {
+        let mut body = serde_json::json!({
+            "type": format!("{PROBLEM_BASE}{}", self.problem.name()),
+            "title": self.problem.title(),
+            "status": self.status,
+            "detail": self.detail,
+            "forwarded": self.forwarded.text(),
+            "request": request.to_string(),
+        });
+        if let Some(id) = &self.operation {
+            body["operation"] = id.to_string().into();
+        }
+        if let Some(seconds) = self.retry_after {
+            body["retry_after"] = seconds.into();
+        }
+        format!("{body}\n")
+    }
+
+    fn page(&self, request: RequestId) -> String {
+        let mut out = String::with_capacity(1500);
+        let refresh = match (self.problem, self.retry_after) {
+            // A page that is on its way comes by itself; a refused action must not be sent again.
+            (Problem::WakeTimeout | Problem::WakeFailed | Problem::Saturated, Some(s)) => {
+                format!("<meta http-equiv=\"refresh\" content=\"{s}\">")
+            }
+            _ => String::new(),
+        };
+        let _ = write!(
+            out,
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+             <meta name=\"color-scheme\" content=\"light dark\">{refresh}<title>{title}</title>\
+             <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;\
+             padding:0 1.2em}}h1{{font-size:1.4em}}small{{opacity:.7}}</style></head><body>\
+             <h1>{title}</h1><p>{detail}</p>",
+            title = escape(self.problem.title()),
+            detail = escape(&self.detail),
+        );
+        if let Some(seconds) = self.retry_after {
+            let _ = write!(out, "<p>Try again in {seconds} s.</p>");
+        }
+        let _ = write!(out, "<p><small>{} · {}", self.status, self.forwarded.text());
+        if let Some(id) = &self.operation {
+            let _ = write!(out, " · operation {id}");
+        }
+        let _ = writeln!(out, " · request {request}</small></p></body></html>");
+        out
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            c => out.push(c),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SeededEntropy;
+
+    #[test]
+    fn an_answer_says_what_became_of_the_request() {
+        let id = RequestId::random(&SeededEntropy::new(1));
+        let reply = Reply::refused(Problem::WakeFailed, 503, "exit <3>")
+            .retry_after(Duration::from_millis(1200))
+            .operation(Some("op-aaaaaaaaaaaaaaaa".parse().unwrap()));
+        let (kind, body) = reply.body(ErrorForm::Problem, id);
+        let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(kind, "application/problem+json");
+        assert_eq!(json["type"], "https://vango-edge.dev/problems/wake-failed");
+        assert_eq!(json["forwarded"], "not forwarded");
+        assert_eq!(json["operation"], "op-aaaaaaaaaaaaaaaa");
+        assert_eq!(json["retry_after"], 2);
+        let (_, page) = reply.body(ErrorForm::Page, id);
+        assert!(page.contains("exit &lt;3&gt;") && page.contains("http-equiv=\"refresh\""));
+        let headers = reply.headers("edge");
+        assert!(headers.contains(&("cache-control", "no-store".into())));
+        assert!(headers.contains(&("proxy-status", "edge; error=destination_unavailable".into())));
+    }
+
+    #[test]
+    fn no_page_sends_an_unsafe_request_again_by_itself() {
+        let id = RequestId::random(&SeededEntropy::new(1));
+        let reply =
+            Reply::refused(Problem::AppCold, 503, "x").retry_after(Duration::from_secs(1));
+        assert!(!reply.body(ErrorForm::Page, id).1.contains("http-equiv"));
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::BTreeSet<_> =
+            Problem::ALL.iter().map(|p| p.name()).collect();
+        assert_eq!(names.len(), Problem::ALL.len());
+    }
+}

@@ -1,0 +1,544 @@
+//! The record of what was decided: one list of steps for the console, for `explain`, and for the
+//! golden tests. A step keeps the values it was decided on and becomes text only when it is read,
+//! so that recording one on the hot path is a move of a few words.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Mono;
+use crate::id::{Epoch, OperationId, RequestId};
+use crate::snapshot::{AllocationView, EnvView};
+use crate::store::record::{WakePhases, WakeState};
+
+use super::classify::Posture;
+use super::place::Affinity;
+use super::reply::{Problem, Reply};
+use super::retry::UpstreamFailure;
+
+/// Who took a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Actor {
+    /// This process.
+    Edge,
+    /// Starts and ends allocations.
+    Runner,
+    /// The app, as started.
+    Allocation,
+    /// Changes shared truth.
+    ControlPlane,
+    /// The app's own state.
+    App,
+}
+
+impl Actor {
+    /// As the seed's traces name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Edge => "Edge",
+            Self::Runner => "Runner",
+            Self::Allocation => "Allocation",
+            Self::ControlPlane => "Control plane",
+            Self::App => "App",
+        }
+    }
+}
+
+/// How a hold ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldEnd {
+    /// A place was given.
+    Released,
+    /// Something changed that has to be decided on.
+    Recheck,
+    /// The deadline passed.
+    DeadlinePassed,
+    /// The client left; nothing is forwarded.
+    ClientLeft,
+    /// No room to wait.
+    QueueFull(QueueBound),
+    /// The edge stops.
+    ShuttingDown,
+}
+
+/// Which bound of the hold queue was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueBound {
+    /// `wake.max_held` of the contract.
+    Environment,
+    /// `limits.max_held` of the node.
+    Node,
+    /// `limits.max_held_bytes` of the node.
+    Bytes,
+}
+
+impl QueueBound {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Environment => "the environment's wake.max_held",
+            Self::Node => "the node's limits.max_held",
+            Self::Bytes => "the node's limits.max_held_bytes",
+        }
+    }
+}
+
+/// One step, with the values it stands on.
+#[derive(Debug, Clone)]
+pub enum StepKind {
+    /// The owner was read from the snapshot.
+    LoadOwner(Arc<EnvView>),
+    /// The method and route were read as a posture.
+    Classify(Posture, Arc<EnvView>, usize),
+    /// The key was checked against the route's contract.
+    CheckKey(KeyVerdict),
+    /// The webhook's signature policy was checked.
+    VerifySignature(&'static str),
+    /// A wake was made, or one that exists was joined.
+    Wake {
+        /// The operation; `None` when only explaining, or when none could be made.
+        operation: Option<OperationId>,
+        /// This request made it.
+        created: bool,
+        /// The request is safe; an unsafe one waits with its body unread, or not at all.
+        safe: bool,
+    },
+    /// The runner started (or would start) the allocation.
+    Start {
+        /// Whose artifact.
+        view: Arc<EnvView>,
+        /// How far it came; `None` when only explaining.
+        state: Option<WakeState>,
+        /// Its phases so far.
+        phases: WakePhases,
+    },
+    /// The request waited.
+    Hold {
+        /// For how long.
+        held: Duration,
+        /// How it ended; `None` when only explaining.
+        end: Option<HoldEnd>,
+        /// The operation's state then.
+        state: Option<WakeState>,
+    },
+    /// An allocation was chosen.
+    Select(Arc<AllocationView>, Affinity),
+    /// A connection could not be made; nothing was sent.
+    ConnectFailed(Arc<AllocationView>),
+    /// The app answered, or would.
+    Run {
+        /// Its status; `None` when only explaining.
+        status: Option<u16>,
+    },
+    /// The app was sent the request and gave no response.
+    UpstreamFailed(UpstreamFailure),
+    /// The app has the key, and joins repeats of it.
+    AttachRetry,
+    /// Nothing in the control plane was changed for this request.
+    NoMutation(Epoch),
+    /// The edge answered.
+    Answer(Problem, u16),
+}
+
+/// What was found about a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyVerdict {
+    /// The contract asks for none.
+    NotAsked,
+    /// Present and well-formed.
+    Present,
+    /// Required and absent.
+    Missing,
+    /// Required and not a key.
+    Invalid,
+    /// The edge's own ledger is required and cannot be had.
+    LedgerUnavailable,
+}
+
+/// A step and when it was taken.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Time from the request's start.
+    pub at: Duration,
+    /// What was done.
+    pub kind: StepKind,
+}
+
+/// A step as text.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct StepText {
+    /// Microseconds from the request's start.
+    pub at_us: u64,
+    /// Who.
+    pub actor: String,
+    /// What, in the seed's words.
+    pub action: String,
+    /// Which truth it relied on, in the seed's words.
+    pub truth: String,
+    /// That truth's value.
+    pub value: String,
+    /// What else there is to know; may be empty.
+    pub detail: String,
+}
+
+fn ms(us: u64) -> String {
+    format!("{:.1} ms", us as f64 / 1000.0)
+}
+
+impl Step {
+    /// The step as text.
+    pub fn text(&self) -> StepText {
+        let (actor, action, truth) = self.kind.sentence();
+        let (value, detail) = self.kind.values();
+        StepText {
+            at_us: u64::try_from(self.at.as_micros()).unwrap_or(u64::MAX),
+            actor: actor.name().into(),
+            action: action.into(),
+            truth: truth.into(),
+            value,
+            detail,
+        }
+    }
+}
+
+impl StepKind {
+    /// Actor, action and truth, in the seed's words where the seed has the step.
+    fn sentence(&self) -> (Actor, &'static str, &'static str) {
+        match self {
+            Self::LoadOwner(_) => (Actor::Edge, "Load route owner and current epoch.", "RouteOwner"),
+            Self::Classify(Posture::Safe, ..) => {
+                (Actor::Edge, "Classify request as safe/idempotent.", "Route policy")
+            }
+            Self::Classify(..) => {
+                (Actor::Edge, "Classify request as unsafe to blindly replay.", "Route class policy")
+            }
+            Self::CheckKey(_) => (
+                Actor::Edge,
+                "Check idempotency key and route contract.",
+                "Idempotency store binding",
+            ),
+            Self::VerifySignature(_) => (
+                Actor::Edge,
+                "Verify route class and signature policy.",
+                "Webhook route contract",
+            ),
+            Self::Wake { safe: true, .. } => {
+                (Actor::Edge, "Create or attach to wake operation.", "Operation table")
+            }
+            Self::Wake { safe: false, .. } => (
+                Actor::ControlPlane,
+                "Wake if policy allows but do not buffer arbitrary body forever.",
+                "Wake operation",
+            ),
+            Self::Start { .. } => {
+                (Actor::Runner, "Start allocation from immutable artifact.", "Artifact digest")
+            }
+            Self::Hold { state: Some(_), .. } => (
+                Actor::Edge,
+                "Hold within wake budget, then route when ready.",
+                "Wake operation state",
+            ),
+            Self::Hold { state: None, .. } => (
+                Actor::Edge,
+                "Hold until an allocation has a free place.",
+                "Regional runtime registry",
+            ),
+            Self::Select(..) => (
+                Actor::Edge,
+                "Select ready allocation with session affinity if present.",
+                "Regional runtime registry",
+            ),
+            Self::ConnectFailed(_) => (
+                Actor::Edge,
+                "Connect refused; nothing was sent. Choose again.",
+                "Regional runtime registry",
+            ),
+            Self::Run { .. } | Self::UpstreamFailed(_) => (
+                Actor::Allocation,
+                "Run Vango route/render and return HTML or patches.",
+                "Vango session loop",
+            ),
+            Self::AttachRetry => (
+                Actor::App,
+                "Attach retry to original mutation only with idempotency.",
+                "App/product DB",
+            ),
+            Self::NoMutation(_) => (
+                Actor::ControlPlane,
+                "No mutation required; logs are observability only.",
+                "Operation table unchanged",
+            ),
+            Self::Answer(..) => (Actor::Edge, "Answer for the app.", "Route policy"),
+        }
+    }
+
+    /// The truth's value, and a detail.
+    fn values(&self) -> (String, String) {
+        match self {
+            Self::LoadOwner(v) => (
+                format!("{} epoch {}", v.environment, v.owner.epoch),
+                format!("artifact {}", v.owner.digest.short()),
+            ),
+            Self::Classify(posture, v, route) => {
+                let route = &v.contract.routes[*route];
+                let posture = match posture {
+                    Posture::Safe => "safe",
+                    Posture::Unsafe => "unsafe, no idempotency",
+                    Posture::AppIdempotent => "unsafe, idempotent by the app",
+                    Posture::EdgeIdempotent => "unsafe, idempotent by the edge",
+                    Posture::Webhook => "webhook",
+                };
+                (format!("{} ({})", route.path, route.class.name()), posture.into())
+            }
+            Self::CheckKey(v) => (
+                match v {
+                    KeyVerdict::NotAsked => "contract none",
+                    KeyVerdict::Present => "key present",
+                    KeyVerdict::Missing => "key missing",
+                    KeyVerdict::Invalid => "key invalid",
+                    KeyVerdict::LedgerUnavailable => "ledger unavailable",
+                }
+                .into(),
+                String::new(),
+            ),
+            Self::VerifySignature(verdict) => ((*verdict).into(), String::new()),
+            Self::Wake { operation, created, .. } => (
+                operation.as_ref().map_or_else(|| "would be created".into(), ToString::to_string),
+                match (operation, created) {
+                    (None, _) => String::new(),
+                    (_, true) => "created".into(),
+                    (_, false) => "attached".into(),
+                },
+            ),
+            Self::Start { view, state, phases } => start_values(view, *state, phases),
+            Self::Hold { held, end, state } => hold_values(*held, *end, *state),
+            Self::Select(a, affinity) => (
+                format!("{} generation {}", a.id, a.generation),
+                match affinity {
+                    Affinity::None => "no session".into(),
+                    Affinity::Kept => "the session's own".into(),
+                    Affinity::Lost => "the session's own is gone; placed again".into(),
+                },
+            ),
+            Self::ConnectFailed(a) => (a.id.to_string(), "excluded for this request".into()),
+            Self::Run { status } => {
+                (status.map_or_else(|| "would be asked".into(), |s| format!("status {s}")), String::new())
+            }
+            Self::UpstreamFailed(failure) => (
+                match failure {
+                    UpstreamFailure::Closed => "closed the connection",
+                    UpstreamFailure::Silent => "silent until the deadline",
+                }
+                .into(),
+                "sent; outcome unknown".into(),
+            ),
+            Self::AttachRetry => ("key passed to the app".into(), String::new()),
+            Self::NoMutation(epoch) => (format!("epoch {epoch}"), String::new()),
+            Self::Answer(problem, status) => (problem.name().into(), format!("status {status}")),
+        }
+    }
+}
+
+fn start_values(view: &EnvView, state: Option<WakeState>, phases: &WakePhases) -> (String, String) {
+    let allocation = view.operation.as_ref().and_then(|o| o.allocation.as_ref());
+    let value = format!("sha256:{}", view.owner.digest.short());
+    let Some(state) = state else { return (value, "would be started".into()) };
+    let mut detail = allocation.map_or_else(String::new, |a| format!("{a}: "));
+    detail.push_str(state.name());
+    let named = [
+        ("artifact", phases.artifact_us),
+        ("spawn", phases.spawn_us),
+        ("ready", phases.ready_us),
+    ];
+    for (name, us) in named {
+        if let Some(us) = us {
+            detail.push_str(&format!(", {name} {}", ms(us)));
+        }
+    }
+    (value, detail)
+}
+
+fn hold_values(
+    held: Duration,
+    end: Option<HoldEnd>,
+    state: Option<WakeState>,
+) -> (String, String) {
+    let state = state.map_or("at concurrency", WakeState::name).to_owned();
+    let held = ms(u64::try_from(held.as_micros()).unwrap_or(u64::MAX));
+    let detail = match end {
+        None => return (state, "would be held".into()),
+        Some(HoldEnd::Released) => format!("released after {held}"),
+        Some(HoldEnd::Recheck) => format!("decided again after {held}"),
+        Some(HoldEnd::DeadlinePassed) => format!("budget spent after {held}"),
+        Some(HoldEnd::ClientLeft) => format!("the client left after {held}; not forwarded"),
+        Some(HoldEnd::QueueFull(bound)) => format!("not held: {} is reached", bound.name()),
+        Some(HoldEnd::ShuttingDown) => format!("the edge stops after {held}"),
+    };
+    (state, detail)
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not yet.
+    Open,
+    /// Answered by the app at once.
+    Hot,
+    /// Answered by the app after it was woken.
+    Woken,
+    /// Answered by the app after waiting for a place.
+    Held,
+    /// Answered by the edge.
+    Refused(Problem),
+    /// The client left first; what was sent, if anything, is in the steps.
+    ClientLeft,
+}
+
+impl Outcome {
+    /// Every way a request can end, for metrics.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Open, Self::Hot, Self::Woken, Self::Held, Self::ClientLeft]
+            .into_iter()
+            .chain(Problem::ALL.into_iter().map(Self::Refused))
+    }
+
+    /// Its place in [`Self::all`].
+    pub fn index(self) -> usize {
+        match self {
+            Self::Open => 0,
+            Self::Hot => 1,
+            Self::Woken => 2,
+            Self::Held => 3,
+            Self::ClientLeft => 4,
+            Self::Refused(p) => 5 + p as usize,
+        }
+    }
+
+    /// Its name in metrics and lists.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Hot => "hot",
+            Self::Woken => "woken",
+            Self::Held => "held",
+            Self::Refused(p) => p.name(),
+            Self::ClientLeft => "client-left",
+        }
+    }
+}
+
+/// How much is at stake if the edge decides wrongly, as the seed rates it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Risk {
+    /// Served directly.
+    Low,
+    /// A wake is involved.
+    Medium,
+    /// A mutation is involved.
+    High,
+}
+
+impl Risk {
+    /// As the seed writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low risk",
+            Self::Medium => "medium risk",
+            Self::High => "high risk",
+        }
+    }
+}
+
+/// The steps of one request.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// The request.
+    pub request: RequestId,
+    /// When it began.
+    pub started: Mono,
+    /// Its steps, oldest first.
+    pub steps: Vec<Step>,
+    /// How it ended.
+    pub outcome: Outcome,
+    dropped: u32,
+}
+
+/// More steps than this are counted, not kept: a request that is rechecked often stays small.
+const MAX_STEPS: usize = 32;
+
+impl Trace {
+    /// An empty one.
+    pub fn new(request: RequestId, started: Mono) -> Self {
+        let steps = Vec::with_capacity(4);
+        Self { request, started, steps, outcome: Outcome::Open, dropped: 0 }
+    }
+
+    /// Records a step taken at `now`.
+    pub fn push(&mut self, now: Mono, kind: StepKind) {
+        if self.steps.len() < MAX_STEPS {
+            self.steps.push(Step { at: now.since(self.started), kind });
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    /// Records the edge's own answer.
+    pub fn answered(&mut self, now: Mono, reply: &Reply) {
+        self.push(now, StepKind::Answer(reply.problem, reply.status));
+        self.outcome = Outcome::Refused(reply.problem);
+    }
+
+    /// Steps that were not kept.
+    pub fn dropped(&self) -> u32 {
+        self.dropped
+    }
+
+    /// What is at stake, by the steps taken.
+    pub fn risk(&self) -> Risk {
+        let mut risk = Risk::Low;
+        for step in &self.steps {
+            match step.kind {
+                StepKind::Classify(Posture::Safe, ..) | StepKind::Wake { .. } => {
+                    if risk == Risk::Low {
+                        risk = Risk::Medium;
+                    }
+                }
+                StepKind::Classify(..) | StepKind::VerifySignature(_) => return Risk::High,
+                _ => {}
+            }
+        }
+        risk
+    }
+
+    /// The decision, in the seed's words where the seed has it.
+    pub fn decision(&self) -> &'static str {
+        let woke = self.steps.iter().any(|s| matches!(s.kind, StepKind::Wake { .. }));
+        match self.risk() {
+            Risk::High if self.steps.iter().any(|s| matches!(s.kind, StepKind::VerifySignature(_))) => {
+                "Never turn a provider webhook into an invisible replay buffer."
+            }
+            Risk::High => {
+                "Do not silently replay. Require explicit idempotency or return controlled \
+                 retryable failure."
+            }
+            Risk::Medium if woke => {
+                "Wake and hold within budget. Return clear retry/503 if readiness misses the budget."
+            }
+            _ => {
+                "Serve directly. Allocation health selects target only inside route owner authority."
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_own_place() {
+        for (i, outcome) in Outcome::all().enumerate() {
+            assert_eq!(outcome.index(), i, "{}", outcome.name());
+        }
+        assert!(Outcome::all().count() <= crate::snapshot::MAX_OUTCOMES);
+    }
+}

@@ -1,0 +1,45 @@
+//! Writes the edge's own answers: the one place where their common headers are added, since
+//! Pingora's `response_filter` does not run on them.
+
+use bytes::Bytes;
+use http::Method;
+use pingora::http::ResponseHeader;
+use pingora_proxy::Session;
+
+use crate::id::RequestId;
+use crate::lifecycle::facts::ErrorForm;
+use crate::lifecycle::reply::Reply;
+
+/// Name of this proxy in `Proxy-Status` (RFC 9209).
+const NAME: &str = "vango-edge";
+
+/// Sends `reply`. A connection with an unread body is closed after it: its bytes would be read as
+/// the next request.
+///
+/// # Errors
+/// Pingora's, when the client is gone.
+pub async fn write(
+    session: &mut Session,
+    reply: &Reply,
+    form: ErrorForm,
+    request: RequestId,
+    body_unread: bool,
+) -> pingora::Result<()> {
+    let (content_type, body) = reply.body(form, request);
+    let mut head = ResponseHeader::build(reply.status, Some(8))?;
+    head.insert_header("content-type", content_type)?;
+    head.insert_header("content-length", body.len())?;
+    head.insert_header("x-request-id", request.to_string())?;
+    for (name, value) in reply.headers(NAME) {
+        head.insert_header(name, value)?;
+    }
+    if body_unread {
+        session.set_keepalive(None);
+    }
+    let no_body = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(head), no_body).await?;
+    if !no_body {
+        session.write_response_body(Some(Bytes::from(body)), true).await?;
+    }
+    Ok(())
+}

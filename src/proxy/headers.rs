@@ -1,0 +1,107 @@
+//! What the app sees: the client's headers, less those that only the edge may set, plus the
+//! edge's.
+
+use std::net::SocketAddr;
+
+use http::{HeaderName, HeaderValue, header};
+use pingora::http::RequestHeader;
+
+use crate::clock::Entropy;
+use crate::lifecycle::facts::Facts;
+use crate::snapshot::AllocationView;
+
+/// Names that only the edge may set, whoever else sent them.
+const OURS: [&str; 6] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-request-id",
+    "x-real-ip",
+];
+
+/// Makes `upstream` what the app is to see of the request.
+///
+/// Names with an underscore are dropped: servers that turn `-` into `_` could not tell
+/// `vango_edge_epoch` from the edge's own (nginx drops them by default too).
+///
+/// # Errors
+/// Pingora's, when a value is not a header value; ours always are.
+pub fn for_app(
+    upstream: &mut RequestHeader,
+    facts: &Facts,
+    allocation: &AllocationView,
+    client: Option<SocketAddr>,
+    tls: bool,
+    entropy: &dyn Entropy,
+) -> pingora::Result<()> {
+    let foreign: Vec<HeaderName> = upstream
+        .headers
+        .keys()
+        .filter(|n| {
+            let n = n.as_str();
+            n.starts_with("vango-edge-") || n.contains('_') || OURS.contains(&n)
+        })
+        .cloned()
+        .collect();
+    for name in foreign {
+        upstream.remove_header(&name);
+    }
+    if let Some(client) = client {
+        upstream.insert_header("x-forwarded-for", client.ip().to_string())?;
+    }
+    let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
+    upstream.insert_header("x-forwarded-proto", proto)?;
+    if let Some(host) = upstream.headers.get(header::HOST).cloned() {
+        upstream.insert_header("x-forwarded-host", host)?;
+    }
+    upstream.insert_header("x-request-id", facts.id.to_string())?;
+    let parent = upstream.headers.get("traceparent").map(HeaderValue::as_bytes);
+    if !parent.is_some_and(is_traceparent) {
+        upstream.remove_header("tracestate");
+        let restarted = format!("00-{}-{:016x}-00", facts.id, entropy.next_u64().max(1));
+        upstream.insert_header("traceparent", restarted)?;
+    }
+    for (name, value) in &allocation.headers {
+        upstream.insert_header(name.clone(), value.clone())?;
+    }
+    if facts.path_changed {
+        // The app routes on the same reading of the path that the edge did.
+        upstream.set_raw_path(facts.target().as_bytes())?;
+    }
+    Ok(())
+}
+
+/// W3C Trace Context §3.2.2: version 00, non-zero ids, lower-case hex.
+fn is_traceparent(value: &[u8]) -> bool {
+    let hex = |s: &[u8]| s.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+    let some = |s: &[u8]| s.iter().any(|c| *c != b'0');
+    value.len() == 55
+        && value.starts_with(b"00-")
+        && value[35] == b'-'
+        && value[52] == b'-'
+        && hex(&value[3..35])
+        && some(&value[3..35])
+        && hex(&value[36..52])
+        && some(&value[36..52])
+        && hex(&value[53..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_valid_or_restarted() {
+        assert!(is_traceparent(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        for bad in [
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "",
+        ] {
+            assert!(!is_traceparent(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Pingora's callbacks, each a few lines: what they do is decided in [`crate::lifecycle`] and
+//! performed in [`super::gate`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::{Error, ErrorType, HttpPeer};
+use pingora::{ErrorSource, RetryType};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+
+use crate::clock::{Clock, Entropy, Mono};
+use crate::id::RequestId;
+use crate::lifecycle::admit::Journey;
+use crate::lifecycle::classify::classify;
+use crate::lifecycle::facts::{ErrorForm, Facts};
+use crate::lifecycle::reply::{Problem, Reply};
+use crate::lifecycle::retry::UpstreamFailure;
+use crate::lifecycle::trace::{Outcome, Trace};
+use crate::snapshot::SnapshotReader;
+use crate::telemetry::{Telemetry, TraceRecord};
+use crate::wake::hold::HoldQueues;
+use crate::wake::worker::Worker;
+
+use super::gate::{Gate, Passed, Placed};
+use super::{answer, headers};
+
+/// Timeouts toward allocations. Pingora's own default for each is none.
+#[derive(Debug, Clone, Copy)]
+pub struct ProxyLimits {
+    /// To connect to an allocation.
+    pub connect_timeout: Duration,
+    /// For each read of a response, its head included.
+    pub response_timeout: Duration,
+    /// A pooled connection unused for this long is closed.
+    pub idle_timeout: Duration,
+}
+
+/// The edge, as Pingora sees it.
+pub struct EdgeProxy {
+    gate: Gate,
+    telemetry: Arc<Telemetry>,
+    limits: ProxyLimits,
+}
+
+/// One request on its way.
+pub struct Ctx {
+    id: RequestId,
+    received: Mono,
+    form: ErrorForm,
+    body_unread: bool,
+    journey: Option<Journey>,
+    /// The answer to give instead of forwarding.
+    reply: Option<Reply>,
+    /// Where it goes; `tried` once `upstream_peer` has used it.
+    placed: Option<Placed>,
+    tried: bool,
+    gone: bool,
+    first_byte: Option<Mono>,
+}
+
+impl EdgeProxy {
+    /// The proxy over its parts.
+    pub fn new(
+        snapshots: SnapshotReader,
+        queues: Arc<HoldQueues>,
+        worker: Arc<Worker>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        telemetry: Arc<Telemetry>,
+        limits: ProxyLimits,
+    ) -> Self {
+        Self { gate: Gate { snapshots, queues, worker, clock, entropy }, telemetry, limits }
+    }
+
+    fn now(&self) -> Mono {
+        self.gate.clock.now()
+    }
+
+    /// Asks the gate; `true` when the request may be forwarded.
+    async fn pass(&self, session: &mut Session, ctx: &mut Ctx) -> bool {
+        let Some(journey) = &mut ctx.journey else { return false };
+        ctx.tried = false;
+        match self.gate.pass(session, journey).await {
+            Passed::Forward(placed) => {
+                ctx.placed = Some(placed);
+                true
+            }
+            Passed::Reply(reply) => {
+                ctx.reply = Some(reply);
+                false
+            }
+            Passed::Gone => {
+                ctx.gone = true;
+                false
+            }
+        }
+    }
+
+    async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
+        match &ctx.reply {
+            Some(reply) => {
+                answer::write(session, reply, ctx.form, ctx.id, ctx.body_unread).await
+            }
+            None => {
+                session.set_keepalive(None);
+                Ok(())
+            }
+        }
+    }
+
+    fn peer(&self, ctx: &Ctx) -> Option<HttpPeer> {
+        let allocation = &ctx.placed.as_ref()?.placement()?.allocation;
+        let mut peer = HttpPeer::new(allocation.address?, false, String::new());
+        // A restarted allocation on the same port never gets an old connection.
+        peer.group_key = allocation.pool_key;
+        let options = &mut peer.options;
+        options.connection_timeout = Some(self.limits.connect_timeout);
+        options.total_connection_timeout = Some(self.limits.connect_timeout);
+        options.idle_timeout = Some(self.limits.idle_timeout);
+        options.write_timeout = Some(self.limits.response_timeout);
+        let socket = ctx.journey.as_ref().is_some_and(|j| j.facts().websocket);
+        // A live socket may be silent for longer than any response.
+        options.read_timeout = (!socket).then_some(self.limits.response_timeout);
+        Some(peer)
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for EdgeProxy {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx {
+            id: self.gate.request_id(),
+            received: self.now(),
+            form: ErrorForm::Problem,
+            body_unread: false,
+            journey: None,
+            reply: None,
+            placed: None,
+            tried: false,
+            gone: false,
+            first_byte: None,
+        }
+    }
+
+    /// Classifies.
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        // So that a pipelined request is not taken for a client that left.
+        session.set_pipelining_enabled(true);
+        let head = session.req_header();
+        let facts = match Facts::parse(head, head.raw_path(), ctx.id, ctx.received) {
+            Ok(facts) => facts,
+            Err(why) => {
+                ctx.body_unread = true;
+                ctx.reply = Some(Reply::bad_request(why));
+                return Ok(());
+            }
+        };
+        ctx.form = facts.error_form;
+        ctx.body_unread = facts.body;
+        match classify(&self.gate.snapshots.load(), &facts) {
+            Some(classified) => {
+                classified.view.live.touch(ctx.received);
+                ctx.journey = Some(Journey::begin(facts, classified));
+            }
+            None => ctx.reply = Some(Reply::no_route(&facts.host)),
+        }
+        Ok(())
+    }
+
+    /// Gates and holds.
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
+        if ctx.reply.is_none() && self.pass(session, ctx).await {
+            return Ok(false);
+        }
+        self.answer(session, ctx).await?;
+        Ok(true)
+    }
+
+    /// Places; again after a connection failed.
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<Box<HttpPeer>> {
+        if ctx.tried {
+            ctx.placed = None;
+            if !self.pass(session, ctx).await {
+                return Err(Error::explain(ErrorType::InternalError, "answered by the edge"));
+            }
+        }
+        ctx.tried = true;
+        let peer = self.peer(ctx);
+        peer.map(Box::new)
+            .ok_or_else(|| Error::explain(ErrorType::InternalError, "no allocation was placed"))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        let (Some(journey), Some(placement)) =
+            (&ctx.journey, ctx.placed.as_ref().and_then(Placed::placement))
+        else {
+            return Err(Error::explain(ErrorType::InternalError, "no allocation was placed"));
+        };
+        let client = session.client_addr().and_then(|a| a.as_inet()).copied();
+        let entropy = &*self.gate.entropy;
+        headers::for_app(upstream, journey.facts(), &placement.allocation, client, false, entropy)
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        ctx.first_byte.get_or_insert_with(|| self.gate.clock.now());
+        response.insert_header("x-request-id", ctx.id.to_string())
+    }
+
+    /// Nothing has been sent: any method may be tried elsewhere.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Ctx,
+        mut e: Box<Error>,
+    ) -> Box<Error> {
+        let now = self.now();
+        let placed = ctx.placed.take();
+        let refused = match (&mut ctx.journey, placed.as_ref().and_then(Placed::placement)) {
+            (Some(journey), Some(placement)) => journey.connect_failed(placement, now),
+            _ => None,
+        };
+        e.set_retry(refused.is_none() && ctx.journey.is_some());
+        ctx.reply = refused;
+        e
+    }
+
+    /// Something may have been sent: only what [`crate::lifecycle::retry`] allows goes again,
+    /// whatever Pingora marked.
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        e: Box<Error>,
+        ctx: &mut Ctx,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut e = e.more_context(format!("Peer: {peer}"));
+        let whole = !session.as_ref().retry_buffer_truncated() && ctx.first_byte.is_none();
+        let allowed = ctx.journey.as_ref().is_some_and(|j| j.may_resend(client_reused));
+        if whole && allowed && matches!(e.retry, RetryType::ReusedOnly | RetryType::Decided(true)) {
+            e.set_retry(true);
+        } else {
+            e.set_retry(false);
+        }
+        e
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        e: &Error,
+        ctx: &mut Ctx,
+    ) -> FailToProxy {
+        let closed = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        session.set_keepalive(None);
+        if ctx.gone || session.response_written().is_some() {
+            return closed;
+        }
+        if ctx.reply.is_none() {
+            if *e.esource() == ErrorSource::Downstream {
+                ctx.gone = true;
+                return closed;
+            }
+            let failure = match e.etype() {
+                ErrorType::ReadTimedout | ErrorType::WriteTimedout => UpstreamFailure::Silent,
+                _ => UpstreamFailure::Closed,
+            };
+            let now = self.now();
+            ctx.reply = ctx.journey.as_mut().map(|j| j.upstream_failed(failure, now));
+        }
+        match self.answer(session, ctx).await {
+            Ok(()) => FailToProxy {
+                error_code: ctx.reply.as_ref().map_or(0, |r| r.status),
+                can_reuse_downstream: false,
+            },
+            Err(_) => closed,
+        }
+    }
+
+    fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, _error: &Error) -> bool {
+        // What the edge answered is in the trace; the log is for what it did not foresee.
+        ctx.reply.is_some() || ctx.gone
+    }
+
+    /// Closes the trace and counts.
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
+        drop(ctx.placed.take());
+        let now = self.now();
+        let status = session.response_written().map(|r| r.status.as_u16());
+        let Some(mut journey) = ctx.journey.take() else {
+            let problem = ctx.reply.as_ref().map_or(Problem::NoRoute, |r| r.problem);
+            self.telemetry.unrouted(problem);
+            return;
+        };
+        journey.view().live.touch(now);
+        match (&ctx.reply, ctx.gone, e) {
+            (Some(_), ..) => {}
+            (None, true, _) => journey.client_left(),
+            (None, false, Some(_)) if status.is_none() => journey.client_left(),
+            _ => journey.served(status, ctx.first_byte.unwrap_or(now)),
+        }
+        let held = journey.held_for();
+        let operation = journey.operation().cloned();
+        let class = journey.class();
+        let view = Arc::clone(journey.view());
+        let facts = journey.facts();
+        let record = TraceRecord {
+            method: facts.method.clone(),
+            host: facts.host.clone(),
+            path: facts.path.clone(),
+            class,
+            environment: view.environment.clone(),
+            status,
+            operation,
+            held,
+            total: now.since(ctx.received),
+            at: self.gate.clock.wall(),
+            trace: std::mem::replace(&mut journey.trace, Trace::new(ctx.id, now)),
+        };
+        debug_assert_ne!(record.trace.outcome, Outcome::Open);
+        self.telemetry.finished(record, &view.live);
+    }
+}

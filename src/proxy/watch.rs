@@ -1,0 +1,41 @@
+//! Notices that a held request's client has left. Pingora never cancels a filter: without this
+//! watch, a held request would be forwarded after its client had gone.
+
+use std::time::Duration;
+
+use pingora_proxy::Session;
+
+/// How often a connection is looked at whose body must stay unread.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// TCP states in which the peer has said that it sends no more (tcp(7), `tcpi_state`).
+const CLOSE_WAIT: u8 = 8;
+const CLOSED: u8 = 7;
+
+/// Resolves when the client has left. Consumes nothing of an unread body.
+pub async fn client_left(session: &mut Session, body_unread: bool) {
+    let downstream = session.as_downstream_mut();
+    if downstream.is_http2() {
+        if let Some(closed) = downstream.watch_h2_stream_close() {
+            let _ = closed.await;
+        }
+        return;
+    }
+    if !body_unread {
+        // Nothing more is expected: whatever ends this read ends the connection. A pipelined
+        // request does not, since pipelining is enabled for the session.
+        let _ = downstream.read_body_or_idle(true).await;
+        return;
+    }
+    // Reading would eat a byte of the body. The kernel knows whether a FIN or RST came.
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let info = downstream
+            .digest()
+            .and_then(|d| d.socket_digest.as_ref())
+            .and_then(|s| s.tcp_info());
+        if info.is_some_and(|i| matches!(i.tcpi_state, CLOSE_WAIT | CLOSED)) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The composition root: the only place that names adapters, and the only one that knows in which
+//! order things start and stop.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::{self, Admin};
+use crate::artifact::Artifacts;
+use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
+use crate::config::{self, Config, SecretSource};
+use crate::contract::Contract;
+use crate::control::Control;
+use crate::id::Environment;
+use crate::proxy::{self, EdgeProxy, ProxyLimits, Serving};
+use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
+use crate::snapshot::Publisher;
+use crate::store::{Options, RocksStore, StateStore};
+use crate::telemetry::{Metrics, Ring, Telemetry};
+use crate::wake::hold::{HoldLimits, HoldQueues};
+use crate::wake::machine::BackoffPolicy;
+use crate::wake::worker::{Secrets, Worker};
+
+/// Runs the edge in the foreground until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, or from stopping cleanly.
+pub fn run(config: Config) -> Result<()> {
+    // Requests on one runtime, everything else on another: a wake or a scrape never takes a
+    // thread that a request needs.
+    let serving = runtime("edge", config.server.threads)?;
+    let control = runtime("control", 2)?;
+    let outcome = control.block_on(run_on(config, serving.handle().clone(), &control));
+    serving.shutdown_timeout(Duration::from_secs(1));
+    control.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+fn runtime(name: &str, threads: usize) -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .thread_name(name)
+        .worker_threads(threads.max(1))
+        .enable_all()
+        .build()
+        .with_context(|| format!("the {name} runtime could not be started"))
+}
+
+/// What is running.
+struct Edge {
+    control: Arc<Control>,
+    runner: Arc<dyn Runner>,
+    serving: Arc<Serving>,
+    ready: Arc<AtomicBool>,
+}
+
+async fn run_on(
+    config: Config,
+    requests: tokio::runtime::Handle,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<()> {
+    let config = Arc::new(config);
+    raise_descriptor_limit();
+    // Signals first: one that comes while starting is not lost.
+    let mut signals = Signals::new()?;
+    // Then the sockets: a second edge fails here, before it touches any state.
+    let mut listeners = Vec::new();
+    for address in &config.server.listen {
+        let _on = requests.enter();
+        let bound = proxy::bind(*address);
+        listeners.push(bound.with_context(|| format!("server.listen {address}"))?);
+    }
+    let admin_listener = tokio::net::TcpListener::bind(config.admin.listen)
+        .await
+        .with_context(|| format!("admin.listen {}", config.admin.listen))?;
+
+    let (edge, publisher) = compose(&config, runtime).await?;
+    let left = edge.control.clean_up_after_earlier_process().await?;
+    if left > 0 {
+        log::info!("ended {left} allocations that an earlier process left");
+    }
+    let (followed, listed) = tokio::sync::oneshot::channel();
+    let control = Arc::clone(&edge.control);
+    tokio::spawn(async move { control.follow(publisher, followed).await });
+    listed.await.context("the store could not be read")?;
+    spawn_loops(&edge);
+
+    print_addresses(&listeners, &admin_listener)?;
+    for listener in listeners {
+        let serving = Arc::clone(&edge.serving);
+        requests.spawn(async move { serving.accept(listener).await });
+    }
+    let (stop_admin, stopped) = tokio::sync::oneshot::channel::<()>();
+    let admin = Admin {
+        control: Arc::clone(&edge.control),
+        runner: Arc::clone(&edge.runner),
+        ready: Arc::clone(&edge.ready),
+    };
+    let admin = tokio::spawn(admin::serve(admin_listener, admin, async {
+        // Dropped or told: both mean to stop.
+        let _ = stopped.await;
+    }));
+    edge.ready.store(true, Ordering::Release);
+    log::info!("serving");
+
+    signals.stop().await;
+    stop(&edge, &config).await;
+    drop(stop_admin);
+    let _ = tokio::time::timeout(Duration::from_secs(2), admin).await;
+    Ok(())
+}
+
+async fn compose(
+    config: &Arc<Config>,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<(Edge, Publisher)> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+    let dir = &config.state.dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("state.dir {}", dir.display()))?;
+    // The store's lock is the node's lock: one process at a time owns this directory.
+    let store: Arc<dyn StateStore> = {
+        let (dir, clock) = (dir.join("store"), Arc::clone(&clock));
+        let opened = tokio::task::spawn_blocking(move || {
+            RocksStore::open(&dir, clock, Options::default())
+        });
+        Arc::new(opened.await.context("opening the store")??)
+    };
+    let artifacts = Arc::new(Artifacts::local(&dir.join("artifacts"), &dir.join("trees"))?);
+    let runner: Arc<dyn Runner> = Arc::new(ProcessRunner::new(ProcessRunnerOptions {
+        run_dir: dir.join("run"),
+        log_bytes: config.runner.log_bytes,
+        clock: Arc::clone(&clock),
+        max_processes: config.runner.max_processes,
+    })?);
+
+    let publisher = Publisher::new();
+    let snapshots = publisher.reader();
+    let telemetry = Arc::new(Telemetry {
+        metrics: Metrics::new(snapshots.clone())?,
+        ring: Ring::new(config.trace.ring),
+    });
+    let worker = Arc::new(Worker {
+        node: node_name(dir)?,
+        store: Arc::clone(&store),
+        runner: Arc::clone(&runner),
+        artifacts: Arc::clone(&artifacts),
+        snapshots: snapshots.clone(),
+        clock: Arc::clone(&clock),
+        entropy: Arc::clone(&entropy),
+        secrets: Arc::new(OperatorSecrets(Arc::clone(config))),
+        backoff: BackoffPolicy {
+            first: config.runner.backoff.first,
+            max: config.runner.backoff.max,
+        },
+        starts: tokio::sync::Semaphore::new(config.runner.parallel_starts),
+        observer: Arc::clone(&telemetry) as _,
+        runtime: runtime.handle().clone(),
+        executing: std::sync::Mutex::default(),
+        asking: std::sync::Mutex::default(),
+    });
+    let limits = HoldLimits {
+        max_held: config.limits.max_held,
+        max_held_bytes: config.limits.max_held_bytes,
+    };
+    let queues = {
+        let worker = Arc::clone(&worker);
+        let wake_again = Box::new(move |e: &Environment| worker.wake_detached(e));
+        let (clock, entropy) = (Arc::clone(&clock), Arc::clone(&entropy));
+        HoldQueues::new(limits, snapshots.clone(), clock, entropy, wake_again)
+    };
+    let control = Arc::new(Control {
+        store,
+        worker: Arc::clone(&worker),
+        queues: Arc::clone(&queues),
+        artifacts,
+        snapshots: snapshots.clone(),
+        config: Arc::clone(config),
+        clock: Arc::clone(&clock),
+        entropy: Arc::clone(&entropy),
+        telemetry: Arc::clone(&telemetry),
+        sleeping: std::sync::Mutex::default(),
+    });
+    let limits = ProxyLimits {
+        connect_timeout: config.limits.connect_timeout,
+        response_timeout: config.limits.response_timeout,
+        idle_timeout: config.limits.idle_keepalive,
+    };
+    let proxy = EdgeProxy::new(snapshots, queues, worker, clock, entropy, telemetry, limits);
+    let serving =
+        Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
+    let edge = Edge {
+        control,
+        runner,
+        serving: Arc::new(serving),
+        ready: Arc::new(AtomicBool::new(false)),
+    };
+    Ok((edge, publisher))
+}
+
+fn spawn_loops(edge: &Edge) {
+    if let Some(exits) = edge.runner.exits() {
+        let control = Arc::clone(&edge.control);
+        tokio::spawn(async move { control.take_exits(exits).await });
+    }
+    let control = Arc::clone(&edge.control);
+    tokio::spawn(async move { control.put_idle_to_sleep().await });
+}
+
+/// Readiness goes first, then those who wait are told, then what is in flight finishes, then the
+/// allocations are stopped: each within its limit.
+async fn stop(edge: &Edge, config: &Config) {
+    log::info!("stopping");
+    edge.ready.store(false, Ordering::Release);
+    edge.control.queues.shut_down();
+    let left = edge.serving.drain(config.server.grace).await;
+    if left > 0 {
+        log::warn!("{left} connections were still open after {:?}", config.server.grace);
+    }
+    match edge.control.clean_up_after_earlier_process().await {
+        Ok(n) => log::info!("stopped {n} allocations"),
+        Err(e) => log::error!("allocations could not be taken off the registry: {e}"),
+    }
+}
+
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                _ = self.hangup.recv() => {
+                    log::warn!("SIGHUP: this version reads its configuration at start only; restart it");
+                }
+            }
+        }
+    }
+}
+
+/// One JSON line on stdout, so that whoever asked for port 0 learns what it got.
+fn print_addresses(
+    listeners: &[proxy::Listener],
+    admin: &tokio::net::TcpListener,
+) -> Result<()> {
+    use std::io::Write;
+    let listen: Vec<String> = listeners.iter().map(|l| l.address.to_string()).collect();
+    let line = serde_json::json!({ "listen": listen, "admin": admin.local_addr()?.to_string() });
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Names this node in records; made once and kept with its state.
+fn node_name(dir: &Path) -> Result<String> {
+    let path: PathBuf = dir.join("node");
+    if let Ok(name) = std::fs::read_to_string(&path)
+        && !name.trim().is_empty()
+    {
+        return Ok(name.trim().to_owned());
+    }
+    let name = format!("node-{:016x}", SystemEntropy.next_u64());
+    std::fs::write(&path, &name).with_context(|| path.display().to_string())?;
+    Ok(name)
+}
+
+/// Ten thousand held requests are ten thousand descriptors.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(e) = raised {
+        log::warn!("the limit of open files stays as it is: {e}");
+    }
+}
+
+/// Reads secrets where the operator's configuration says they are, each time they are needed, so
+/// that a rotated file counts from the next start on.
+struct OperatorSecrets(Arc<Config>);
+
+impl Secrets for OperatorSecrets {
+    fn of(
+        &self,
+        environment: &Environment,
+        contract: &Contract,
+    ) -> Result<Vec<(String, String)>, String> {
+        let app = self.0.apps.get(environment.app());
+        let production = *environment == Environment::production(environment.app().clone());
+        let mut out = Vec::new();
+        for name in &contract.process.secrets {
+            let sources: Option<&Vec<SecretSource>> = app.and_then(|a| {
+                if production { a.secrets.get(name) } else { a.preview_secrets.get(name) }
+            });
+            let source = sources.and_then(|s| s.first()).ok_or_else(|| {
+                format!("the app asks for the secret {name}: add it to `secrets` in its conf/apps file")
+            })?;
+            let secret = config::read_secret(source).map_err(|e| format!("secret {name}: {e}"))?;
+            out.push((name.clone(), secret.expose().to_owned()));
+        }
+        Ok(out)
+    }
+}

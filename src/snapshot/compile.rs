@@ -1,0 +1,312 @@
+//! Records → snapshot: pure, and the sole constructor of every view.
+//!
+//! [`Records`] is the store's content as far as routing needs it, fed with watch events. It says
+//! which environments an event touches; [`compile`] makes those anew and shares the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use foldhash::quality::FixedState;
+use http::{HeaderName, HeaderValue};
+
+use crate::clock::Mono;
+use crate::contract::{self, Contract};
+use crate::id::{AllocationId, DeploymentId, Digest, Environment, Host};
+use crate::store::record::{
+    Allocation, AllocationState, Deployment, Operation, Record, RecordError, RouteOwner, WakeState,
+    key,
+};
+
+use super::model::{
+    AllocationView, EnvView, Live, Load, OperationView, OwnerView, Snapshot, WakeStats,
+};
+
+/// One change of one key, as a watch reports it: its new value, or `None` when it was deleted.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// Its value now.
+    pub value: Option<&'a [u8]>,
+}
+
+#[derive(Debug, Default)]
+struct EnvRecords {
+    owners: BTreeMap<String, RouteOwner>,
+    deployments: BTreeMap<DeploymentId, (Digest, Arc<Contract>)>,
+    allocations: BTreeMap<AllocationId, Allocation>,
+    operation: Option<(Operation, Mono)>,
+}
+
+/// The routing records of the store.
+#[derive(Debug, Default)]
+pub struct Records {
+    environments: BTreeMap<Environment, EnvRecords>,
+    /// Which environment a host's owner key belongs to, so that a move or delete finds it.
+    owner_keys: BTreeMap<String, Environment>,
+}
+
+/// Longest back-off that is believed, whatever a record says.
+const MAX_BACKOFF: Duration = Duration::from_secs(600);
+
+impl Records {
+    /// Takes one change in, seen at `now`; the environments it touches are added to `touched`.
+    ///
+    /// # Errors
+    /// [`RecordError`] when a value is damaged or of a newer format; nothing is taken in then.
+    pub fn apply(
+        &mut self,
+        change: Change<'_>,
+        now: Mono,
+        touched: &mut BTreeSet<Environment>,
+    ) -> Result<(), RecordError> {
+        let Change { key: name, value } = change;
+        if name.starts_with(key::OWNERS) {
+            self.apply_owner(name, value, touched)
+        } else if let Some(rest) = name.strip_prefix(key::ALLOCATIONS) {
+            self.apply_allocation(rest, value, touched)
+        } else if let Some(rest) = name.strip_prefix(key::OPERATIONS) {
+            self.apply_operation(rest, value, now, touched)
+        } else if let Some(rest) = name.strip_prefix(key::DEPLOYMENTS) {
+            self.apply_deployment(rest, value, touched)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn apply_owner(
+        &mut self,
+        name: &str,
+        value: Option<&[u8]>,
+        touched: &mut BTreeSet<Environment>,
+    ) -> Result<(), RecordError> {
+        let owner = value.map(RouteOwner::decode).transpose()?;
+        if let Some(before) = self.owner_keys.get(name) {
+            let same = owner.as_ref().is_some_and(|o| o.environment == *before);
+            if !same && let Some(env) = self.environments.get_mut(before) {
+                env.owners.remove(name);
+                touched.insert(before.clone());
+            }
+        }
+        match owner {
+            Some(owner) => {
+                touched.insert(owner.environment.clone());
+                self.owner_keys.insert(name.to_owned(), owner.environment.clone());
+                let env = self.environments.entry(owner.environment.clone()).or_default();
+                env.owners.insert(name.to_owned(), owner);
+            }
+            None => {
+                self.owner_keys.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_allocation(
+        &mut self,
+        rest: &str,
+        value: Option<&[u8]>,
+        touched: &mut BTreeSet<Environment>,
+    ) -> Result<(), RecordError> {
+        let allocation = value.map(Allocation::decode).transpose()?;
+        let Some((environment, id)) = split_child::<AllocationId>(rest) else { return Ok(()) };
+        let env = self.environments.entry(environment.clone()).or_default();
+        match allocation {
+            Some(a) => env.allocations.insert(id, a),
+            None => env.allocations.remove(&id),
+        };
+        touched.insert(environment);
+        Ok(())
+    }
+
+    fn apply_operation(
+        &mut self,
+        rest: &str,
+        value: Option<&[u8]>,
+        now: Mono,
+        touched: &mut BTreeSet<Environment>,
+    ) -> Result<(), RecordError> {
+        let operation = value.map(Operation::decode).transpose()?;
+        let Ok(environment) = rest.parse::<Environment>() else { return Ok(()) };
+        let env = self.environments.entry(environment.clone()).or_default();
+        env.operation = operation.map(|o| (o, now));
+        touched.insert(environment);
+        Ok(())
+    }
+
+    fn apply_deployment(
+        &mut self,
+        rest: &str,
+        value: Option<&[u8]>,
+        touched: &mut BTreeSet<Environment>,
+    ) -> Result<(), RecordError> {
+        let deployment = value.map(Deployment::decode).transpose()?;
+        let Some((environment, id)) = split_child::<DeploymentId>(rest) else { return Ok(()) };
+        let env = self.environments.entry(environment.clone()).or_default();
+        match deployment {
+            Some(d) => {
+                // Verified when the deployment was made; a contract this build cannot read any
+                // more leaves the environment out, and its hosts answer no-route.
+                if let Ok(contract) = contract::parse(Path::new("vango-edge.toml"), &d.contract) {
+                    env.deployments.insert(id, (d.digest, Arc::new(contract)));
+                }
+            }
+            None => {
+                env.deployments.remove(&id);
+            }
+        }
+        touched.insert(environment);
+        Ok(())
+    }
+
+    /// Every environment there is a record of.
+    pub fn environments(&self) -> impl Iterator<Item = &Environment> {
+        self.environments.keys()
+    }
+}
+
+/// `app/env/id` → its two parts.
+fn split_child<T: std::str::FromStr>(rest: &str) -> Option<(Environment, T)> {
+    let (environment, id) = rest.rsplit_once('/')?;
+    Some((environment.parse().ok()?, id.parse().ok()?))
+}
+
+/// The snapshot at `revision`: `previous` with the `touched` environments made anew from `records`.
+///
+/// An owner's epoch never goes back: an environment whose records show a lower epoch than
+/// `previous` did keeps its previous view.
+pub fn compile(
+    previous: &Snapshot,
+    records: &Records,
+    touched: &BTreeSet<Environment>,
+    revision: u64,
+) -> Snapshot {
+    let mut next = previous.clone();
+    next.revision = revision;
+    for environment in touched {
+        let before = previous.environment(environment);
+        let view = records.environments.get(environment).and_then(|r| view(environment, r, before));
+        if let (Some(before), Some(view)) = (before, &view)
+            && view.owner.epoch < before.owner.epoch
+        {
+            continue;
+        }
+        // Hosts that left; one that moved to another environment is that one's to set.
+        for host in before.iter().flat_map(|b| &b.hosts) {
+            let kept = view.as_ref().is_some_and(|v| v.hosts.contains(host));
+            let ours = next.hosts.get(host).is_some_and(|v| v.environment == *environment);
+            if !kept && ours {
+                next.hosts.remove(host);
+            }
+        }
+        match view {
+            Some(view) => {
+                let view = Arc::new(view);
+                for host in &view.hosts {
+                    next.hosts.insert(host.clone(), Arc::clone(&view));
+                }
+                next.environments.insert(environment.clone(), view);
+            }
+            None => next.environments.remove(environment),
+        }
+    }
+    next
+}
+
+fn view(
+    environment: &Environment,
+    records: &EnvRecords,
+    before: Option<&Arc<EnvView>>,
+) -> Option<EnvView> {
+    let newest = records.owners.values().max_by_key(|o| o.epoch)?;
+    let owner = OwnerView {
+        epoch: newest.epoch,
+        deployment: newest.deployment.clone(),
+        digest: newest.digest,
+    };
+    let (digest, contract) = records.deployments.get(&owner.deployment)?;
+    if *digest != owner.digest {
+        return None;
+    }
+    let hosts: Vec<Host> = records
+        .owners
+        .values()
+        .filter(|o| o.epoch == owner.epoch)
+        .map(|o| o.host.clone())
+        .collect();
+    let live = before.map_or_else(|| Arc::new(Live::default()), |b| Arc::clone(&b.live));
+    let (ready, others) = records
+        .allocations
+        .values()
+        .map(|a| Arc::new(allocation_view(a, contract.scale.concurrency, before)))
+        .partition(|a| {
+            a.state == AllocationState::Ready
+                && a.epoch == owner.epoch
+                && a.digest == owner.digest
+                && a.address.is_some()
+        });
+    Some(EnvView {
+        environment: environment.clone(),
+        operation: records.operation.as_ref().map(|(o, seen)| operation_view(o, *seen)),
+        owner,
+        hosts,
+        contract: Arc::clone(contract),
+        ready,
+        others,
+        live,
+    })
+}
+
+fn allocation_view(
+    a: &Allocation,
+    concurrency: u32,
+    before: Option<&Arc<EnvView>>,
+) -> AllocationView {
+    let known = before.and_then(|b| b.ready.iter().chain(&b.others).find(|v| v.id == a.id));
+    AllocationView {
+        id: a.id.clone(),
+        generation: a.generation,
+        epoch: a.epoch,
+        digest: a.digest,
+        state: a.state,
+        address: a.address,
+        pid: a.process.as_ref().map(|p| p.pid),
+        concurrency: concurrency.max(1),
+        pool_key: FixedState::default().hash_one((&a.id, a.generation)),
+        headers: headers(a),
+        load: known.map_or_else(|| Arc::new(Load::default()), |v| Arc::clone(&v.load)),
+    }
+}
+
+/// The headers that tell the app what it was reached as.
+fn headers(a: &Allocation) -> [(HeaderName, HeaderValue); 4] {
+    let value = |text: String| {
+        let value = HeaderValue::try_from(text);
+        assert!(value.is_ok(), "ids are visible ASCII");
+        value.unwrap_or_else(|_| HeaderValue::from_static(""))
+    };
+    [
+        (HeaderName::from_static("vango-edge-environment"), value(a.environment.to_string())),
+        (HeaderName::from_static("vango-edge-epoch"), value(a.epoch.to_string())),
+        (HeaderName::from_static("vango-edge-allocation"), value(a.id.to_string())),
+        (HeaderName::from_static("vango-edge-artifact"), value(a.digest.to_string())),
+    ]
+}
+
+fn operation_view(o: &Operation, seen: Mono) -> OperationView {
+    let backoff = Duration::from_millis(o.backoff_ms).min(MAX_BACKOFF);
+    OperationView {
+        id: o.id.clone(),
+        epoch: o.epoch,
+        state: o.state,
+        allocation: o.allocation.clone(),
+        phases: o.phases,
+        failure: o.failure.clone(),
+        failures: o.failures,
+        backoff_until: (o.state == WakeState::Failed).then(|| seen + backoff),
+        stats: WakeStats { typical_ms: o.typical_ms },
+    }
+}

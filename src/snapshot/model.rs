@@ -1,0 +1,254 @@
+//! The immutable views a request reads. Only [`super::compile()`] makes them.
+//!
+//! The one thing in them that moves is [`Load`] and [`Live`]: counters that belong to an
+//! allocation or an environment and are shared by every snapshot that shows it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+
+use crate::clock::Mono;
+use crate::contract::Contract;
+use crate::id::{
+    AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, Host, OperationId,
+};
+use crate::store::record::{AllocationState, Failure, WakePhases, WakeState};
+
+use super::shards::Shards;
+
+/// Everything a request may read, as of one revision of the store.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    pub(super) revision: u64,
+    pub(super) hosts: Shards<Host, Arc<EnvView>>,
+    pub(super) environments: Shards<Environment, Arc<EnvView>>,
+}
+
+impl Snapshot {
+    /// The store's revision it was compiled at.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+    /// Who answers for `host`, a lower-case name without port.
+    pub fn host(&self, host: &str) -> Option<&Arc<EnvView>> {
+        self.hosts.get(host)
+    }
+    /// One environment.
+    pub fn environment(&self, environment: &Environment) -> Option<&Arc<EnvView>> {
+        self.environments.get(environment)
+    }
+    /// All environments, in no order.
+    pub fn environments(&self) -> impl Iterator<Item = &Arc<EnvView>> {
+        self.environments.iter().map(|(_, v)| v)
+    }
+    /// How many hosts are routed.
+    pub fn hosts(&self) -> usize {
+        self.hosts.len()
+    }
+}
+
+impl std::borrow::Borrow<str> for Host {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+/// Who owns an environment's routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnerView {
+    /// Only grows.
+    pub epoch: Epoch,
+    /// The deployment that serves.
+    pub deployment: DeploymentId,
+    /// Its artifact.
+    pub digest: Digest,
+}
+
+/// One environment, as of one snapshot.
+#[derive(Debug)]
+pub struct EnvView {
+    /// Which.
+    pub environment: Environment,
+    /// Who owns its routes.
+    pub owner: OwnerView,
+    /// Hosts routed to it.
+    pub hosts: Vec<Host>,
+    /// The owner's artifact's contract.
+    pub contract: Arc<Contract>,
+    /// Ready allocations of the owner's epoch and digest: the only ones that get new requests.
+    pub ready: Vec<Arc<AllocationView>>,
+    /// Every other recorded allocation, for people.
+    pub others: Vec<Arc<AllocationView>>,
+    /// The last wake of this environment.
+    pub operation: Option<OperationView>,
+    /// Counters of the environment.
+    pub live: Arc<Live>,
+}
+
+/// A wake operation, as of one snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperationView {
+    /// Public id.
+    pub id: OperationId,
+    /// The epoch it was decided under.
+    pub epoch: Epoch,
+    /// Where it is.
+    pub state: WakeState,
+    /// The allocation it starts or started.
+    pub allocation: Option<AllocationId>,
+    /// Phases so far.
+    pub phases: WakePhases,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// No new start before this; set when a failure was seen.
+    pub backoff_until: Option<Mono>,
+    /// What a wake of this artifact takes, where one was seen.
+    pub stats: WakeStats,
+}
+
+/// What was seen of an artifact's wakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WakeStats {
+    /// Moving average, milliseconds; 0 when none was seen.
+    pub typical_ms: u64,
+}
+
+/// One allocation, as of one snapshot.
+#[derive(Debug)]
+pub struct AllocationView {
+    /// Its id.
+    pub id: AllocationId,
+    /// Which start of the environment it is.
+    pub generation: Generation,
+    /// The epoch it serves under.
+    pub epoch: Epoch,
+    /// What it runs.
+    pub digest: Digest,
+    /// Where it is in its life.
+    pub state: AllocationState,
+    /// Where it listens. `None` until spawned.
+    pub address: Option<SocketAddr>,
+    /// Process id, for people.
+    pub pid: Option<u32>,
+    /// Requests in flight it takes before the next is preferred or held. At least 1.
+    pub concurrency: u32,
+    /// Keeps its pooled connections apart from every other allocation's, before and after it on the
+    /// same port.
+    pub pool_key: u64,
+    /// The `vango-edge-*` headers its requests carry: environment, epoch, allocation, digest. Made
+    /// once, so that a request only copies them.
+    pub headers: [(HeaderName, HeaderValue); 4],
+    /// Its counters.
+    pub load: Arc<Load>,
+}
+
+/// Counters of one allocation, shared by every snapshot that shows it.
+#[derive(Debug, Default)]
+pub struct Load {
+    in_flight: AtomicU32,
+    total: AtomicU64,
+}
+
+impl Load {
+    /// Requests in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Acquire)
+    }
+    /// Requests placed since it was first seen.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+    /// Takes a place if fewer than `limit` are taken.
+    pub fn reserve(self: &Arc<Self>, limit: u32) -> Option<Slot> {
+        self.in_flight
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then_some(n + 1))
+            .ok()?;
+        self.total.fetch_add(1, Ordering::Relaxed);
+        Some(Slot { load: Arc::clone(self) })
+    }
+}
+
+/// A place in an allocation's concurrency; given back when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    load: Arc<Load>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let before = self.load.in_flight.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "a slot is given back once");
+    }
+}
+
+/// Counters of one environment, shared by every snapshot that shows it.
+#[derive(Debug, Default)]
+pub struct Live {
+    waiting: AtomicUsize,
+    last_request: AtomicU64,
+    /// Requests by class and outcome; made with the first request, since most environments sleep.
+    served: OnceLock<Box<[[AtomicU64; MAX_OUTCOMES]; MAX_CLASSES]>>,
+}
+
+/// Classes that are counted apart.
+pub const MAX_CLASSES: usize = 4;
+/// Outcomes that are counted apart.
+pub const MAX_OUTCOMES: usize = 32;
+
+impl Live {
+    /// Requests held for it now.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+    /// `n` requests are held. Only the hold queue calls this.
+    pub fn set_waiting(&self, n: usize) {
+        self.waiting.store(n, Ordering::SeqCst);
+    }
+    /// Remembers that a request came or ended.
+    pub fn touch(&self, now: Mono) {
+        self.last_request.store(now.0, Ordering::Relaxed);
+    }
+    /// How long ago the last request came or ended; `None` when none did.
+    pub fn idle(&self, now: Mono) -> Option<Duration> {
+        match self.last_request.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(now.since(Mono(at))),
+        }
+    }
+    /// Counts one request. Indices beyond the bounds are not counted.
+    pub fn count(&self, class: usize, outcome: usize) {
+        let served = self.served.get_or_init(Box::default);
+        if let Some(n) = served.get(class).and_then(|c| c.get(outcome)) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    /// Requests counted under `class` and `outcome`.
+    pub fn counted(&self, class: usize, outcome: usize) -> u64 {
+        self.served
+            .get()
+            .and_then(|s| s.get(class)?.get(outcome))
+            .map_or(0, |n| n.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_slots_than_the_limit_are_given_out() {
+        let load = Arc::new(Load::default());
+        let a = load.reserve(2);
+        let b = load.reserve(2);
+        assert!(a.is_some() && b.is_some() && load.reserve(2).is_none());
+        drop(a);
+        assert_eq!(load.in_flight(), 1);
+        assert!(load.reserve(2).is_some());
+        assert_eq!((load.in_flight(), load.total()), (1, 3));
+    }
+}

@@ -1,0 +1,419 @@
+//! What the store holds: every record's versioned form, its key, and nothing else.
+//!
+//! A stored value is JSON `{"kind":…,"v":…,"body":…}`. A kind or version this build does not know is
+//! an error, never a guess: an older edge must not rewrite what a newer one wrote.
+//! Keys are the ones a fleet uses in etcd, so that the rules over them need no second form.
+//! Wall times here are for people; nothing in the edge computes a deadline from them.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Wall;
+use crate::id::{
+    AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, Host, OperationId,
+};
+
+/// Why a stored value could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Not JSON of the expected form: damage, or another program's key.
+    #[error("{kind}: cannot be read: {source}")]
+    Malformed {
+        /// The kind that was expected.
+        kind: &'static str,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// Written by a build that knows more than this one.
+    #[error(
+        "expected {kind} version {known}, found {found_kind} version {found}: run a newer vango-edge"
+    )]
+    Unknown {
+        /// The kind that was expected.
+        kind: &'static str,
+        /// The highest version this build reads.
+        known: u32,
+        /// The kind found.
+        found_kind: String,
+        /// The version found.
+        found: u32,
+    },
+}
+
+/// A record with a kind and a version.
+pub trait Record: Serialize + DeserializeOwned {
+    /// Name of the kind in the stored form.
+    const KIND: &'static str;
+    /// Version that this build writes, and the highest it reads.
+    const VERSION: u32 = 1;
+
+    /// The stored form.
+    fn encode(&self) -> Bytes {
+        #[derive(Serialize)]
+        struct Out<'a, T> {
+            kind: &'static str,
+            v: u32,
+            body: &'a T,
+        }
+        let out = Out { kind: Self::KIND, v: Self::VERSION, body: self };
+        let text = serde_json::to_vec(&out);
+        assert!(text.is_ok(), "records have string keys and finite numbers only");
+        Bytes::from(text.unwrap_or_default())
+    }
+
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// [`RecordError`] when the value is damaged, of another kind, or newer than this build.
+    fn decode(value: &[u8]) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct In {
+            kind: String,
+            v: u32,
+            body: serde_json::Value,
+        }
+        let malformed = |source| RecordError::Malformed { kind: Self::KIND, source };
+        let head: In = serde_json::from_slice(value).map_err(malformed)?;
+        if head.kind != Self::KIND || head.v > Self::VERSION {
+            return Err(RecordError::Unknown {
+                kind: Self::KIND,
+                known: Self::VERSION,
+                found_kind: head.kind,
+                found: head.v,
+            });
+        }
+        serde_json::from_value(head.body).map_err(malformed)
+    }
+}
+
+/// Who owns a host and path prefix, and under which epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteOwner {
+    /// The host.
+    pub host: Host,
+    /// The path prefix; `/` is the only one given out today.
+    pub path: String,
+    /// The environment that answers.
+    pub environment: Environment,
+    /// Its current deployment.
+    pub deployment: DeploymentId,
+    /// The deployment's artifact.
+    pub digest: Digest,
+    /// Only grows; see [`Epoch`].
+    pub epoch: Epoch,
+}
+impl Record for RouteOwner {
+    const KIND: &'static str = "route-owner";
+}
+
+/// An artifact that was given to an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Its id.
+    pub id: DeploymentId,
+    /// The environment it was made for.
+    pub environment: Environment,
+    /// The artifact: an OCI manifest digest.
+    pub digest: Digest,
+    /// Text of the artifact's `vango-edge.toml`, as verified when the deployment was made.
+    pub contract: String,
+    /// When it was made.
+    pub created: Wall,
+    /// Files in the artifact.
+    pub files: u64,
+    /// Bytes in those files.
+    pub bytes: u64,
+}
+impl Record for Deployment {
+    const KIND: &'static str = "deployment";
+}
+
+/// The life of an allocation: `planned → starting → ready → draining → stopped`, or `failed`.
+/// Stopped and failed allocations leave the registry; the operation's record keeps the reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AllocationState {
+    /// Written before anything is spawned, so that a crash leaves no process without a record.
+    Planned,
+    /// The process exists; not ready.
+    Starting,
+    /// Takes requests.
+    Ready,
+    /// Takes no new requests; in-flight ones finish.
+    Draining,
+}
+
+impl AllocationState {
+    /// The word shown to people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// The process of an allocation: enough to be sure, after a restart, that a pid is still it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id, which is also its process group.
+    pub pid: u32,
+    /// Clock ticks from boot to the process's start (`/proc/PID/stat`, field 22; proc(5)).
+    pub start_time: u64,
+    /// `/proc/sys/kernel/random/boot_id` at the time.
+    pub boot_id: String,
+    /// Its cgroup v2 directory, where one was made.
+    pub cgroup: Option<std::path::PathBuf>,
+}
+
+/// One started (or starting) copy of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// Its id.
+    pub id: AllocationId,
+    /// Whose it is.
+    pub environment: Environment,
+    /// Which start of the environment this was.
+    pub generation: Generation,
+    /// The owner's epoch under which it was started; it serves under no other.
+    pub epoch: Epoch,
+    /// What it runs.
+    pub digest: Digest,
+    /// Where it is in its life.
+    pub state: AllocationState,
+    /// Where it listens, once spawned.
+    pub address: Option<SocketAddr>,
+    /// Its process, once spawned.
+    pub process: Option<Process>,
+    /// The wake that started it.
+    pub operation: OperationId,
+    /// When it was planned.
+    pub created: Wall,
+    /// When it became ready.
+    pub ready: Option<Wall>,
+}
+impl Record for Allocation {
+    const KIND: &'static str = "allocation";
+}
+
+/// Where a wake operation is. Exits of each state:
+/// `wake_requested → starting | failed`, `starting → readiness_wait | failed`,
+/// `readiness_wait → hot | failed`; an executor that is lost takes any of the first three back to
+/// `wake_requested` with the next attempt. `hot` and `failed` are terminal: a later wake is a new
+/// operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WakeState {
+    /// Recorded; nobody may have taken it up yet.
+    WakeRequested,
+    /// The artifact is being verified and its process spawned.
+    Starting,
+    /// The process exists; its readiness is being waited for.
+    ReadinessWait,
+    /// Terminal: the allocation is ready.
+    Hot,
+    /// Terminal: the reason says why.
+    Failed,
+}
+
+impl WakeState {
+    /// Neither hot nor failed.
+    pub fn in_progress(self) -> bool {
+        !matches!(self, Self::Hot | Self::Failed)
+    }
+    /// The platform's own word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WakeRequested => "wake_requested",
+            Self::Starting => "starting",
+            Self::ReadinessWait => "readiness_wait",
+            Self::Hot => "hot",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// How long each phase of a wake took, in microseconds on the executor's monotonic clock.
+/// A phase not reached is `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WakePhases {
+    /// From the request to an executor's claim.
+    pub reserve_us: Option<u64>,
+    /// Verifying the artifact and laying out its tree.
+    pub artifact_us: Option<u64>,
+    /// Spawning the process.
+    pub spawn_us: Option<u64>,
+    /// From the spawn to readiness.
+    pub ready_us: Option<u64>,
+}
+
+impl WakePhases {
+    /// All phases together.
+    pub fn total(&self) -> Duration {
+        let all = [self.reserve_us, self.artifact_us, self.spawn_us, self.ready_us];
+        Duration::from_micros(all.iter().flatten().sum())
+    }
+}
+
+/// Why a wake failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What a client may be told.
+    pub safe: String,
+    /// What an operator needs; may name paths, never secrets.
+    pub detail: String,
+}
+
+/// One wake of one environment. Stored under the environment's key, so that there is one at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Public id.
+    pub id: OperationId,
+    /// What is woken.
+    pub environment: Environment,
+    /// The owner's epoch it was decided under.
+    pub epoch: Epoch,
+    /// The owner's artifact at that epoch.
+    pub digest: Digest,
+    /// The owner's deployment at that epoch.
+    pub deployment: DeploymentId,
+    /// Where it is.
+    pub state: WakeState,
+    /// Who executes it, counted; 0 until it is claimed.
+    pub attempt: u32,
+    /// When it was asked for.
+    pub requested: Wall,
+    /// When it last changed.
+    pub changed: Wall,
+    /// How long its phases took.
+    pub phases: WakePhases,
+    /// The allocation it plans, starts or started.
+    pub allocation: Option<AllocationId>,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// Failures in a row of this environment under this digest, this one included.
+    pub failures: u32,
+    /// After a failure: how long no new start is tried, in milliseconds from the failure.
+    pub backoff_ms: u64,
+    /// What a wake of this digest takes, in milliseconds: moving average over those seen; 0 unknown.
+    pub typical_ms: u64,
+}
+impl Record for Operation {
+    const KIND: &'static str = "operation";
+}
+
+/// Who executes an environment's operation now. Held under a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executor {
+    /// The node.
+    pub node: String,
+    /// The operation.
+    pub operation: OperationId,
+    /// The attempt it claimed.
+    pub attempt: u32,
+}
+impl Record for Executor {
+    const KIND: &'static str = "executor";
+}
+
+/// How often an environment has been started. Outlives its allocations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Starts {
+    /// The last generation given out.
+    pub generation: Generation,
+}
+impl Record for Starts {
+    const KIND: &'static str = "starts";
+}
+
+/// Keys, as FLEET names them.
+pub mod key {
+    use super::{AllocationId, DeploymentId, Environment, Host, OperationId, Wall};
+
+    /// Prefix of all route owners.
+    pub const OWNERS: &str = "r/";
+    /// Prefix of all allocations.
+    pub const ALLOCATIONS: &str = "a/";
+    /// Prefix of all current operations.
+    pub const OPERATIONS: &str = "op/";
+    /// Prefix of all executors.
+    pub const EXECUTORS: &str = "own/";
+    /// Prefix of all deployments.
+    pub const DEPLOYMENTS: &str = "d/";
+    /// Prefix of finished operations, oldest first.
+    pub const HISTORY: &str = "oplog/";
+
+    /// Owner of `host` and `path`. Two hash digits first, so that a fleet can page by them.
+    pub fn owner(host: &Host, path: &str) -> String {
+        let hash = host
+            .as_str()
+            .bytes()
+            .fold(0xcbf2_9ce4_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        format!("r/{:02x}/{host}{path}", hash as u8)
+    }
+    /// One allocation.
+    pub fn allocation(environment: &Environment, id: &AllocationId) -> String {
+        format!("a/{environment}/{id}")
+    }
+    /// All allocations of an environment.
+    pub fn allocations(environment: &Environment) -> String {
+        format!("a/{environment}/")
+    }
+    /// The environment's operation.
+    pub fn operation(environment: &Environment) -> String {
+        format!("op/{environment}")
+    }
+    /// The operation's executor.
+    pub fn executor(environment: &Environment) -> String {
+        format!("own/{environment}")
+    }
+    /// One deployment.
+    pub fn deployment(environment: &Environment, id: &DeploymentId) -> String {
+        format!("d/{environment}/{id}")
+    }
+    /// The environment's start counter.
+    pub fn starts(environment: &Environment) -> String {
+        format!("g/{environment}")
+    }
+    /// A finished operation; keys sort by the time it was requested.
+    pub fn history(requested: Wall, id: &OperationId) -> String {
+        format!("oplog/{:016x}/{id}", requested.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner() -> RouteOwner {
+        RouteOwner {
+            host: "studylab.localhost".parse().unwrap(),
+            path: "/".into(),
+            environment: "studylab".parse().unwrap(),
+            deployment: "dp-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            digest: Digest::from_bytes([1; 32]),
+            epoch: Epoch(3),
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back() {
+        assert_eq!(RouteOwner::decode(&owner().encode()).unwrap(), owner());
+    }
+
+    #[test]
+    fn another_kind_or_a_newer_version_is_refused() {
+        assert!(matches!(Starts::decode(&owner().encode()), Err(RecordError::Unknown { .. })));
+        let newer =
+            String::from_utf8(owner().encode().to_vec()).unwrap().replace("\"v\":1", "\"v\":2");
+        let err = RouteOwner::decode(newer.as_bytes()).unwrap_err().to_string();
+        assert!(err.contains("newer vango-edge"), "{err}");
+        assert!(matches!(RouteOwner::decode(b"{}"), Err(RecordError::Malformed { .. })));
+    }
+}

@@ -1,0 +1,286 @@
+//! A store in a directory, kept by RocksDB. The only module that knows RocksDB.
+//!
+//! The directory holds `lock` (held while open, says who holds it), `db/` (RocksDB's own files) and,
+//! for moments, `probe`.
+//!
+//! Every write is in the write-ahead log before it is answered, so `kill -9` loses nothing. Recovery
+//! stops at the first record that is not whole (point in time): after a power cut that is the end of
+//! what had been synced, or later.
+//!
+//! After a failed write (full disk, I/O error) RocksDB refuses writes, and its binding has no
+//! resume. So the database is closed and opened again once the disk takes a probe file; reads wait
+//! for that moment only. If it cannot be opened for writing, it is opened for reading until it can.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+
+use bytes::Bytes;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, ErrorKind, LogLevel,
+    Options as DbOptions, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use crate::clock::Clock;
+
+use super::storage::{Range, Scan, Storage, StorageError, Write, prefix_end};
+use super::{Engine, OpenError, Options};
+
+const MIB: usize = 1024 * 1024;
+/// What the disk must take before the database is opened again: more than opening it writes.
+const PROBE_BYTES: usize = 2 * MIB;
+
+/// A store in a directory.
+pub type RocksStore = Engine<Rocks>;
+
+impl RocksStore {
+    /// Opens the store in `dir`, which is made if it is not there. Blocks while it is read.
+    ///
+    /// # Errors
+    /// [`OpenError`]; `Locked` if another process, or this one, has it open.
+    pub fn open(dir: &Path, clock: Arc<dyn Clock>, options: Options) -> Result<Self, OpenError> {
+        Self::start(Rocks::open(dir)?, clock, options)
+    }
+}
+
+/// A RocksDB database, its directory, and the right to it.
+pub struct Rocks {
+    dir: PathBuf,
+    db: RwLock<State>,
+    lock: Mutex<Option<Flock<File>>>,
+}
+
+enum State {
+    Open(DB),
+    /// A write failed, and opening it anew for writing failed too.
+    ReadOnly(DB, String),
+    /// It could not be opened in any way.
+    Lost(String),
+    Closed,
+}
+
+impl State {
+    fn readable(&self) -> Result<&DB, StorageError> {
+        match self {
+            Self::Open(db) | Self::ReadOnly(db, _) => Ok(db),
+            Self::Lost(said) => Err(StorageError::Io(said.clone())),
+            Self::Closed => Err(StorageError::Closed),
+        }
+    }
+
+    fn writable(&self) -> Result<&DB, StorageError> {
+        match self {
+            Self::Open(db) => Ok(db),
+            Self::ReadOnly(_, said) | Self::Lost(said) => Err(StorageError::Io(said.clone())),
+            Self::Closed => Err(StorageError::Closed),
+        }
+    }
+}
+
+impl Rocks {
+    /// Opens the database in `dir`. One opening at a time, over all processes.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`], [`OpenError::Corrupt`] or [`OpenError::Io`].
+    pub fn open(dir: &Path) -> Result<Self, OpenError> {
+        let failed =
+            |what: &str, e: io::Error| OpenError::Io(format!("{}: {what}: {e}", dir.display()));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|e| failed("cannot make the state directory", e))?;
+        let lock = lock(dir)?;
+        let db = DB::open(&options(), dir.join("db")).map_err(|e| {
+            // RocksDB's own lock: its tools know no other.
+            if e.kind() == ErrorKind::IOError && e.as_ref().contains("lock") {
+                return OpenError::Locked {
+                    dir: dir.to_owned(),
+                    holder: format!("holder unknown: {e}"),
+                };
+            }
+            match said(e) {
+                StorageError::Corrupt(said) => {
+                    OpenError::Corrupt(format!("{}: {said}", dir.display()))
+                }
+                other => OpenError::Io(format!("{}: {other}", dir.display())),
+            }
+        })?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            db: RwLock::new(State::Open(db)),
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&DB) -> Result<T, rocksdb::Error>,
+    ) -> Result<T, StorageError> {
+        let state = self.db.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        read(state.readable()?).map_err(said)
+    }
+}
+
+fn said(e: rocksdb::Error) -> StorageError {
+    match e.kind() {
+        ErrorKind::Corruption => StorageError::Corrupt(e.into_string()),
+        _ => StorageError::Io(e.into_string()),
+    }
+}
+
+/// Small: what the edge keeps is thousands of short records, read through the snapshot, not here.
+fn options() -> DbOptions {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(8 * MIB));
+    table.set_bloom_filter(10.0, false);
+    let mut options = DbOptions::default();
+    options.create_if_missing(true);
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(4 * MIB);
+    options.set_max_write_buffer_number(3);
+    options.set_max_total_wal_size(32 * MIB as u64);
+    options.set_max_background_jobs(2);
+    options.set_max_open_files(256);
+    options.set_paranoid_checks(true);
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    // RocksDB's own text log: warnings, four files of at most 1 MiB.
+    options.set_log_level(LogLevel::Warn);
+    options.set_max_log_file_size(MIB);
+    options.set_keep_log_file_num(4);
+    options.set_stats_dump_period_sec(0);
+    options
+}
+
+/// Takes the directory's lock and writes this process's id into it.
+fn lock(dir: &Path) -> Result<Flock<File>, OpenError> {
+    let path = dir.join("lock");
+    let failed = |e: io::Error| OpenError::Io(format!("{}: {e}", path.display()));
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            // On a full disk the id is missing, the lock is held all the same.
+            let id = format!("pid {}\n", std::process::id());
+            let written = lock.set_len(0).and_then(|()| lock.write_all(id.as_bytes()));
+            if let Err(e) = written {
+                log::warn!("{}: cannot write the process id: {e}", path.display());
+            }
+            Ok(lock)
+        }
+        Err((file, Errno::EWOULDBLOCK)) => {
+            let mut holder = String::new();
+            // Whoever holds it may write anything there; it ends up in a message.
+            let read = file.take(64).read_to_string(&mut holder);
+            let holder = match read.map(|_| holder.trim()) {
+                Ok(id) if !id.is_empty() => id.escape_default().to_string(),
+                _ => "holder unknown".to_owned(),
+            };
+            Err(OpenError::Locked { dir: dir.to_owned(), holder })
+        }
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}
+
+/// Whether the disk takes what opening the database writes.
+fn probe(dir: &Path) -> io::Result<()> {
+    let path = dir.join("probe");
+    let written = File::create(&path).and_then(|mut file| {
+        let block = vec![0x5a; 64 * 1024];
+        (0..PROBE_BYTES / block.len()).try_for_each(|_| file.write_all(&block))?;
+        file.sync_all()
+    });
+    // A probe that stays is in the way of nothing but space.
+    let _ = fs::remove_file(&path);
+    written
+}
+
+impl Storage for Rocks {
+    const BLOCKING: bool = true;
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.read(|db| Ok(db.get(key)?.map(Bytes::from)))
+    }
+
+    fn scan(&self, range: &Range, beside: &[u8]) -> Result<Scan, StorageError> {
+        self.read(|db| {
+            let snapshot = db.snapshot();
+            let beside = snapshot.get(beside)?.map(Bytes::from);
+            let mut bounds = ReadOptions::default();
+            bounds.set_iterate_upper_bound(prefix_end(&range.prefix));
+            let mut rows = Vec::new();
+            let mut bytes = 0;
+            let mut cursor = snapshot.raw_iterator_opt(bounds);
+            cursor.seek(&range.from);
+            while rows.len() < range.limit
+                && bytes < range.bytes
+                && let Some((key, value)) = cursor.item()
+            {
+                bytes += key.len() + value.len();
+                rows.push((key.to_vec(), Bytes::copy_from_slice(value)));
+                cursor.next();
+            }
+            // An iterator that failed looks like one at its end.
+            cursor.status()?;
+            Ok(Scan { rows, more: cursor.valid(), beside })
+        })
+    }
+
+    fn write(&self, batch: Vec<Write>, sync: bool) -> Result<(), StorageError> {
+        let mut writes = WriteBatch::default();
+        for write in &batch {
+            match write {
+                Write::Put(key, value) => writes.put(key, value),
+                Write::Delete(key) => writes.delete(key),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        let state = self.db.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        state.writable()?.write_opt(writes, &options).map_err(said)
+    }
+
+    fn recover(&self) -> Result<(), StorageError> {
+        // Before giving up a database that can still be read.
+        probe(&self.dir)
+            .map_err(|e| StorageError::Io(format!("{}: cannot write: {e}", self.dir.display())))?;
+        let mut state = self.db.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if matches!(*state, State::Closed) {
+            return Err(StorageError::Closed);
+        }
+        // Closed first: RocksDB locks its directory within a process too.
+        *state = State::Lost("being opened again".into());
+        let path = self.dir.join("db");
+        match DB::open(&options(), &path) {
+            Ok(db) => {
+                *state = State::Open(db);
+                Ok(())
+            }
+            Err(error) => {
+                let text = error.to_string();
+                *state = match DB::open_for_read_only(&options(), &path, false) {
+                    Ok(db) => State::ReadOnly(db, text),
+                    Err(_) => State::Lost(text),
+                };
+                Err(said(error))
+            }
+        }
+    }
+
+    fn close(&self) {
+        *self.db.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = State::Closed;
+        // After the database: whoever gets the lock must find it closed.
+        self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    }
+}

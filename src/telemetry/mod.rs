@@ -1,0 +1,55 @@
+//! What operators read: metrics and the ring of traces. Nothing here decides anything, and nothing
+//! here takes a lock on the hot path.
+
+mod metrics;
+mod ring;
+
+pub use metrics::{Metrics, OPERATION_STATES};
+pub use ring::{Ring, TraceRecord};
+
+use std::sync::Arc;
+
+use crate::lifecycle::reply::Problem;
+use crate::lifecycle::trace::Outcome;
+use crate::snapshot::Live;
+use crate::store::record::Operation;
+use crate::wake::worker::Observer;
+
+/// Classes as metrics name them; see [`crate::contract::RouteClass::name`].
+pub const CLASSES: [&str; 4] = ["page", "action", "webhook", "live"];
+
+/// Everything that is told about finished work.
+#[derive(Debug)]
+pub struct Telemetry {
+    /// For Prometheus.
+    pub metrics: Metrics,
+    /// The last requests.
+    pub ring: Ring,
+}
+
+impl Telemetry {
+    /// A request ended.
+    pub fn finished(&self, record: TraceRecord, live: &Live) {
+        let class = CLASSES.iter().position(|c| *c == record.class).unwrap_or(0);
+        live.count(class, record.trace.outcome.index());
+        self.metrics.request(class, record.total);
+        if !record.held.is_zero() {
+            self.metrics.held(record.held);
+            if record.trace.outcome == Outcome::Woken {
+                self.metrics.notified(&record);
+            }
+        }
+        self.ring.push(Arc::new(record));
+    }
+
+    /// A request ended that has no environment.
+    pub fn unrouted(&self, problem: Problem) {
+        self.metrics.unrouted(problem);
+    }
+}
+
+impl Observer for Telemetry {
+    fn finished(&self, operation: &Operation) {
+        self.metrics.wake(operation);
+    }
+}

@@ -1,0 +1,297 @@
+//! Those who wait for a place: bounded for each environment, for the node and in bytes; in order;
+//! gone from the queue the moment their ticket is dropped.
+//!
+//! No wake-up is lost: a waiter is in the queue **before** it looks again, and whoever frees a
+//! place or publishes a snapshot looks at the queue after. A place that was given to someone who
+//! left goes to the next.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::oneshot;
+
+use crate::clock::{Clock, Entropy};
+use crate::id::{AllocationId, Environment};
+use crate::lifecycle::place::{self, Choice, Placement};
+use crate::lifecycle::trace::QueueBound;
+use crate::snapshot::{EnvView, Live, SnapshotReader};
+
+use super::machine::{self, Waiters};
+
+/// Bounds of the whole node.
+#[derive(Debug, Clone, Copy)]
+pub struct HoldLimits {
+    /// Requests held at once.
+    pub max_held: usize,
+    /// Header bytes of the requests held at once.
+    pub max_held_bytes: u64,
+}
+
+/// What a waiter is told.
+#[derive(Debug)]
+pub enum Release {
+    /// A place was taken for it.
+    Granted(Grant),
+    /// It must decide again.
+    Recheck,
+    /// The edge stops.
+    ShuttingDown,
+}
+
+/// A place on its way to a waiter. If it never arrives, the place goes to the next one.
+#[derive(Debug)]
+pub struct Grant {
+    placement: Option<Placement>,
+    environment: Environment,
+    queues: Weak<HoldQueues>,
+}
+
+impl Grant {
+    /// The place; from here on the caller gives it back.
+    pub fn take(mut self) -> Option<Placement> {
+        self.placement.take()
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if let Some(placement) = self.placement.take() {
+            drop(placement);
+            if let Some(queues) = self.queues.upgrade() {
+                queues.pump(&self.environment);
+            }
+        }
+    }
+}
+
+struct Waiter {
+    release: oneshot::Sender<Release>,
+    wanted: Option<AllocationId>,
+    excluded: Vec<AllocationId>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiters: BTreeMap<u64, Waiter>,
+    next: u64,
+}
+
+struct EnvQueue {
+    queue: Mutex<Queue>,
+    live: Arc<Live>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held leaves a queue that is whole: each change is one call.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All hold queues of the node.
+pub struct HoldQueues {
+    me: Weak<Self>,
+    limits: HoldLimits,
+    snapshots: SnapshotReader,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    environments: Mutex<HashMap<Environment, Arc<EnvQueue>>>,
+    held: AtomicUsize,
+    held_bytes: AtomicU64,
+    /// Asked when waiters are left with nothing to wait for.
+    wake_again: Box<dyn Fn(&Environment) + Send + Sync>,
+}
+
+impl std::fmt::Debug for HoldQueues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HoldQueues").field("held", &self.held()).finish_non_exhaustive()
+    }
+}
+
+/// A waiter's place in its queue. Dropping it leaves the queue.
+#[derive(Debug)]
+pub struct Ticket {
+    release: oneshot::Receiver<Release>,
+    number: u64,
+    bytes: u64,
+    environment: Environment,
+    queues: Arc<HoldQueues>,
+}
+
+impl Ticket {
+    /// Waits to be told. The caller puts the deadline around it.
+    pub async fn released(&mut self) -> Release {
+        // The sender is dropped without a word only when the queues themselves go.
+        (&mut self.release).await.unwrap_or(Release::ShuttingDown)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.queues.leave(&self.environment, self.number, self.bytes);
+    }
+}
+
+impl HoldQueues {
+    /// Empty queues. `wake_again` must not block and must not call back into the queues.
+    pub fn new(
+        limits: HoldLimits,
+        snapshots: SnapshotReader,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        wake_again: Box<dyn Fn(&Environment) + Send + Sync>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            limits,
+            snapshots,
+            clock,
+            entropy,
+            environments: Mutex::default(),
+            held: AtomicUsize::new(0),
+            held_bytes: AtomicU64::new(0),
+            wake_again,
+        })
+    }
+
+    /// Requests held now, on the whole node.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Their header bytes.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Joins the queue of `view`'s environment.
+    ///
+    /// # Errors
+    /// Which bound is reached.
+    pub fn enter(
+        self: &Arc<Self>,
+        view: &EnvView,
+        bytes: usize,
+        wanted: Option<AllocationId>,
+        excluded: Vec<AllocationId>,
+    ) -> Result<Ticket, QueueBound> {
+        let bytes = bytes as u64;
+        let below = |most: usize| move |n: usize| (n < most).then_some(n + 1);
+        self.held
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, below(self.limits.max_held))
+            .map_err(|_| QueueBound::Node)?;
+        let most = self.limits.max_held_bytes;
+        let fits = |n: u64| n.checked_add(bytes).filter(|sum| *sum <= most);
+        if self.held_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_err() {
+            self.held.fetch_sub(1, Ordering::AcqRel);
+            return Err(QueueBound::Bytes);
+        }
+        let (release, told) = oneshot::channel();
+        let queue = self.queue(view);
+        let number = {
+            let mut q = lock(&queue.queue);
+            if q.waiters.len() >= view.contract.wake.max_held {
+                self.held.fetch_sub(1, Ordering::AcqRel);
+                self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
+                return Err(QueueBound::Environment);
+            }
+            let number = q.next;
+            q.next += 1;
+            q.waiters.insert(number, Waiter { release, wanted, excluded });
+            queue.live.set_waiting(q.waiters.len());
+            number
+        };
+        let environment = view.environment.clone();
+        let ticket =
+            Ticket { release: told, number, bytes, environment, queues: Arc::clone(self) };
+        // Only now look: what was freed or published before this line is seen, and what comes
+        // after sees the waiter.
+        self.pump(&view.environment);
+        Ok(ticket)
+    }
+
+    fn queue(&self, view: &EnvView) -> Arc<EnvQueue> {
+        let mut all = lock(&self.environments);
+        let new = || Arc::new(EnvQueue { queue: Mutex::default(), live: Arc::clone(&view.live) });
+        Arc::clone(all.entry(view.environment.clone()).or_insert_with(new))
+    }
+
+    fn leave(&self, environment: &Environment, number: u64, bytes: u64) {
+        self.held.fetch_sub(1, Ordering::AcqRel);
+        self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let mut all = lock(&self.environments);
+        let Some(queue) = all.get(environment).cloned() else { return };
+        let mut q = lock(&queue.queue);
+        q.waiters.remove(&number);
+        queue.live.set_waiting(q.waiters.len());
+        if q.waiters.is_empty() && Arc::strong_count(&queue) == 2 {
+            // The map's and ours: nobody is entering. An idle environment keeps no queue.
+            all.remove(environment);
+        }
+    }
+
+    /// Looks at one environment's waiters on the newest snapshot: gives out free places in order,
+    /// or tells them to decide again. Called after a place was freed and after a publish.
+    pub fn pump(&self, environment: &Environment) {
+        let Some(queue) = lock(&self.environments).get(environment).cloned() else { return };
+        let snapshot = self.snapshots.load();
+        let view = snapshot.environment(environment).map(Arc::as_ref);
+        let mut q = lock(&queue.queue);
+        if q.waiters.is_empty() {
+            return;
+        }
+        match (machine::waiters(view, self.clock.now()), view) {
+            (Waiters::Place, Some(view)) => self.place(&mut q, view),
+            (Waiters::Recheck, _) => {
+                for waiter in std::mem::take(&mut q.waiters).into_values() {
+                    // One that just left is told in vain.
+                    let _ = waiter.release.send(Release::Recheck);
+                }
+            }
+            (Waiters::Wake, _) => (self.wake_again)(environment),
+            (Waiters::Keep | Waiters::Place, _) => {}
+        }
+        queue.live.set_waiting(q.waiters.len());
+    }
+
+    fn place(&self, q: &mut Queue, view: &EnvView) {
+        let mut from = 0;
+        // Ends: `from` grows, and the first full answer ends it, so that a freed place costs what
+        // it frees and not what waits.
+        while let Some((&number, waiter)) = q.waiters.range(from..).next() {
+            from = number + 1;
+            let pick = self.entropy.next_u64();
+            match place::choose(view, waiter.wanted.as_ref(), &waiter.excluded, pick, true) {
+                Choice::Place(placement) => {
+                    let Some(waiter) = q.waiters.remove(&number) else { continue };
+                    let grant = Grant {
+                        placement: Some(placement),
+                        environment: view.environment.clone(),
+                        queues: self.me.clone(),
+                    };
+                    if let Err(Release::Granted(returned)) =
+                        waiter.release.send(Release::Granted(grant))
+                    {
+                        // It left between two lines. Its place is free again for the next one;
+                        // taken out here, because dropping the grant would lock this queue again.
+                        drop(returned.take());
+                    }
+                }
+                Choice::Full => return,
+                // This one cannot go to what is ready; the next one may.
+                Choice::Refused | Choice::Cold => {}
+            }
+        }
+    }
+
+    /// Tells every waiter that the edge stops.
+    pub fn shut_down(&self) {
+        let all: Vec<_> = lock(&self.environments).values().cloned().collect();
+        for queue in all {
+            let mut q = lock(&queue.queue);
+            for waiter in std::mem::take(&mut q.waiters).into_values() {
+                let _ = waiter.release.send(Release::ShuttingDown);
+            }
+            queue.live.set_waiting(0);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Trace 4, as far as it is decided without the edge's own ledger: `POST /actions/save`.
+
+use vango_edge::lifecycle::admit::{Next, Woke};
+use vango_edge::lifecycle::reply::{Forwarded, Problem};
+use vango_edge::lifecycle::retry::UpstreamFailure;
+use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk};
+use vango_edge::store::record::{AllocationState, WakeState};
+
+use crate::given::{World, steps};
+use crate::seed;
+
+fn post() -> http::request::Builder {
+    http::Request::builder().method("POST").header("content-length", "5")
+}
+fn keyed() -> http::request::Builder {
+    post().header("idempotency-key", "\"k1\"")
+}
+fn created() -> Woke {
+    Woke::Operation { id: "op-aaaaaaaaaaaaaaaa".parse().unwrap(), created: true }
+}
+
+#[test]
+fn without_idempotency_a_cold_action_is_refused_and_the_app_woken() {
+    for path in ["/actions/plain", "/dashboard"] {
+        let world = World::asleep();
+        let mut journey = world.begin(keyed(), path);
+        assert!(matches!(world.decide(&mut journey), Next::Wake { hold: false }));
+        let reply = journey.woke(&created(), false, world.now).unwrap();
+        assert_eq!((reply.problem, reply.status), (Problem::AppCold, 503));
+        assert_eq!(reply.forwarded, Forwarded::No);
+        assert!(reply.retry_after.is_some() && reply.operation.is_some());
+        assert_eq!(journey.trace.risk(), Risk::High);
+    }
+}
+
+#[test]
+fn a_keyed_action_waits_and_is_forwarded_once() {
+    let mut world = World::asleep();
+    let mut journey = world.begin(keyed(), "/actions/save");
+    assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
+    assert_eq!(journey.woke(&created(), true, world.now), None);
+    world.operation(WakeState::Hot, 0);
+    world.allocation('a', vango_edge::id::Epoch(1), 1, AllocationState::Ready);
+    assert_eq!(journey.held(HoldEnd::Released, Some(&world.view()), world.now, 0), None);
+    assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
+    journey.served(Some(200), world.now);
+    seed::assert_contains("POST Action While Cold", &steps(&journey));
+    let (risk, decision) = seed::verdict("POST Action While Cold");
+    assert_eq!((journey.trace.risk().name(), journey.trace.decision()), (&*risk, &*decision));
+}
+
+#[test]
+fn a_required_key_is_required_cold_and_hot() {
+    for world in [World::asleep(), World::hot()] {
+        for path in ["/actions/save", "/actions/edge"] {
+            let mut journey = world.begin(post(), path);
+            let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+            assert_eq!((reply.problem, reply.status), (Problem::IdempotencyKeyMissing, 400));
+            let mut journey = world.begin(post().header("idempotency-key", "\""), path);
+            let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+            assert_eq!((reply.problem, reply.status), (Problem::IdempotencyKeyInvalid, 400));
+        }
+    }
+}
+
+#[test]
+fn what_this_edge_cannot_promise_fails_closed_cold_and_hot() {
+    for world in [World::asleep(), World::hot()] {
+        let mut journey = world.begin(keyed(), "/actions/edge");
+        let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+        assert_eq!((reply.problem, reply.status), (Problem::LedgerUnavailable, 503));
+        let mut journey = world.begin(post(), "/webhooks/stripe");
+        let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+        assert_eq!((reply.problem, reply.status), (Problem::VerifierUnavailable, 503));
+        // Neither by another spelling of the path.
+        let mut journey = world.begin(post(), "/x/../webhooks/%73tripe");
+        let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+        assert_eq!(reply.problem, Problem::VerifierUnavailable);
+    }
+}
+
+#[test]
+fn once_it_was_sent_its_outcome_is_unknown_and_nobody_sends_it_again() {
+    let world = World::hot();
+    for (failure, status) in [(UpstreamFailure::Closed, 502), (UpstreamFailure::Silent, 504)] {
+        for path in ["/actions/plain", "/dashboard", "/actions/save"] {
+            let mut journey = world.begin(keyed(), path);
+            let Next::Forward(_placed) = world.decide(&mut journey) else { panic!("forward") };
+            assert!(!journey.may_resend(true) && !journey.may_resend(false));
+            let reply = journey.upstream_failed(failure, world.now);
+            assert_eq!((reply.problem, reply.status), (Problem::OutcomeUnknown, status));
+            assert_eq!(reply.forwarded, Forwarded::OutcomeUnknown);
+            assert_eq!(reply.retry_after, None);
+            assert_eq!(journey.trace.outcome, Outcome::Refused(Problem::OutcomeUnknown));
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_was_refused_sent_nothing_and_any_method_may_go_elsewhere() {
+    let mut world = World::hot();
+    world.allocation('b', vango_edge::id::Epoch(1), 1, AllocationState::Ready);
+    let mut journey = world.begin(post(), "/actions/plain");
+    let Next::Forward(first) = world.decide(&mut journey) else { panic!("forward") };
+    assert!(journey.connect_failed(&first, world.now).is_none());
+    let Next::Forward(second) = world.decide(&mut journey) else { panic!("forward") };
+    assert_ne!(first.allocation.id, second.allocation.id);
+}

@@ -1,0 +1,212 @@
+//! The given part of a golden test: records in, a snapshot out, and the request's facts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vango_edge::clock::{Mono, SeededEntropy, Wall};
+use vango_edge::id::{AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId};
+use vango_edge::lifecycle::admit::{Journey, Next};
+use vango_edge::lifecycle::classify::classify;
+use vango_edge::lifecycle::facts::Facts;
+use vango_edge::lifecycle::trace::{Step, StepText};
+use vango_edge::snapshot::{Change, EnvView, Publisher};
+use vango_edge::store::record::{
+    Allocation, AllocationState, Deployment, Failure, Operation, Record, RouteOwner, WakePhases,
+    WakeState, key,
+};
+
+pub const T0: Mono = Mono(1_000_000_000_000);
+
+/// The sample's contract, as far as the traces need it.
+pub const CONTRACT: &str = r#"
+[app]
+name = "studylab"
+[process]
+command = ["./studylab"]
+ready = { path = "/readyz" }
+[wake]
+budget = "10s"
+[scale]
+concurrency = 2
+[[route]]
+path = "/vango/live"
+class = "live"
+session = ["cookie:vango_session"]
+[[route]]
+path = "/actions/plain"
+class = "action"
+idempotency = "none"
+[[route]]
+path = "/actions/edge"
+class = "action"
+idempotency = "edge"
+principal = "cookie:vango_session"
+[[route]]
+path = "/actions/*"
+class = "action"
+idempotency = "app"
+[[route]]
+path = "/webhooks/stripe"
+class = "webhook"
+provider = "stripe"
+secret = "STRIPE_WEBHOOK_SECRET"
+[[route]]
+path = "/*"
+class = "page"
+"#;
+
+/// A world of one app, changed by records as the store would change it.
+pub struct World {
+    pub publisher: Publisher,
+    revision: u64,
+    pub now: Mono,
+}
+
+pub fn digest(n: u8) -> Digest {
+    Digest::from_bytes([n; 32])
+}
+pub fn environment() -> Environment {
+    "studylab".parse().unwrap()
+}
+pub fn al(c: char) -> AllocationId {
+    format!("al-{}", c.to_string().repeat(16)).parse().unwrap()
+}
+fn dp(n: u8) -> DeploymentId {
+    format!("dp-{}", char::from(b'a' + n).to_string().repeat(16)).parse().unwrap()
+}
+
+impl World {
+    /// studylab is deployed under epoch 1 and asleep.
+    pub fn asleep() -> Self {
+        let mut world = Self { publisher: Publisher::new(), revision: 0, now: T0 };
+        world.deploy(1, Epoch(1));
+        world
+    }
+
+    /// studylab is deployed, and allocation `a` is ready.
+    pub fn hot() -> Self {
+        let mut world = Self::asleep();
+        world.allocation('a', Epoch(1), 1, AllocationState::Ready);
+        world
+    }
+
+    pub fn put(&mut self, key: &str, value: Option<&[u8]>) {
+        self.revision += 1;
+        let change = Change { key, value };
+        let (_, outcome) = self.publisher.publish([change], self.revision, self.now);
+        outcome.unwrap();
+    }
+
+    pub fn deploy(&mut self, n: u8, epoch: Epoch) {
+        let deployment = Deployment {
+            id: dp(n),
+            environment: environment(),
+            digest: digest(n),
+            contract: CONTRACT.into(),
+            created: Wall(0),
+            files: 1,
+            bytes: 1,
+        };
+        self.put(&key::deployment(&environment(), &dp(n)), Some(&deployment.encode()));
+        let owner = RouteOwner {
+            host: "studylab.localhost".parse().unwrap(),
+            path: "/".into(),
+            environment: environment(),
+            deployment: dp(n),
+            digest: digest(n),
+            epoch,
+        };
+        self.put(&key::owner(&owner.host, "/"), Some(&owner.encode()));
+    }
+
+    pub fn allocation(&mut self, c: char, epoch: Epoch, n: u8, state: AllocationState) {
+        let record = Allocation {
+            id: al(c),
+            environment: environment(),
+            generation: Generation(1),
+            epoch,
+            digest: digest(n),
+            state,
+            address: Some("127.0.0.1:4000".parse().unwrap()),
+            process: None,
+            operation: "op-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            created: Wall(0),
+            ready: Some(Wall(0)),
+        };
+        self.put(&key::allocation(&environment(), &al(c)), Some(&record.encode()));
+    }
+
+    pub fn gone(&mut self, c: char) {
+        self.put(&key::allocation(&environment(), &al(c)), None);
+    }
+
+    pub fn operation(&mut self, state: WakeState, failures: u32) {
+        let record = Operation {
+            id: "op-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            environment: environment(),
+            epoch: Epoch(1),
+            digest: digest(1),
+            deployment: dp(1),
+            state,
+            attempt: 1,
+            requested: Wall(0),
+            changed: Wall(0),
+            phases: WakePhases {
+                reserve_us: Some(100),
+                artifact_us: Some(200),
+                spawn_us: Some(900),
+                ready_us: Some(21_000),
+            },
+            allocation: Some(al('a')),
+            failure: (state == WakeState::Failed).then(|| Failure {
+                safe: "it exited before it was ready".into(),
+                detail: "exit code 3".into(),
+            }),
+            failures,
+            backoff_ms: if state == WakeState::Failed { 4_000 } else { 0 },
+            typical_ms: 22,
+        };
+        self.put(&key::operation(&environment()), Some(&record.encode()));
+    }
+
+    pub fn after(&mut self, d: Duration) -> &mut Self {
+        self.now = self.now + d;
+        self
+    }
+
+    pub fn view(&self) -> Arc<EnvView> {
+        let reader = self.publisher.reader();
+        let snapshot = reader.load();
+        Arc::clone(snapshot.host("studylab.localhost").unwrap())
+    }
+
+    pub fn facts(&self, request: http::request::Builder, path: &str) -> Facts {
+        let (parts, ()) =
+            request.header("host", "studylab.localhost").body(()).unwrap().into_parts();
+        let id = RequestId::random(&SeededEntropy::new(1));
+        Facts::parse(&parts, path.as_bytes(), id, self.now).unwrap()
+    }
+
+    pub fn begin(&self, request: http::request::Builder, path: &str) -> Journey {
+        let facts = self.facts(request, path);
+        let classified = classify(&self.publisher.reader().load(), &facts).unwrap();
+        Journey::begin(facts, classified)
+    }
+
+    pub fn decide(&self, journey: &mut Journey) -> Next {
+        journey.decide(Some(&self.view()), None, self.now, 0)
+    }
+}
+
+/// The steps of a journey as text.
+pub fn steps(journey: &Journey) -> Vec<StepText> {
+    journey.trace.steps.iter().map(Step::text).collect()
+}
+
+/// One line a step: actor, truth, value, detail.
+pub fn lines(journey: &Journey) -> Vec<String> {
+    steps(journey)
+        .into_iter()
+        .map(|s| format!("{} | {} | {} | {}", s.actor, s.truth, s.value, s.detail))
+        .collect()
+}

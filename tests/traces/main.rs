@@ -1,0 +1,9 @@
+//! One file per trace of the seed, each reading as given / request / steps. The seed's own page is
+//! `seed.txt`, unchanged; [`seed`] reads it, and each trace's steps must contain the seed's, in its
+//! order and in its words.
+
+mod cold_get;
+mod cold_post;
+mod given;
+mod hot_get;
+mod seed;
