@@ -124,9 +124,8 @@ async fn compose(
     // The store's lock is the node's lock: one process at a time owns this directory.
     let store: Arc<dyn StateStore> = {
         let (dir, clock) = (dir.join("store"), Arc::clone(&clock));
-        let opened = tokio::task::spawn_blocking(move || {
-            RocksStore::open(&dir, clock, Options::default())
-        });
+        let opened =
+            tokio::task::spawn_blocking(move || RocksStore::open(&dir, clock, Options::default()));
         Arc::new(opened.await.context("opening the store")??)
     };
     let artifacts = Arc::new(Artifacts::local(&dir.join("artifacts"), &dir.join("trees"))?);
@@ -190,8 +189,7 @@ async fn compose(
         idle_timeout: config.limits.idle_keepalive,
     };
     let proxy = EdgeProxy::new(snapshots, queues, worker, clock, entropy, telemetry, limits);
-    let serving =
-        Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
+    let serving = Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
     let edge = Edge {
         control,
         runner,
@@ -255,10 +253,7 @@ impl Signals {
 }
 
 /// One JSON line on stdout, so that whoever asked for port 0 learns what it got.
-fn print_addresses(
-    listeners: &[proxy::Listener],
-    admin: &tokio::net::TcpListener,
-) -> Result<()> {
+fn print_addresses(listeners: &[proxy::Listener], admin: &tokio::net::TcpListener) -> Result<()> {
     use std::io::Write;
     let listen: Vec<String> = listeners.iter().map(|l| l.address.to_string()).collect();
     let line = serde_json::json!({ "listen": listen, "admin": admin.local_addr()?.to_string() });
@@ -309,7 +304,9 @@ impl Secrets for OperatorSecrets {
                 if production { a.secrets.get(name) } else { a.preview_secrets.get(name) }
             });
             let source = sources.and_then(|s| s.first()).ok_or_else(|| {
-                format!("the app asks for the secret {name}: add it to `secrets` in its conf/apps file")
+                format!(
+                    "the app asks for the secret {name}: add it to `secrets` in its conf/apps file"
+                )
             })?;
             let secret = config::read_secret(source).map_err(|e| format!("secret {name}: {e}"))?;
             out.push((name.clone(), secret.expose().to_owned()));

@@ -20,7 +20,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("wake::hold", &["clock", "id", "snapshot", "lifecycle", "wake"]),
     (
         "wake::worker",
-        &["clock", "id", "contract", "snapshot", "lifecycle", "store", "artifact", "runner", "wake"],
+        &[
+            "clock",
+            "id",
+            "contract",
+            "snapshot",
+            "lifecycle",
+            "store",
+            "artifact",
+            "runner",
+            "wake",
+        ],
     ),
     ("wake", &["wake"]),
     ("artifact", &["clock", "id"]),
@@ -29,8 +39,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "control",
         &[
-            "clock", "id", "config", "contract", "snapshot", "lifecycle", "store", "artifact",
-            "runner", "wake", "telemetry", "control",
+            "clock",
+            "id",
+            "config",
+            "contract",
+            "snapshot",
+            "lifecycle",
+            "store",
+            "artifact",
+            "runner",
+            "wake",
+            "telemetry",
+            "control",
         ],
     ),
     ("proxy", &["clock", "id", "snapshot", "lifecycle", "wake", "telemetry", "proxy"]),
@@ -38,16 +58,37 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "admin",
         &[
-            "clock", "id", "snapshot", "lifecycle", "store::record", "runner", "telemetry",
-            "control", "admin",
+            "clock",
+            "id",
+            "snapshot",
+            "lifecycle",
+            "store::record",
+            "runner",
+            "telemetry",
+            "control",
+            "admin",
         ],
     ),
-    ("cli", &["admin", "artifact", "config", "contract", "control", "id", "lifecycle", "server", "cli"]),
+    (
+        "cli",
+        &["admin", "artifact", "config", "contract", "control", "id", "lifecycle", "server", "cli"],
+    ),
     (
         "server",
         &[
-            "admin", "artifact", "clock", "config", "contract", "control", "id", "proxy", "runner",
-            "snapshot", "store", "telemetry", "wake",
+            "admin",
+            "artifact",
+            "clock",
+            "config",
+            "contract",
+            "control",
+            "id",
+            "proxy",
+            "runner",
+            "snapshot",
+            "store",
+            "telemetry",
+            "wake",
         ],
     ),
     ("lib", &[]),
@@ -165,16 +206,25 @@ fn engines_stay_in_their_rooms() {
 
 #[test]
 fn the_core_has_no_io_no_clock_and_no_randomness() {
-    let pure = ["lifecycle", "snapshot::compile", "snapshot::model", "wake::machine", "control::plan"];
+    let pure =
+        ["lifecycle", "snapshot::compile", "snapshot::model", "wake::machine", "control::plan"];
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         let module = module(&path);
         if !pure.iter().any(|p| module == *p || module.starts_with(&format!("{p}::"))) {
             continue;
         }
-        for word in
-            ["tokio", "async ", "Instant", "SystemTime", "rand::", "std::fs", "std::net::Tcp", "dyn Clock", "dyn Entropy"]
-        {
+        for word in [
+            "tokio",
+            "async ",
+            "Instant",
+            "SystemTime",
+            "rand::",
+            "std::fs",
+            "std::net::Tcp",
+            "dyn Clock",
+            "dyn Entropy",
+        ] {
             if code(&text).contains(word) {
                 wrong.push(format!("{module} has {word}"));
             }

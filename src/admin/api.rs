@@ -128,10 +128,7 @@ pub async fn allocations(State(admin): State<Admin>) -> Json<Vec<AllocationRow>>
     Json(rows)
 }
 
-pub async fn log(
-    State(admin): State<Admin>,
-    Path(id): Path<String>,
-) -> Result<String, Problem> {
+pub async fn log(State(admin): State<Admin>, Path(id): Path<String>) -> Result<String, Problem> {
     let id: AllocationId = id.parse().map_err(Problem::bad)?;
     admin.runner.log_tail(&id, 64 * 1024).ok_or_else(|| {
         Problem::new(StatusCode::NOT_FOUND, format!("{id} is not known to this edge's runner"))
@@ -192,9 +189,7 @@ pub async fn deployments(State(admin): State<Admin>) -> Answer<Vec<DeploymentRow
     all.sort_by(|a, b| b.created.cmp(&a.created));
     let snapshot = admin.control.snapshots.load();
     let rows = all.into_iter().map(|d| DeploymentRow {
-        current: snapshot
-            .environment(&d.environment)
-            .is_some_and(|v| v.owner.deployment == d.id),
+        current: snapshot.environment(&d.environment).is_some_and(|v| v.owner.deployment == d.id),
         id: d.id.to_string(),
         environment: d.environment.to_string(),
         digest: d.digest.to_string(),

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, head, post};
@@ -74,19 +74,23 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 /// `Host` must be a loopback name: a page that points its own name at 127.0.0.1 has another one.
 /// `Origin`, which a browser sends with anything that changes something, must be this API's own.
 async fn own_host_only(request: Request, next: Next) -> Response {
-    let text = |name| request.headers().get(name).and_then(|v: &header::HeaderValue| v.to_str().ok());
+    match refusal(request.headers()) {
+        Some(why) => api::Problem::new(StatusCode::FORBIDDEN, why).into_response(),
+        None => next.run(request).await,
+    }
+}
+
+fn refusal(headers: &HeaderMap) -> Option<&'static str> {
+    let text = |name| headers.get(name).and_then(|v: &header::HeaderValue| v.to_str().ok());
     let host = text(header::HOST).unwrap_or_default();
     if !is_loopback(host) {
-        let why = "the admin API answers to loopback names only: use 127.0.0.1, [::1] or localhost";
-        return api::Problem::new(StatusCode::FORBIDDEN, why).into_response();
+        return Some(
+            "the admin API answers to loopback names only: use 127.0.0.1, [::1] or localhost",
+        );
     }
-    let foreign = request.headers().contains_key(header::ORIGIN)
-        && text(header::ORIGIN) != Some(&format!("http://{host}"));
-    if foreign {
-        let why = "this Origin may not use the admin API";
-        return api::Problem::new(StatusCode::FORBIDDEN, why).into_response();
-    }
-    next.run(request).await
+    let own = format!("http://{host}");
+    let foreign = headers.contains_key(header::ORIGIN) && text(header::ORIGIN) != Some(&own);
+    foreign.then_some("this Origin may not use the admin API")
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -106,7 +110,8 @@ mod tests {
         for own in ["127.0.0.1:9901", "localhost", "[::1]:9901", "127.0.0.2"] {
             assert!(is_loopback(own), "{own}");
         }
-        for foreign in ["", "evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.evil"] {
+        for foreign in ["", "evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.evil"]
+        {
             assert!(!is_loopback(foreign), "{foreign}");
         }
     }

@@ -35,9 +35,15 @@ impl Client {
         format!("{}{path}", self.base)
     }
 
-    fn sent(&self, outcome: Result<Response<ureq::Body>, ureq::Error>) -> Result<Response<ureq::Body>> {
+    fn sent(
+        &self,
+        outcome: Result<Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Response<ureq::Body>> {
         let mut response = outcome.with_context(|| {
-            format!("no edge answers at {}: is `vango-edge run` running? (--admin says where)", self.base)
+            format!(
+                "no edge answers at {}: is `vango-edge run` running? (--admin says where)",
+                self.base
+            )
         })?;
         if response.status().is_success() {
             return Ok(response);

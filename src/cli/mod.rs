@@ -271,13 +271,7 @@ fn command(client: &Client, environment: &Environment, verb: &str, json: bool) -
     show::text(&format!("{environment}: {}{operation}\n", done.done))
 }
 
-fn explain(
-    client: &Client,
-    method: &str,
-    url: &str,
-    headers: &[String],
-    json: bool,
-) -> Result<()> {
+fn explain(client: &Client, method: &str, url: &str, headers: &[String], json: bool) -> Result<()> {
     let headers = headers
         .iter()
         .map(|h| match h.split_once(':') {

@@ -305,11 +305,7 @@ fn promotion(top: &Table<'_>) -> Promotion {
     promotion
 }
 
-fn secrets(
-    top: &Table<'_>,
-    key: &'static str,
-    base: &Path,
-) -> BTreeMap<String, Vec<SecretSource>> {
+fn secrets(top: &Table<'_>, key: &'static str, base: &Path) -> BTreeMap<String, Vec<SecretSource>> {
     let Some(t) = top.opt_table(key) else { return BTreeMap::new() };
     let mut out = BTreeMap::new();
     for (name, span, value) in t.raw_entries() {
@@ -354,8 +350,11 @@ fn source(t: &Table<'_>, base: &Path) -> Option<SecretSource> {
 fn upstreams(top: &Table<'_>) -> Option<Upstreams> {
     if !top.has("upstreams") {
         if top.has("route") {
-            top.error("route", "routes stand here only for an app with upstreams; for one that is \
-                                deployed they stand in its vango-edge.toml");
+            top.error(
+                "route",
+                "routes stand here only for an app with upstreams; for one that is \
+                                deployed they stand in its vango-edge.toml",
+            );
             top.tables("route");
         }
         return None;

@@ -9,7 +9,7 @@ mod route;
 pub use parse::{parse, routes};
 pub use route::{
     Action, Duplicate, Fingerprint, Idempotency, Live, PathPattern, Provider, Resume, Route,
-    RouteClass, SessionSource, Source, WhenCold, Webhook,
+    RouteClass, SessionSource, Source, Webhook, WhenCold,
 };
 
 use std::collections::BTreeMap;

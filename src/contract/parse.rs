@@ -8,10 +8,11 @@ use crate::document::{Checked, Errors, Table};
 
 use super::route::{
     Action, Duplicate, Fingerprint, Idempotency, Live, PathPattern, Provider, Resume, Route,
-    RouteClass, SessionSource, Source, WhenCold, Webhook,
+    RouteClass, SessionSource, Source, Webhook, WhenCold,
 };
 use super::{
-    Assets, Contract, LivePolicy, Process, Ready, Scale, SessionStore, Sleep, SleepMode, State, Wake,
+    Assets, Contract, LivePolicy, Process, Ready, Scale, SessionStore, Sleep, SleepMode, State,
+    Wake,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -213,8 +214,10 @@ pub fn routes(top: &Table<'_>) -> Vec<Route> {
             continue;
         };
         if let Some(covers) = routes.iter().find(|r| r.path.covers(&route.path)) {
-            let message =
-                format!("never reached: the route {} above takes it first; move it up", covers.path);
+            let message = format!(
+                "never reached: the route {} above takes it first; move it up",
+                covers.path
+            );
             t.error("path", message);
         }
         t.finish();
@@ -229,9 +232,9 @@ pub fn routes(top: &Table<'_>) -> Vec<Route> {
 }
 
 fn route(t: &Table<'_>) -> Option<Route> {
-    let path = t.required("path").and_then(|text| {
-        PathPattern::parse(&text).map_err(|e| t.error("path", e)).ok()
-    });
+    let path = t
+        .required("path")
+        .and_then(|text| PathPattern::parse(&text).map_err(|e| t.error("path", e)).ok());
     let class = t.text("class").unwrap_or_else(|| "page".into());
     let class = match class.as_str() {
         "page" => Some(RouteClass::Page),
@@ -290,8 +293,7 @@ fn webhook(t: &Table<'_>) -> Option<Webhook> {
         ("shopify", Provider::Shopify),
         ("slack", Provider::Slack),
     ];
-    let colds =
-        [("hold", WhenCold::Hold), ("defer", WhenCold::Defer), ("block", WhenCold::Block)];
+    let colds = [("hold", WhenCold::Hold), ("defer", WhenCold::Defer), ("block", WhenCold::Block)];
     let duplicates = [("answer", Duplicate::Answer), ("forward", Duplicate::Forward)];
     if !t.has("provider") {
         t.required("provider");
@@ -318,7 +320,9 @@ fn live(t: &Table<'_>) -> Live {
             }
         })
         .collect();
-    let resumes =
-        [("same-allocation", Resume::SameAllocation), ("cross-allocation", Resume::CrossAllocation)];
+    let resumes = [
+        ("same-allocation", Resume::SameAllocation),
+        ("cross-allocation", Resume::CrossAllocation),
+    ];
     Live { session, resume: t.word("resume", &resumes, Resume::SameAllocation) }
 }

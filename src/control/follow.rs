@@ -62,8 +62,7 @@ impl Control {
             }
         }
         let now = self.clock.now();
-        let changes =
-            listing.iter().map(|(key, entry)| Change { key, value: Some(&entry.value) });
+        let changes = listing.iter().map(|(key, entry)| Change { key, value: Some(&entry.value) });
         let (touched, read) = publisher.rebuild(changes, from - 1, now);
         self.published(touched, read.err());
         if let Some(ready) = ready.take() {

@@ -28,7 +28,8 @@ impl Control {
             };
             up_since.retain(|id, _| ready(id));
             for view in snapshot.environments().filter(|v| !v.ready.is_empty()) {
-                let newest = view.ready.iter().map(|a| *up_since.entry(a.id.clone()).or_insert(now));
+                let newest =
+                    view.ready.iter().map(|a| *up_since.entry(a.id.clone()).or_insert(now));
                 let Some(newest) = newest.max() else { continue };
                 if plan::is_idle(view, newest, now) {
                     let (control, environment) = (Arc::clone(self), view.environment.clone());

@@ -189,10 +189,7 @@ impl Journey {
 
     fn forward(&mut self, now: Mono, placed: Placement) -> Next {
         self.attempts += 1;
-        self.trace.push(
-            now,
-            StepKind::Select(Arc::clone(&placed.allocation), placed.affinity),
-        );
+        self.trace.push(now, StepKind::Select(Arc::clone(&placed.allocation), placed.affinity));
         Next::Forward(placed)
     }
 
@@ -406,7 +403,9 @@ impl Journey {
                 Reply::refused(
                     Problem::WakeTimeout,
                     503,
-                    format!("The app did not become ready within {budget:?}; it is still starting."),
+                    format!(
+                        "The app did not become ready within {budget:?}; it is still starting."
+                    ),
                 )
                 .retry_after(jittered(left.max(Duration::from_secs(1)), pick))
             }

@@ -49,7 +49,11 @@ impl Classified {
 pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Option<Classified> {
     let view = snapshot.host(&facts.host)?;
     let (route, found) = view.contract.route(&facts.path)?;
-    Some(Classified { view: Arc::clone(view), route, posture: posture(&found.class, &facts.method) })
+    Some(Classified {
+        view: Arc::clone(view),
+        route,
+        posture: posture(&found.class, &facts.method),
+    })
 }
 
 fn posture(class: &RouteClass, method: &Method) -> Posture {

@@ -30,7 +30,9 @@ pub enum BadRequest {
     #[error("the Host header differs from the host in the request target")]
     HostMismatch,
     /// See the module's text.
-    #[error("the path has no safe reading: control characters, a backslash, a broken percent escape or .. above the root")]
+    #[error(
+        "the path has no safe reading: control characters, a backslash, a broken percent escape or .. above the root"
+    )]
     Path,
 }
 
@@ -272,9 +274,7 @@ fn error_form(method: &Method, headers: &HeaderMap) -> ErrorForm {
         .get(header::ACCEPT)
         .and_then(|v| v.to_str().ok())
         .is_some_and(|v| v.split(',').any(|t| t.trim_start().starts_with("text/html")));
-    let fetched = headers
-        .get("sec-fetch-mode")
-        .is_some_and(|v| v.as_bytes() != b"navigate");
+    let fetched = headers.get("sec-fetch-mode").is_some_and(|v| v.as_bytes() != b"navigate");
     if html && !fetched && matches!(*method, Method::GET | Method::HEAD | Method::POST) {
         ErrorForm::Page
     } else {
@@ -366,7 +366,9 @@ mod tests {
             let facts = parse(get(), sent).unwrap();
             assert_eq!((facts.path.as_str(), facts.path_changed), (read, sent != read), "{sent}");
         }
-        for sent in ["/..", "/a/../../b", "/a\\b", "/%5c", "/%00", "/%zz", "/%4", "a", "", "/a b", "/é"] {
+        for sent in
+            ["/..", "/a/../../b", "/a\\b", "/%5c", "/%00", "/%zz", "/%4", "a", "", "/a b", "/é"]
+        {
             assert_eq!(parse(get(), sent).unwrap_err(), BadRequest::Path, "{sent:?}");
         }
         let facts = parse(get(), "/a/%2e?x=%2e&y").unwrap();
@@ -394,6 +396,9 @@ mod tests {
         assert!(parse(ws, "/").unwrap().websocket);
         let nav = get().header("accept", "text/html,*/*;q=0.8");
         assert_eq!(parse(nav, "/").unwrap().error_form, ErrorForm::Page);
-        assert_eq!(parse(get().header("accept", "*/*"), "/").unwrap().error_form, ErrorForm::Problem);
+        assert_eq!(
+            parse(get().header("accept", "*/*"), "/").unwrap().error_form,
+            ErrorForm::Problem
+        );
     }
 }

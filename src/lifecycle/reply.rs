@@ -110,7 +110,9 @@ impl Problem {
             Self::AppCold => "The app was asleep; nothing was sent to it",
             Self::IdempotencyKeyMissing => "This route requires an Idempotency-Key",
             Self::IdempotencyKeyInvalid => "The Idempotency-Key is not valid",
-            Self::LedgerUnavailable => "The record of idempotency keys cannot be had; nothing was sent",
+            Self::LedgerUnavailable => {
+                "The record of idempotency keys cannot be had; nothing was sent"
+            }
             Self::VerifierUnavailable => "The signature cannot be verified; nothing was sent",
             Self::UpstreamClosed => "The app closed the connection before it answered",
             Self::UpstreamTimeout => "The app did not answer in time",
@@ -216,10 +218,7 @@ impl Reply {
     pub fn headers(&self, node: &str) -> Vec<(&'static str, String)> {
         let mut out = vec![
             ("cache-control", "no-store".to_owned()),
-            (
-                "proxy-status",
-                format!("{node}; error={}", self.problem.proxy_status(self.status)),
-            ),
+            ("proxy-status", format!("{node}; error={}", self.problem.proxy_status(self.status))),
         ];
         if let Some(seconds) = self.retry_after {
             out.push(("retry-after", seconds.to_string()));
@@ -333,15 +332,13 @@ mod tests {
     #[test]
     fn no_page_sends_an_unsafe_request_again_by_itself() {
         let id = RequestId::random(&SeededEntropy::new(1));
-        let reply =
-            Reply::refused(Problem::AppCold, 503, "x").retry_after(Duration::from_secs(1));
+        let reply = Reply::refused(Problem::AppCold, 503, "x").retry_after(Duration::from_secs(1));
         assert!(!reply.body(ErrorForm::Page, id).1.contains("http-equiv"));
     }
 
     #[test]
     fn names_are_unique() {
-        let names: std::collections::BTreeSet<_> =
-            Problem::ALL.iter().map(|p| p.name()).collect();
+        let names: std::collections::BTreeSet<_> = Problem::ALL.iter().map(|p| p.name()).collect();
         assert_eq!(names.len(), Problem::ALL.len());
     }
 }

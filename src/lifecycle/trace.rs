@@ -204,7 +204,9 @@ impl StepKind {
     /// Actor, action and truth, in the seed's words where the seed has the step.
     fn sentence(&self) -> (Actor, &'static str, &'static str) {
         match self {
-            Self::LoadOwner(_) => (Actor::Edge, "Load route owner and current epoch.", "RouteOwner"),
+            Self::LoadOwner(_) => {
+                (Actor::Edge, "Load route owner and current epoch.", "RouteOwner")
+            }
             Self::Classify(Posture::Safe, ..) => {
                 (Actor::Edge, "Classify request as safe/idempotent.", "Route policy")
             }
@@ -216,11 +218,9 @@ impl StepKind {
                 "Check idempotency key and route contract.",
                 "Idempotency store binding",
             ),
-            Self::VerifySignature(_) => (
-                Actor::Edge,
-                "Verify route class and signature policy.",
-                "Webhook route contract",
-            ),
+            Self::VerifySignature(_) => {
+                (Actor::Edge, "Verify route class and signature policy.", "Webhook route contract")
+            }
             Self::Wake { safe: true, .. } => {
                 (Actor::Edge, "Create or attach to wake operation.", "Operation table")
             }
@@ -320,9 +320,10 @@ impl StepKind {
                 },
             ),
             Self::ConnectFailed(a) => (a.id.to_string(), "excluded for this request".into()),
-            Self::Run { status } => {
-                (status.map_or_else(|| "would be asked".into(), |s| format!("status {s}")), String::new())
-            }
+            Self::Run { status } => (
+                status.map_or_else(|| "would be asked".into(), |s| format!("status {s}")),
+                String::new(),
+            ),
             Self::UpstreamFailed(failure) => (
                 match failure {
                     UpstreamFailure::Closed => "closed the connection",
@@ -344,11 +345,8 @@ fn start_values(view: &EnvView, state: Option<WakeState>, phases: &WakePhases) -
     let Some(state) = state else { return (value, "would be started".into()) };
     let mut detail = allocation.map_or_else(String::new, |a| format!("{a}: "));
     detail.push_str(state.name());
-    let named = [
-        ("artifact", phases.artifact_us),
-        ("spawn", phases.spawn_us),
-        ("ready", phases.ready_us),
-    ];
+    let named =
+        [("artifact", phases.artifact_us), ("spawn", phases.spawn_us), ("ready", phases.ready_us)];
     for (name, us) in named {
         if let Some(us) = us {
             detail.push_str(&format!(", {name} {}", ms(us)));
@@ -357,11 +355,7 @@ fn start_values(view: &EnvView, state: Option<WakeState>, phases: &WakePhases) -
     (value, detail)
 }
 
-fn hold_values(
-    held: Duration,
-    end: Option<HoldEnd>,
-    state: Option<WakeState>,
-) -> (String, String) {
+fn hold_values(held: Duration, end: Option<HoldEnd>, state: Option<WakeState>) -> (String, String) {
     let state = state.map_or("at concurrency", WakeState::name).to_owned();
     let held = ms(u64::try_from(held.as_micros()).unwrap_or(u64::MAX));
     let detail = match end {
@@ -513,7 +507,9 @@ impl Trace {
     pub fn decision(&self) -> &'static str {
         let woke = self.steps.iter().any(|s| matches!(s.kind, StepKind::Wake { .. }));
         match self.risk() {
-            Risk::High if self.steps.iter().any(|s| matches!(s.kind, StepKind::VerifySignature(_))) => {
+            Risk::High
+                if self.steps.iter().any(|s| matches!(s.kind, StepKind::VerifySignature(_))) =>
+            {
                 "Never turn a provider webhook into an invisible replay buffer."
             }
             Risk::High => {

@@ -83,7 +83,9 @@ impl Gate {
                 }
             }
             match next {
-                Next::Forward(placement) => return Passed::Forward(self.placed(journey, placement)),
+                Next::Forward(placement) => {
+                    return Passed::Forward(self.placed(journey, placement));
+                }
                 Next::Reply(reply) => return Passed::Reply(reply),
                 Next::Wake { hold: false } => {
                     let woke = self.wake(journey).await;

@@ -100,9 +100,7 @@ impl EdgeProxy {
 
     async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
         match &ctx.reply {
-            Some(reply) => {
-                answer::write(session, reply, ctx.form, ctx.id, ctx.body_unread).await
-            }
+            Some(reply) => answer::write(session, reply, ctx.form, ctx.id, ctx.body_unread).await,
             None => {
                 session.set_keepalive(None);
                 Ok(())
@@ -268,12 +266,7 @@ impl ProxyHttp for EdgeProxy {
         e
     }
 
-    async fn fail_to_proxy(
-        &self,
-        session: &mut Session,
-        e: &Error,
-        ctx: &mut Ctx,
-    ) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         let closed = FailToProxy { error_code: 0, can_reuse_downstream: false };
         session.set_keepalive(None);
         if ctx.gone || session.response_written().is_some() {

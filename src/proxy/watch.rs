@@ -30,10 +30,8 @@ pub async fn client_left(session: &mut Session, body_unread: bool) {
     // Reading would eat a byte of the body. The kernel knows whether a FIN or RST came.
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        let info = downstream
-            .digest()
-            .and_then(|d| d.socket_digest.as_ref())
-            .and_then(|s| s.tcp_info());
+        let info =
+            downstream.digest().and_then(|d| d.socket_digest.as_ref()).and_then(|s| s.tcp_info());
         if info.is_some_and(|i| matches!(i.tcpi_state, CLOSE_WAIT | CLOSED)) {
             return;
         }

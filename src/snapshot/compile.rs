@@ -4,9 +4,9 @@
 //! which environments an event touches; [`compile`] makes those anew and shares the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher;
 use std::path::Path;
 use std::sync::Arc;
-use std::hash::BuildHasher;
 use std::time::Duration;
 
 use foldhash::quality::FixedState;

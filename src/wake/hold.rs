@@ -201,8 +201,7 @@ impl HoldQueues {
             number
         };
         let environment = view.environment.clone();
-        let ticket =
-            Ticket { release: told, number, bytes, environment, queues: Arc::clone(self) };
+        let ticket = Ticket { release: told, number, bytes, environment, queues: Arc::clone(self) };
         // Only now look: what was freed or published before this line is seen, and what comes
         // after sees the waiter.
         self.pump(&view.environment);

@@ -305,7 +305,8 @@ mod tests {
     #[test]
     fn back_off_doubles_to_its_bound() {
         let policy = BackoffPolicy { first: Duration::from_secs(1), max: Duration::from_secs(60) };
-        for (failures, most) in [(0, 1), (1, 2), (2, 4), (5, 32), (6, 60), (40, 60), (u32::MAX, 60)] {
+        for (failures, most) in [(0, 1), (1, 2), (2, 4), (5, 32), (6, 60), (40, 60), (u32::MAX, 60)]
+        {
             for pick in [0, 1, 77, u64::MAX] {
                 let b = backoff(policy, failures, pick);
                 assert!(b <= Duration::from_secs(most), "{failures} {b:?}");

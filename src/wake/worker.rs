@@ -151,10 +151,7 @@ impl Worker {
         }
     }
 
-    fn ask(
-        self: &Arc<Self>,
-        environment: &Environment,
-    ) -> (watch::Receiver<Option<Woke>>, bool) {
+    fn ask(self: &Arc<Self>, environment: &Environment) -> (watch::Receiver<Option<Woke>>, bool) {
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(answer) = asking.get(environment) {
             return (answer.clone(), false);
@@ -242,7 +239,7 @@ impl Worker {
         self.runtime.spawn(async move {
             let outcome = worker.execute(&environment).await;
             worker.executing().remove(&environment);
-            match outcome {
+            match &outcome {
                 Ok(()) => {}
                 Err(Lost::Claim) => log::debug!("wake of {environment}: the claim is another's"),
                 Err(e) => log::warn!("wake of {environment}: given up, claimable again: {e}"),
@@ -284,11 +281,8 @@ impl Worker {
         let reserve_us = micros(self.clock.now().since(began));
         let next = self.step(&operation, WakeEvent::Claimed { reserve_us })?;
         let lease = self.store.lease_grant(CLAIM_TTL).await?;
-        let executor = Executor {
-            node: self.node.clone(),
-            operation: next.id.clone(),
-            attempt: next.attempt,
-        };
+        let executor =
+            Executor { node: self.node.clone(), operation: next.id.clone(), attempt: next.attempt };
         let txn = Txn::new()
             .absent(&executor_key)
             .unchanged(&operation_key, entry.mod_revision)
@@ -528,7 +522,11 @@ impl Worker {
         let identity = left.process.as_ref().map(to_identity);
         let grace = Duration::from_secs(2);
         if let Err(e) = self.runner.end_leftover(identity.as_ref(), &left.id, grace).await {
-            log::error!("{}: what is left of {} could not be ended: {e}", left.environment, left.id);
+            log::error!(
+                "{}: what is left of {} could not be ended: {e}",
+                left.environment,
+                left.id
+            );
         }
     }
 

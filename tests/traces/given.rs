@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vango_edge::clock::{Mono, SeededEntropy, Wall};
-use vango_edge::id::{AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId};
+use vango_edge::id::{
+    AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId,
+};
 use vango_edge::lifecycle::admit::{Journey, Next};
 use vango_edge::lifecycle::classify::classify;
 use vango_edge::lifecycle::facts::Facts;

@@ -36,8 +36,7 @@ fn a_hot_page_is_served_directly() {
             "Control plane | Operation table unchanged | epoch 1 | ",
         ]
     );
-    let taken: Vec<_> =
-        steps(&journey).into_iter().map(|s| (s.actor, s.action, s.truth)).collect();
+    let taken: Vec<_> = steps(&journey).into_iter().map(|s| (s.actor, s.action, s.truth)).collect();
     assert_eq!(taken, seed::trace(TITLE), "step for step as the seed has it");
     assert_eq!(journey.trace.outcome, Outcome::Hot);
     assert_eq!(
@@ -49,13 +48,10 @@ fn a_hot_page_is_served_directly() {
 #[test]
 fn explaining_it_says_the_same_and_takes_no_place() {
     let world = World::hot();
-    let trace = explain(&world.publisher.reader().load(), world.facts(get(), "/dashboard"), world.now);
-    let taken: Vec<_> = trace
-        .steps
-        .iter()
-        .map(|s| s.text())
-        .map(|s| (s.actor, s.action, s.truth))
-        .collect();
+    let trace =
+        explain(&world.publisher.reader().load(), world.facts(get(), "/dashboard"), world.now);
+    let taken: Vec<_> =
+        trace.steps.iter().map(|s| s.text()).map(|s| (s.actor, s.action, s.truth)).collect();
     assert_eq!(taken, seed::trace(TITLE));
     assert_eq!(trace.risk(), Risk::Low);
     assert_eq!(world.view().ready[0].load.in_flight(), 0);
@@ -69,11 +65,9 @@ fn the_session_keeps_its_allocation_and_is_placed_again_when_that_is_gone() {
     for _ in 0..20 {
         let mut facts = world.facts(get(), "/dashboard");
         facts.affinity = Some(al('b'));
-        let classified = vango_edge::lifecycle::classify::classify(
-            &world.publisher.reader().load(),
-            &facts,
-        )
-        .unwrap();
+        let classified =
+            vango_edge::lifecycle::classify::classify(&world.publisher.reader().load(), &facts)
+                .unwrap();
         let mut journey = vango_edge::lifecycle::admit::Journey::begin(facts, classified);
         let Next::Forward(placed) = world.decide(&mut journey) else { panic!("forward") };
         assert_eq!(placed.allocation.id, al('b'));

@@ -35,8 +35,10 @@ pub fn verdict(title: &str) -> (String, String) {
 pub fn assert_contains(title: &str, taken: &[vango_edge::lifecycle::trace::StepText]) {
     let mut rest = taken.iter();
     for (actor, action, truth) in trace(title) {
-        let found =
-            rest.any(|s| s.actor == actor && s.action == action && s.truth == truth);
-        assert!(found, "{title}: no step, or out of order: {actor}: {action} ({truth})\n{taken:#?}");
+        let found = rest.any(|s| s.actor == actor && s.action == action && s.truth == truth);
+        assert!(
+            found,
+            "{title}: no step, or out of order: {actor}: {action} ({truth})\n{taken:#?}"
+        );
     }
 }

@@ -1,0 +1,143 @@
+//! Artifacts: a directory packed into an OCI image layout, kept by content, verified and unpacked
+//! before anything runs.
+//!
+//! Invariants: the same directory gives the same manifest digest on any machine and at any time;
+//! no byte reaches a tree's final place before the digest over all of them is right; an artifact
+//! holds directories and regular files only, all below its root.
+//!
+//! Deliberately absent: compression (its output differs between versions of a compressor, and so
+//! would the digest), timestamps and owners (they differ between machines), references that can be
+//! moved (pointers live in the state store).
+//!
+//! Source: OCI image spec 1.1, `image-layout.md`, `manifest.md`, `layer.md`, `config.md`.
+
+mod layer;
+mod layout;
+mod pack;
+mod store;
+mod tree;
+
+pub use pack::{Blob, PackProgress, Packed, pack};
+pub use store::Artifacts;
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::id::Digest;
+
+/// The contract's file in an artifact's root.
+pub const CONTRACT: &str = "vango-edge.toml";
+
+/// Directories and files of an artifact, at most.
+pub const MAX_ENTRIES: u64 = 100_000;
+/// Bytes of all files of an artifact, at most.
+pub const MAX_BYTES: u64 = 4 << 30;
+/// Bytes of a path within an artifact, at most; what a plain tar header and its prefix hold is
+/// less, longer ones use the GNU extension.
+pub const MAX_PATH: usize = 1024;
+/// Bytes of a contract, at most.
+pub const MAX_CONTRACT: u64 = 1 << 20;
+/// Bytes of a manifest or a config, at most (OCI distribution spec 1.1, "Pushing Manifests").
+pub const MAX_MANIFEST: u64 = 4 << 20;
+
+/// An artifact whose every digest was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// The text of its `vango-edge.toml`.
+    pub contract: String,
+    /// Regular files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Why an artifact was refused or could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// Something in the directory cannot be part of an artifact.
+    #[error("{}: {why}", path.display())]
+    Refused {
+        /// What.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A blob is not there.
+    #[error("the artifact store has no blob {0}; deploy the artifact again")]
+    Missing(Digest),
+    /// A blob's content is not what its name says.
+    #[error("blob {expected} is damaged: its content has {found}; deploy the artifact again")]
+    Damaged {
+        /// Its name.
+        expected: Digest,
+        /// What its content is.
+        found: String,
+    },
+    /// A blob is larger than it may be.
+    #[error("blob {digest} is larger than {limit} bytes")]
+    TooLarge {
+        /// Which.
+        digest: Digest,
+        /// The limit.
+        limit: u64,
+    },
+    /// A blob has the right digest but is not what this version reads, or is hostile.
+    #[error("blob {digest}: {why}")]
+    Malformed {
+        /// Which.
+        digest: Digest,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An upload broke off.
+    #[error("the upload of {digest} broke off: {why}")]
+    Interrupted {
+        /// Which.
+        digest: Digest,
+        /// Why.
+        why: String,
+    },
+    /// The object store failed.
+    #[error("the artifact store failed: {0}")]
+    Store(#[from] object_store::Error),
+    /// A background task ended abnormally.
+    #[error("unpacking was interrupted: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl ArtifactError {
+    pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+
+    pub(crate) fn refused(path: impl Into<PathBuf>, why: impl Into<String>) -> Self {
+        Self::Refused { path: path.into(), why: why.into() }
+    }
+
+    /// What a client may be told: no path, no cause of the system.
+    pub fn safe_cause(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "the artifact is missing",
+            Self::Damaged { .. } => "the artifact is damaged",
+            Self::Refused { .. } | Self::TooLarge { .. } | Self::Malformed { .. } => {
+                "the artifact is not valid"
+            }
+            Self::Io { .. } | Self::Interrupted { .. } | Self::Store(_) | Self::Task(_) => {
+                "the artifact could not be read"
+            }
+        }
+    }
+
+    /// Whether the same call may succeed later without a change of its input.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Interrupted { .. } | Self::Store(_) | Self::Task(_))
+    }
+}

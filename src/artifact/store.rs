@@ -1,0 +1,355 @@
+//! Blobs by content in an object store, and the trees unpacked from them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use sha2::{Digest as _, Sha256};
+
+use crate::id::Digest;
+
+use super::layer::{self, LayerError};
+use super::layout::{self, Descriptor, Image, Index, Manifest, digest_of};
+use super::tree::Trees;
+use super::{ArtifactError, MAX_MANIFEST, Verified};
+
+/// Bytes of an upload that are kept in memory before they are written.
+const CHUNK: usize = 1 << 20;
+
+/// The artifact store of a node.
+///
+/// Keys are content digests only (`blobs/sha256/<hex>`): pointers live in the state store, since
+/// not every object store can compare and swap.
+#[derive(Debug)]
+pub struct Artifacts {
+    objects: Arc<dyn ObjectStore>,
+    /// Where `objects` is, if it is a directory: what is written there is flushed before it counts.
+    directory: Option<PathBuf>,
+    trees: Trees,
+    /// One at a time for each artifact: who comes second finds the first one's tree.
+    unpacking: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// `index.json` is read, changed and written by one at a time.
+    noting: tokio::sync::Mutex<()>,
+}
+
+impl Artifacts {
+    /// Blobs in the directory `dir`, trees in `trees`; both are made if need be.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Io`] or [`ArtifactError::Store`] when a directory cannot be used.
+    pub fn local(dir: &Path, trees: &Path) -> Result<Self, ArtifactError> {
+        std::fs::create_dir_all(dir.join("blobs/sha256")).map_err(|e| ArtifactError::io(dir, e))?;
+        Ok(Self {
+            objects: Arc::new(LocalFileSystem::new_with_prefix(dir)?),
+            directory: Some(dir.to_owned()),
+            trees: Trees::open(trees)?,
+            unpacking: Mutex::default(),
+            noting: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Whether the blob is there and undamaged: all of it is read, so that deploying an artifact
+    /// again repairs what was damaged on disk.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Store`] when the object store cannot say.
+    pub async fn has(&self, digest: &Digest) -> Result<bool, ArtifactError> {
+        let mut content = match self.objects.get(&key(digest)).await {
+            Ok(got) => got.into_stream(),
+            Err(object_store::Error::NotFound { .. }) => return Ok(false),
+            Err(e) => return Err(e.into()),
+        };
+        let mut hash = Sha256::new();
+        while let Some(bytes) = content.next().await {
+            hash.update(bytes?);
+        }
+        Ok(Digest::from_bytes(hash.finalize().into()) == *digest)
+    }
+
+    /// Stores `content` as the blob `digest`. It is there whole or not at all, and on disk when
+    /// this returns.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Damaged`] when the content is not the digest's, [`ArtifactError::TooLarge`]
+    /// above `limit` bytes, [`ArtifactError::Interrupted`] when the stream ends with an error.
+    pub async fn put<S, E>(
+        &self,
+        digest: &Digest,
+        limit: u64,
+        content: S,
+    ) -> Result<u64, ArtifactError>
+    where
+        S: Stream<Item = Result<Bytes, E>>,
+        E: fmt::Display,
+    {
+        let key = key(digest);
+        let upload = self.objects.put_multipart(&key).await?;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, CHUNK);
+        match copy(digest, limit, content, &mut writer).await {
+            Ok(size) => {
+                writer.finish().await?;
+                self.flush(digest).await?;
+                Ok(size)
+            }
+            Err(e) => {
+                writer.abort().await?;
+                Err(e)
+            }
+        }
+    }
+
+    /// A directory's blob is on disk once the file and its directory's entry are.
+    async fn flush(&self, digest: &Digest) -> Result<(), ArtifactError> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let blobs = directory.join("blobs/sha256");
+        let blob = blobs.join(digest.hex());
+        tokio::task::spawn_blocking(move || {
+            for path in [blob, blobs] {
+                let synced = File::open(&path).and_then(|f| f.sync_all());
+                synced.map_err(|e| ArtifactError::io(path, e))?;
+            }
+            Ok(())
+        })
+        .await?
+    }
+
+    /// Checks every digest of the artifact `digest` and every entry of its layer.
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: what is missing, damaged or hostile.
+    pub async fn verify(&self, digest: &Digest) -> Result<Verified, ArtifactError> {
+        let layer = self.layer_of(digest).await?;
+        self.read_layer(layer, |input| layer::read(input, None)).await
+    }
+
+    /// The unpacked tree of the artifact `digest`: every digest was checked before it was put in
+    /// place, and it is the same still. Made, or made again, from the layer if it is not. Those who
+    /// ask at the same time share one unpacking.
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: what is missing, damaged or hostile, or why it could not be written.
+    pub async fn tree(&self, digest: &Digest) -> Result<PathBuf, ArtifactError> {
+        let turn = {
+            let mut unpacking = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+            unpacking.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(unpacking.entry(*digest).or_default())
+        };
+        let _turn = turn.lock().await;
+        let (trees, name) = (self.trees.clone(), digest.hex());
+        let found = tokio::task::spawn_blocking({
+            let (trees, name) = (trees.clone(), name.clone());
+            move || trees.intact(&name)
+        });
+        if let Some(root) = found.await? {
+            return Ok(root);
+        }
+        log::info!("unpacking {digest}");
+        let layer = self.layer_of(digest).await?;
+        let (objects, handle) = (Arc::clone(&self.objects), tokio::runtime::Handle::current());
+        let made = tokio::task::spawn_blocking(move || {
+            trees.make(&name, |root| {
+                let input = handle.block_on(open(&*objects, layer))?;
+                checked(input, &handle, |input| layer::read(input, Some(root)))
+            })
+        });
+        Ok(made.await??.0)
+    }
+
+    async fn read_layer(
+        &self,
+        layer: Descriptor,
+        read: impl FnOnce(&mut dyn Read) -> Result<Verified, LayerError> + Send + 'static,
+    ) -> Result<Verified, ArtifactError> {
+        let input = open(&*self.objects, layer).await?;
+        let handle = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || checked(input, &handle, read)).await?
+    }
+
+    /// The layer that the manifest and config of `digest` agree on.
+    async fn layer_of(&self, digest: &Digest) -> Result<Descriptor, ArtifactError> {
+        let manifest = Manifest::read(*digest, &self.small(digest).await?)?;
+        let config = manifest.config.digest;
+        let image: Image = serde_json::from_slice(&self.small(&config).await?).map_err(|e| {
+            ArtifactError::Malformed { digest: config, why: format!("it is no OCI config: {e}") }
+        })?;
+        let layer = manifest.layers.into_iter().next().expect("`Manifest::read` checked for one");
+        if image.rootfs.diff_ids != [layer.digest] {
+            let why = "its diff_ids are not the manifest's layer".into();
+            return Err(ArtifactError::Malformed { digest: config, why });
+        }
+        Ok(layer)
+    }
+
+    /// A whole small blob, its digest checked.
+    async fn small(&self, digest: &Digest) -> Result<Bytes, ArtifactError> {
+        let got = self.objects.get(&key(digest)).await.map_err(|e| missing(digest, e))?;
+        if got.meta.size > MAX_MANIFEST {
+            return Err(ArtifactError::TooLarge { digest: *digest, limit: MAX_MANIFEST });
+        }
+        let bytes = got.bytes().await?;
+        let found = digest_of(&bytes);
+        if found != *digest {
+            return Err(ArtifactError::Damaged { expected: *digest, found: found.to_string() });
+        }
+        Ok(bytes)
+    }
+
+    /// Lists the artifact in `index.json`, so that other tools can read the directory as an OCI
+    /// image layout. Nothing here reads it.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] when it cannot be read or written.
+    pub async fn note(
+        &self,
+        digest: &Digest,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<(), ArtifactError> {
+        let _one = self.noting.lock().await;
+        let size = self.objects.head(&key(digest)).await.map_err(|e| missing(digest, e))?.size;
+        let at = Key::from("index.json");
+        let mut index: Index = match self.objects.get(&at).await {
+            // One that cannot be read is of no use to anybody: it is written anew.
+            Ok(got) => serde_json::from_slice(&got.bytes().await?).unwrap_or_default(),
+            Err(object_store::Error::NotFound { .. }) => Index::default(),
+            Err(e) => return Err(e.into()),
+        };
+        index.manifests.retain(|d| d.digest != *digest);
+        index
+            .manifests
+            .push(Descriptor { annotations, ..Descriptor::of(layout::MANIFEST, *digest, size) });
+        let bytes = serde_json::to_vec(&index).map_err(io::Error::other);
+        let bytes = bytes.map_err(|e| ArtifactError::io("index.json", e))?;
+        self.objects.put(&at, PutPayload::from(bytes)).await?;
+        let marker = PutPayload::from_static(layout::OCI_LAYOUT.as_bytes());
+        self.objects.put(&Key::from("oci-layout"), marker).await?;
+        Ok(())
+    }
+}
+
+fn key(digest: &Digest) -> Key {
+    Key::from(format!("blobs/sha256/{}", digest.hex()))
+}
+
+fn missing(digest: &Digest, e: object_store::Error) -> ArtifactError {
+    match e {
+        object_store::Error::NotFound { .. } => ArtifactError::Missing(*digest),
+        e => e.into(),
+    }
+}
+
+async fn copy<S, E>(
+    digest: &Digest,
+    limit: u64,
+    content: S,
+    writer: &mut WriteMultipart,
+) -> Result<u64, ArtifactError>
+where
+    S: Stream<Item = Result<Bytes, E>>,
+    E: fmt::Display,
+{
+    let mut content = pin!(content);
+    let (mut hash, mut size) = (Sha256::new(), 0u64);
+    while let Some(bytes) = content.next().await {
+        let bytes = bytes
+            .map_err(|e| ArtifactError::Interrupted { digest: *digest, why: e.to_string() })?;
+        size += bytes.len() as u64;
+        if size > limit {
+            return Err(ArtifactError::TooLarge { digest: *digest, limit });
+        }
+        hash.update(&bytes);
+        // A slow disk slows the upload down instead of filling the memory.
+        writer.wait_for_capacity(4).await?;
+        writer.put(bytes);
+    }
+    let found = Digest::from_bytes(hash.finalize().into());
+    if found != *digest {
+        return Err(ArtifactError::Damaged { expected: *digest, found: found.to_string() });
+    }
+    Ok(size)
+}
+
+/// A blob that is being read.
+struct Open {
+    blob: Descriptor,
+    stream: futures_util::stream::BoxStream<'static, object_store::Result<Bytes>>,
+}
+
+async fn open(objects: &dyn ObjectStore, blob: Descriptor) -> Result<Open, ArtifactError> {
+    let got = objects.get(&key(&blob.digest)).await.map_err(|e| missing(&blob.digest, e))?;
+    if got.meta.size != blob.size {
+        let found = format!("{} bytes instead of {}", got.meta.size, blob.size);
+        return Err(ArtifactError::Damaged { expected: blob.digest, found });
+    }
+    Ok(Open { blob, stream: got.into_stream() })
+}
+
+/// Lets `read` read all of a blob on a blocking thread; its result counts only if the digest over
+/// all bytes is right.
+fn checked<T>(
+    open: Open,
+    handle: &tokio::runtime::Handle,
+    read: impl FnOnce(&mut dyn Read) -> Result<T, LayerError>,
+) -> Result<T, ArtifactError> {
+    let digest = open.blob.digest;
+    let mut input = Input {
+        stream: open.stream,
+        handle,
+        rest: Bytes::new(),
+        hash: Sha256::new(),
+        failed: None,
+    };
+    let done = read(&mut input);
+    // After a refusal the rest is read all the same: damage explains more than its symptom does.
+    let drained = io::copy(&mut input, &mut io::sink());
+    if let Some(e) = input.failed.take() {
+        return Err(e.into());
+    }
+    let found = Digest::from_bytes(input.hash.finalize().into());
+    if found != digest {
+        return Err(ArtifactError::Damaged { expected: digest, found: found.to_string() });
+    }
+    match (done, drained) {
+        (Ok(done), Ok(_)) => Ok(done),
+        (Err(LayerError::Refused(why)), _) => Err(ArtifactError::Malformed { digest, why }),
+        (Err(LayerError::Io(e)), _) | (_, Err(e)) => Err(ArtifactError::io("layer", e)),
+    }
+}
+
+struct Input<'a> {
+    stream: futures_util::stream::BoxStream<'static, object_store::Result<Bytes>>,
+    handle: &'a tokio::runtime::Handle,
+    rest: Bytes,
+    hash: Sha256,
+    failed: Option<object_store::Error>,
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.handle.block_on(self.stream.next()) {
+                None => return Ok(0),
+                Some(Ok(bytes)) => {
+                    self.hash.update(&bytes);
+                    self.rest = bytes;
+                }
+                Some(Err(e)) => {
+                    let why = e.to_string();
+                    self.failed = Some(e);
+                    return Err(io::Error::other(why));
+                }
+            }
+        }
+        let n = out.len().min(self.rest.len());
+        out[..n].copy_from_slice(&self.rest.split_to(n));
+        Ok(n)
+    }
+}

@@ -1,0 +1,124 @@
+//! What `/proc` says (proc(5)).
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, BufRead};
+
+/// This boot's id.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// When `pid` started, in clock ticks since boot; `None` when there is no such process.
+pub fn start_time(pid: u32) -> Option<u64> {
+    stat_field(pid, 22)?.parse().ok()
+}
+
+/// Whether `pid` has ended and only waits to be reaped, or is gone.
+pub fn ended(pid: u32) -> bool {
+    stat_field(pid, 3).is_none_or(|state| matches!(state.as_str(), "Z" | "X"))
+}
+
+/// Field `n` of `/proc/PID/stat`, counted from 1 as in proc_pid_stat(5); after the second.
+fn stat_field(pid: u32, n: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses, which may hold anything.
+    let rest = &stat[stat.rfind(')')? + 2..];
+    rest.split_whitespace().nth(n - 3).map(str::to_owned)
+}
+
+/// The ids of all processes.
+pub fn pids() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The group of `pid`.
+pub fn group(pid: u32) -> Option<u32> {
+    stat_field(pid, 5)?.parse().ok()
+}
+
+/// Whether `pid` has `NAME=value` in the environment it was started with.
+pub fn has_env(pid: u32, entry: &str) -> bool {
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|env| env.split(|b| *b == 0).any(|e| e == entry.as_bytes()))
+}
+
+/// The inodes of the sockets that listen on `port` of 127.0.0.1 or of every address.
+pub fn listeners(port: u16) -> io::Result<HashSet<u64>> {
+    const LISTEN: &str = "0A";
+    let mut found = HashSet::new();
+    for (file, addresses) in [
+        ("/proc/net/tcp", &["0100007F", "00000000"][..]),
+        // `::` and the mapped 127.0.0.1.
+        (
+            "/proc/net/tcp6",
+            &["00000000000000000000000000000000", "0000000000000000FFFF00000100007F"][..],
+        ),
+    ] {
+        let table = match fs::File::open(file) {
+            Ok(table) => io::BufReader::new(table),
+            // A kernel without IPv6.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        for line in table.lines().skip(1) {
+            let line = line?;
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { continue };
+            // The kernel lists sockets that listen first; with ten thousand clients the rest is
+            // long.
+            if state != LISTEN {
+                break;
+            }
+            if let Some((address, hex)) = local.split_once(':')
+                && addresses.contains(&address)
+                && u16::from_str_radix(hex, 16) == Ok(port)
+                && let Ok(inode) = inode.parse()
+            {
+                found.insert(inode);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether `pid` has one of these sockets open.
+pub fn holds_socket(pid: u32, inodes: &HashSet<u64>) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    entries.flatten().any(|entry| {
+        fs::read_link(entry.path()).is_ok_and(|target| {
+            let text = target.to_string_lossy();
+            text.strip_prefix("socket:[")
+                .and_then(|t| t.strip_suffix(']'))
+                .and_then(|t| t.parse().ok())
+                .is_some_and(|inode| inodes.contains(&inode))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_found() {
+        let pid = std::process::id();
+        assert!(start_time(pid).is_some_and(|t| t > 0));
+        assert!(!ended(pid) && group(pid).is_some() && pids().contains(&pid));
+        assert_eq!(start_time(u32::MAX), None);
+        assert!(ended(u32::MAX));
+    }
+
+    #[test]
+    fn a_listening_socket_has_its_owner() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let inodes = listeners(port).unwrap();
+        assert_eq!(inodes.len(), 1);
+        assert!(holds_socket(std::process::id(), &inodes));
+        drop(socket);
+        assert!(listeners(port).unwrap().is_empty());
+        assert!(!holds_socket(std::process::id(), &inodes));
+    }
+}
