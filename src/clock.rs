@@ -132,6 +132,7 @@ impl Clock for SystemClock {
 pub struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
+    #[expect(clippy::disallowed_methods, reason = "this module is where randomness is read")]
     fn next_u64(&self) -> u64 {
         rand::random()
     }

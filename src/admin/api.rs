@@ -186,7 +186,7 @@ pub async fn operations(State(admin): State<Admin>) -> Answer<Vec<OperationRow>>
 
 pub async fn deployments(State(admin): State<Admin>) -> Answer<Vec<DeploymentRow>> {
     let mut all: Vec<Deployment> = records(&admin, key::DEPLOYMENTS).await?;
-    all.sort_by(|a, b| b.created.cmp(&a.created));
+    all.sort_by_key(|d| std::cmp::Reverse(d.created));
     let snapshot = admin.control.snapshots.load();
     let rows = all.into_iter().map(|d| DeploymentRow {
         current: snapshot.environment(&d.environment).is_some_and(|v| v.owner.deployment == d.id),

@@ -156,7 +156,8 @@ mod tests {
     fn hostile_layers_are_refused_and_write_nothing_outside() {
         use tar::EntryType::{Directory, Link, Regular, Symlink};
         let contract = (CONTRACT, Regular, &b"x"[..]);
-        let hostile: &[(&str, &[(&str, tar::EntryType, &[u8])])] = &[
+        type Entries<'a> = &'a [(&'a str, tar::EntryType, &'a [u8])];
+        let hostile: &[(&str, Entries)] = &[
             ("could leave", &[contract, ("../evil", Regular, b"x")]),
             ("could leave", &[contract, ("/etc/evil", Regular, b"x")]),
             ("could leave", &[contract, ("a/../../evil", Regular, b"x")]),

@@ -11,6 +11,9 @@ use crate::store::record::{Deployment, RouteOwner};
 /// An owner's key and the revision it was read at; `None` when there is no such key.
 pub type Seen<T> = Option<(T, u64)>;
 
+/// A record to write, and the revision it replaces; `None` when there must be none yet.
+pub type Replacing<T> = (T, Option<u64>);
+
 /// The owners to write so that `deployment` owns `hosts`, each with the revision it replaces.
 ///
 /// Every host gets the same epoch: one more than the highest seen on any of them, so that no
@@ -22,7 +25,7 @@ pub fn take_hosts(
     deployment: &Deployment,
     hosts: &[Host],
     seen: &BTreeMap<Host, Seen<RouteOwner>>,
-) -> Result<Vec<(RouteOwner, Option<u64>)>, (Host, Environment)> {
+) -> Result<Vec<Replacing<RouteOwner>>, (Host, Environment)> {
     let owners = hosts.iter().map(|h| (h, seen.get(h).and_then(Option::as_ref)));
     for (host, owner) in owners.clone() {
         if let Some((o, _)) = owner

@@ -492,9 +492,7 @@ impl Trace {
         for step in &self.steps {
             match step.kind {
                 StepKind::Classify(Posture::Safe, ..) | StepKind::Wake { .. } => {
-                    if risk == Risk::Low {
-                        risk = Risk::Medium;
-                    }
+                    risk = Risk::Medium;
                 }
                 StepKind::Classify(..) | StepKind::VerifySignature(_) => return Risk::High,
                 _ => {}

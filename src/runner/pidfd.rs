@@ -23,7 +23,10 @@ impl PidFd {
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
         // SAFETY: the descriptor is new and ours.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self(AsyncFd::register_with_interest(fd, Interest::READABLE)?))
+        // SAFETY: an `OwnedFd` is an open descriptor for as long as the `AsyncFd` owns it, and
+        // nobody replaces it.
+        let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self(registered?))
     }
 
     /// Sends a signal; `Ok(false)` when the process has ended.

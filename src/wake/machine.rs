@@ -145,12 +145,10 @@ pub fn ensure(
         }
         let seen: Option<&OperationView> = view.operation.as_ref().filter(|v| v.id == o.id);
         match (o.state, seen) {
-            (WakeState::Failed, Some(v)) if v.state == WakeState::Failed => {
-                if v.backoff_until.is_some_and(|until| now < until) {
-                    return Ensure::BackingOff;
-                }
-            }
-            // It failed, and this node's snapshot has yet to show it: the back-off has just begun.
+            // Its back-off is over.
+            (WakeState::Failed, Some(v))
+                if v.state == WakeState::Failed && v.backoff_until.is_none_or(|t| now >= t) => {}
+            // Its back-off runs. Or it failed, and this node's snapshot has yet to show it: the back-off has just begun.
             (WakeState::Failed, _) => return Ensure::BackingOff,
             // It became hot, and this node's snapshot has yet to show that.
             (WakeState::Hot, None) => return Ensure::Ready,
