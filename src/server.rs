@@ -19,6 +19,7 @@ use crate::id::Environment;
 use crate::proxy::{self, EdgeProxy, ProxyLimits, Serving};
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
 use crate::snapshot::Publisher;
+use crate::store::observed::Observed;
 use crate::store::{Options, RocksStore, StateStore};
 use crate::telemetry::{Metrics, Ring, Telemetry};
 use crate::wake::hold::{HoldLimits, HoldQueues};
@@ -142,6 +143,8 @@ async fn compose(
         metrics: Metrics::new(snapshots.clone())?,
         ring: Ring::new(config.trace.ring),
     });
+    let store: Arc<dyn StateStore> =
+        Arc::new(Observed::new(store, Arc::clone(&clock), Arc::clone(&telemetry) as _));
     let worker = Arc::new(Worker {
         node: node_name(dir)?,
         store: Arc::clone(&store),

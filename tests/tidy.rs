@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["id", "document", "contract"]),
     ("contract", &["id", "document"]),
     ("store::record", &["clock", "id"]),
+    ("store::observed", &["clock", "store"]),
     ("store", &["clock", "id", "store"]),
     ("snapshot", &["clock", "id", "contract", "store::record", "snapshot"]),
     ("lifecycle", &["clock", "id", "contract", "snapshot", "store::record", "lifecycle"]),
@@ -54,7 +55,19 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("proxy", &["clock", "id", "snapshot", "lifecycle", "wake", "telemetry", "proxy"]),
-    ("telemetry", &["clock", "id", "lifecycle", "snapshot", "store::record", "wake", "telemetry"]),
+    (
+        "telemetry",
+        &[
+            "clock",
+            "id",
+            "lifecycle",
+            "snapshot",
+            "store::record",
+            "store::observed",
+            "wake",
+            "telemetry",
+        ],
+    ),
     (
         "admin",
         &[

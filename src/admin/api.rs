@@ -269,7 +269,7 @@ fn trace_row(r: &TraceRecord) -> TraceRow {
         host: r.host.clone(),
         path: r.path.clone(),
         class: r.class.into(),
-        environment: r.environment.to_string(),
+        environment: r.environment.as_ref().map(ToString::to_string),
         outcome: r.trace.outcome.name().into(),
         risk: r.trace.risk().name().into(),
         decision: r.trace.decision().into(),
@@ -287,7 +287,10 @@ pub async fn traces(
     Query(query): Query<TraceQuery>,
 ) -> Json<Vec<TraceRow>> {
     let matches = |r: &TraceRecord| {
-        query.app.as_ref().is_none_or(|a| r.environment.app().as_str() == a)
+        query
+            .app
+            .as_ref()
+            .is_none_or(|a| r.environment.as_ref().is_some_and(|e| e.app().as_str() == a))
             && query.class.as_ref().is_none_or(|c| r.class == c)
             && query.request.as_ref().is_none_or(|id| r.trace.request.to_string() == *id)
     };

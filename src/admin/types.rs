@@ -107,8 +107,8 @@ pub struct TraceRow {
     pub path: String,
     /// Its route's class.
     pub class: String,
-    /// Whose it was.
-    pub environment: String,
+    /// Whose it was, if anybody's.
+    pub environment: Option<String>,
     /// How it ended.
     pub outcome: String,
     /// What was at stake.

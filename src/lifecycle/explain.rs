@@ -10,16 +10,13 @@ use crate::store::record::{WakePhases, WakeState};
 use super::admit::{Journey, Next};
 use super::classify::{Posture, classify};
 use super::facts::Facts;
-use super::reply::{Problem, Reply};
+use super::reply::Problem;
 use super::trace::{Outcome, StepKind, Trace};
 
 /// The trace of `facts` on `snapshot` at `now`.
 pub fn explain(snapshot: &Snapshot, facts: Facts, now: Mono) -> Trace {
-    let host = facts.host.clone();
     let Some(classified) = classify(snapshot, &facts) else {
-        let mut trace = Trace::new(facts.id, now);
-        trace.answered(now, &Reply::no_route(&host));
-        return trace;
+        return Trace::unowned(&facts, now).0;
     };
     let view = std::sync::Arc::clone(&classified.view);
     let mut journey = Journey::begin_explaining(facts, classified);

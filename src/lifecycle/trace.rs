@@ -11,6 +11,7 @@ use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::{WakePhases, WakeState};
 
 use super::classify::Posture;
+use super::facts::{BadRequest, Facts};
 use super::place::Affinity;
 use super::reply::{Problem, Reply};
 use super::retry::UpstreamFailure;
@@ -85,6 +86,10 @@ impl QueueBound {
 /// One step, with the values it stands on.
 #[derive(Debug, Clone)]
 pub enum StepKind {
+    /// The head has no one reading.
+    Unreadable(BadRequest),
+    /// Nobody owns this host, or its contract has no route for the path.
+    NoOwner(String),
     /// The owner was read from the snapshot.
     LoadOwner(Arc<EnvView>),
     /// The method and route were read as a posture.
@@ -204,7 +209,10 @@ impl StepKind {
     /// Actor, action and truth, in the seed's words where the seed has the step.
     fn sentence(&self) -> (Actor, &'static str, &'static str) {
         match self {
-            Self::LoadOwner(_) => {
+            Self::Unreadable(_) => {
+                (Actor::Edge, "Read the request's host and path.", "Request head")
+            }
+            Self::LoadOwner(_) | Self::NoOwner(_) => {
                 (Actor::Edge, "Load route owner and current epoch.", "RouteOwner")
             }
             Self::Classify(Posture::Safe, ..) => {
@@ -274,6 +282,8 @@ impl StepKind {
     /// The truth's value, and a detail.
     fn values(&self) -> (String, String) {
         match self {
+            Self::Unreadable(why) => ("no one reading".into(), why.to_string()),
+            Self::NoOwner(host) => ("none".into(), format!("nobody owns {host} and this path")),
             Self::LoadOwner(v) => (
                 format!("{} epoch {}", v.environment, v.owner.epoch),
                 format!("artifact {}", v.owner.digest.short()),
@@ -466,6 +476,29 @@ impl Trace {
         Self { request, started, steps, outcome: Outcome::Open, dropped: 0 }
     }
 
+    /// The whole trace of a request that nobody owns, and its answer.
+    pub fn unowned(facts: &Facts, now: Mono) -> (Self, Reply) {
+        let mut trace = Self::new(facts.id, facts.received);
+        let reply = Reply::no_route(&facts.host);
+        trace.push(now, StepKind::NoOwner(facts.host.clone()));
+        trace.answered(now, &reply);
+        (trace, reply)
+    }
+
+    /// The whole trace of a request whose head has no one reading, and its answer.
+    pub fn unreadable(
+        request: RequestId,
+        received: Mono,
+        why: BadRequest,
+        now: Mono,
+    ) -> (Self, Reply) {
+        let mut trace = Self::new(request, received);
+        let reply = Reply::bad_request(why);
+        trace.push(now, StepKind::Unreadable(why));
+        trace.answered(now, &reply);
+        (trace, reply)
+    }
+
     /// Records a step taken at `now`.
     pub fn push(&mut self, now: Mono, kind: StepKind) {
         if self.steps.len() < MAX_STEPS {
@@ -503,6 +536,15 @@ impl Trace {
 
     /// The decision, in the seed's words where the seed has it.
     pub fn decision(&self) -> &'static str {
+        match self.outcome {
+            Outcome::Refused(Problem::NoRoute) => {
+                return "Refuse: no route owner has authority over this request.";
+            }
+            Outcome::Refused(Problem::BadHost | Problem::BadPath) => {
+                return "Refuse: a request with two readings is how one is smuggled.";
+            }
+            _ => {}
+        }
         let woke = self.steps.iter().any(|s| matches!(s.kind, StepKind::Wake { .. }));
         match self.risk() {
             Risk::High

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::Method;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, HttpPeer};
 use pingora::{ErrorSource, RetryType};
@@ -15,11 +16,11 @@ use crate::id::RequestId;
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::classify::classify;
 use crate::lifecycle::facts::{ErrorForm, Facts};
-use crate::lifecycle::reply::{Problem, Reply};
+use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::{Outcome, Trace};
 use crate::snapshot::SnapshotReader;
-use crate::telemetry::{Telemetry, TraceRecord};
+use crate::telemetry::{NO_CLASS, Telemetry, TraceRecord};
 use crate::wake::hold::HoldQueues;
 use crate::wake::worker::Worker;
 
@@ -51,6 +52,8 @@ pub struct Ctx {
     form: ErrorForm,
     body_unread: bool,
     journey: Option<Journey>,
+    /// What is traced of a request that nobody owns, which makes no journey.
+    unrouted: Option<TraceRecord>,
     /// The answer to give instead of forwarding.
     reply: Option<Reply>,
     /// Where it goes; `tried` once `upstream_peer` has used it.
@@ -108,6 +111,31 @@ impl EdgeProxy {
         }
     }
 
+    /// Keeps the answer and the trace of a request that nobody owns.
+    fn unrouted(
+        &self,
+        ctx: &mut Ctx,
+        (trace, reply): (Trace, Reply),
+        method: Method,
+        host: String,
+        path: String,
+    ) {
+        ctx.unrouted = Some(TraceRecord {
+            method,
+            host,
+            path,
+            class: NO_CLASS,
+            environment: None,
+            status: None,
+            operation: None,
+            held: Duration::ZERO,
+            total: Duration::ZERO,
+            at: self.gate.clock.wall(),
+            trace,
+        });
+        ctx.reply = Some(reply);
+    }
+
     fn peer(&self, ctx: &Ctx) -> Option<HttpPeer> {
         let allocation = &ctx.placed.as_ref()?.placement()?.allocation;
         let mut peer = HttpPeer::new(allocation.address?, false, String::new());
@@ -136,6 +164,7 @@ impl ProxyHttp for EdgeProxy {
             form: ErrorForm::Problem,
             body_unread: false,
             journey: None,
+            unrouted: None,
             reply: None,
             placed: None,
             tried: false,
@@ -153,11 +182,13 @@ impl ProxyHttp for EdgeProxy {
         // So that a pipelined request is not taken for a client that left.
         session.set_pipelining_enabled(true);
         let head = session.req_header();
+        let method = head.method.clone();
         let facts = match Facts::parse(head, head.raw_path(), ctx.id, ctx.received) {
             Ok(facts) => facts,
             Err(why) => {
                 ctx.body_unread = true;
-                ctx.reply = Some(Reply::bad_request(why));
+                let refused = Trace::unreadable(ctx.id, ctx.received, why, self.now());
+                self.unrouted(ctx, refused, method, String::new(), String::new());
                 return Ok(());
             }
         };
@@ -168,7 +199,10 @@ impl ProxyHttp for EdgeProxy {
                 classified.view.live.touch(ctx.received);
                 ctx.journey = Some(Journey::begin(facts, classified));
             }
-            None => ctx.reply = Some(Reply::no_route(&facts.host)),
+            None => {
+                let refused = Trace::unowned(&facts, self.now());
+                self.unrouted(ctx, refused, method, facts.host, facts.path);
+            }
         }
         Ok(())
     }
@@ -304,8 +338,10 @@ impl ProxyHttp for EdgeProxy {
         let now = self.now();
         let status = session.response_written().map(|r| r.status.as_u16());
         let Some(mut journey) = ctx.journey.take() else {
-            let problem = ctx.reply.as_ref().map_or(Problem::NoRoute, |r| r.problem);
-            self.telemetry.unrouted(problem);
+            if let Some(record) = ctx.unrouted.take() {
+                let total = now.since(ctx.received);
+                self.telemetry.unrouted(TraceRecord { status, total, ..record });
+            }
             return;
         };
         journey.view().live.touch(now);
@@ -325,7 +361,7 @@ impl ProxyHttp for EdgeProxy {
             host: facts.host.clone(),
             path: facts.path.clone(),
             class,
-            environment: view.environment.clone(),
+            environment: Some(view.environment.clone()),
             status,
             operation,
             held,

@@ -33,6 +33,7 @@ mod writer;
 
 pub mod contract;
 pub mod memory;
+pub mod observed;
 pub mod record;
 pub mod rocks;
 

@@ -11,14 +11,15 @@ use std::time::Duration;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::clock::Mono;
 use crate::lifecycle::reply::Problem;
 use crate::lifecycle::trace::{Outcome, StepKind};
 use crate::snapshot::SnapshotReader;
+use crate::store::observed::Call;
 use crate::store::record::{Operation, WakeState};
 
 use super::CLASSES;
@@ -43,7 +44,8 @@ pub struct Metrics {
     snapshot_revision: IntGauge,
     snapshot_age: Gauge,
     allocations: IntGaugeVec,
-    store_seconds: Histogram,
+    store: [Histogram; 3],
+    store_errors: IntCounter,
 }
 
 /// 50 µs to 60 s.
@@ -77,6 +79,10 @@ impl Metrics {
                 &[("class", class)],
             )
         };
+        let call = |call: Call| {
+            let help = "How long calls of the store took.";
+            histogram("store_seconds", help, &[("call", call.name())])
+        };
         let mut phases = HashMap::new();
         for phase in PHASES {
             let help = "How long each phase of a wake took.";
@@ -91,7 +97,11 @@ impl Metrics {
             ],
             held: histogram("hold_seconds", "How long held requests were held.", &[])?,
             phases,
-            store_seconds: histogram("store_seconds", "How long a write to the store took.", &[])?,
+            store: [call(Call::ALL[0])?, call(Call::ALL[1])?, call(Call::ALL[2])?],
+            store_errors: IntCounter::new(
+                "store_errors_total",
+                "Calls of the store that were not answered.",
+            )?,
             wakes: IntCounterVec::new(
                 Opts::new("wakes_total", "Wake operations that ended, by their state."),
                 &["state"],
@@ -127,6 +137,7 @@ impl Metrics {
 
     fn register(&self, snapshots: SnapshotReader) -> Result<(), prometheus::Error> {
         self.registry.register(Box::new(self.wakes.clone()))?;
+        self.registry.register(Box::new(self.store_errors.clone()))?;
         self.registry.register(Box::new(self.unrouted.clone()))?;
         self.registry.register(Box::new(self.queue.clone()))?;
         self.registry.register(Box::new(self.snapshot_revision.clone()))?;
@@ -195,9 +206,12 @@ impl Metrics {
         self.unrouted.with_label_values(&[problem.name()]).inc();
     }
 
-    /// A write to the store took so long.
-    pub fn store(&self, took: Duration) {
-        self.store_seconds.observe(took.as_secs_f64());
+    /// A call of the store took so long.
+    pub fn store(&self, call: Call, took: Duration, answered: bool) {
+        self.store[call as usize].observe(took.as_secs_f64());
+        if !answered {
+            self.store_errors.inc();
+        }
     }
 
     /// The text that Prometheus scrapes.

@@ -8,15 +8,19 @@ pub use metrics::{Metrics, OPERATION_STATES};
 pub use ring::{Ring, TraceRecord};
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::lifecycle::reply::Problem;
 use crate::lifecycle::trace::Outcome;
 use crate::snapshot::Live;
+use crate::store::observed::{Call, StoreObserver};
 use crate::store::record::Operation;
 use crate::wake::worker::Observer;
 
 /// Classes as metrics name them; see [`crate::contract::RouteClass::name`].
 pub const CLASSES: [&str; 4] = ["page", "action", "webhook", "live"];
+
+/// The class of a request that nobody owns.
+pub const NO_CLASS: &str = "none";
 
 /// Everything that is told about finished work.
 #[derive(Debug)]
@@ -42,9 +46,18 @@ impl Telemetry {
         self.ring.push(Arc::new(record));
     }
 
-    /// A request ended that has no environment.
-    pub fn unrouted(&self, problem: Problem) {
-        self.metrics.unrouted(problem);
+    /// A request ended that nobody owns.
+    pub fn unrouted(&self, record: TraceRecord) {
+        if let Outcome::Refused(problem) = record.trace.outcome {
+            self.metrics.unrouted(problem);
+        }
+        self.ring.push(Arc::new(record));
+    }
+}
+
+impl StoreObserver for Telemetry {
+    fn took(&self, call: Call, took: Duration, answered: bool) {
+        self.metrics.store(call, took, answered);
     }
 }
 

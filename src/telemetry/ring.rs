@@ -16,14 +16,15 @@ use crate::lifecycle::trace::Trace;
 pub struct TraceRecord {
     /// Its method.
     pub method: Method,
-    /// Its host.
+    /// Its host; empty when none could be read.
     pub host: String,
-    /// Its normalised path, without the query, which may carry secrets.
+    /// Its normalised path, without the query, which may carry secrets; empty when none could be
+    /// read.
     pub path: String,
-    /// Its route's class.
+    /// Its route's class; [`super::NO_CLASS`] for one that nobody owns.
     pub class: &'static str,
-    /// Whose it was.
-    pub environment: Environment,
+    /// Whose it was, if anybody's.
+    pub environment: Option<Environment>,
     /// The status that was sent, if any.
     pub status: Option<u16>,
     /// The operation it waited for.
