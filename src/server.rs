@@ -209,6 +209,8 @@ fn spawn_loops(edge: &Edge) {
     }
     let control = Arc::clone(&edge.control);
     tokio::spawn(async move { control.put_idle_to_sleep().await });
+    let control = Arc::clone(&edge.control);
+    tokio::spawn(async move { control.trim().await });
 }
 
 /// Readiness goes first, then those who wait are told, then what is in flight finishes, then the

@@ -350,7 +350,11 @@ pub async fn sleep(
 ) -> Answer<Done> {
     let environment = environment(&admin, &app, &name)?;
     let n = admin.control.sleep(&environment).await.map_err(Problem::unavailable)?;
-    let done = if n == 0 { "it was asleep".into() } else { format!("stopped {n} allocations") };
+    let done = match n {
+        0 => "it was asleep".into(),
+        1 => "stopped 1 allocation".into(),
+        n => format!("stopped {n} allocations"),
+    };
     Ok(Json(Done { done, operation: None }))
 }
 

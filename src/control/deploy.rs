@@ -88,6 +88,8 @@ impl Control {
         let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
             .map_err(DeployError::Contract)?;
         let app = self.app(&contract.app)?;
+        // Unpacked now, so that the first wake need not, and a full disk is told to who deploys.
+        self.artifacts.tree(&digest).await?;
         let environment = Environment::production(contract.app.clone());
         let deployment = Deployment {
             id: DeploymentId::random(&*self.entropy),

@@ -1,5 +1,5 @@
 //! Changes of shared truth that no request waits for: following the store, deployments, sleep,
-//! exits, and what an earlier process left.
+//! exits, what an earlier process left, and what has been kept long enough.
 //!
 //! [`plan`] is pure: which records change. The other files perform.
 
@@ -7,6 +7,7 @@ mod deploy;
 mod follow;
 pub mod plan;
 mod sleep;
+mod trim;
 
 pub use deploy::{DeployError, Deployed};
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::clock::Mono;
+use crate::clock::{Mono, Wall};
 use crate::id::{Environment, Epoch, Host};
 use crate::snapshot::EnvView;
-use crate::store::record::{Deployment, RouteOwner};
+use crate::store::record::{Deployment, RouteOwner, key};
 
 /// An owner's key and the revision it was read at; `None` when there is no such key.
 pub type Seen<T> = Option<(T, u64)>;
@@ -64,10 +64,33 @@ pub fn is_idle(view: &EnvView, up_since: Mono, now: Mono) -> bool {
         && view.ready.iter().all(|a| a.load.in_flight() == 0)
 }
 
+/// Finished operations that are kept, at most.
+pub const HISTORY: usize = 10_000;
+/// How long a finished operation is kept.
+pub const HISTORY_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How many of the history's `keys`, oldest first, have been kept long enough.
+pub fn expired(keys: &[String], now: Wall) -> usize {
+    let oldest = key::history_from(Wall(now.0.saturating_sub(HISTORY_AGE.as_millis() as u64)));
+    let too_old = keys.partition_point(|k| *k < oldest);
+    too_old.max(keys.len().saturating_sub(HISTORY))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Wall;
+
+    #[test]
+    fn the_history_is_bounded_by_age_and_by_count() {
+        let id = "op-aaaaaaaaaaaaaaaa".parse().unwrap();
+        let at = |n: u64| key::history(Wall(n), &id);
+        let day = 24 * 3600 * 1000;
+        let keys: Vec<_> = (0..40).map(|n| at(n * day)).collect();
+        assert_eq!(expired(&keys, Wall(39 * day)), 9);
+        assert_eq!(expired(&keys, Wall(0)), 0);
+        let many: Vec<_> = (0..10_005).map(at).collect();
+        assert_eq!(expired(&many, Wall(20_000)), 5);
+    }
     use crate::id::Digest;
 
     fn deployment(app: &str) -> Deployment {

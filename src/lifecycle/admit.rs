@@ -13,7 +13,7 @@ use crate::store::record::WakeState;
 use super::classify::{Classified, Posture};
 use super::facts::{Facts, IdempotencyKey};
 use super::place::{self, Choice, Placement};
-use super::reply::{Problem, Reply};
+use super::reply::{Forwarded, Problem, Reply};
 use super::retry::{self, MAX_ATTEMPTS, UpstreamFailure};
 use super::trace::{HoldEnd, KeyVerdict, Outcome, QueueBound, StepKind, Trace};
 
@@ -156,8 +156,11 @@ impl Journey {
         let first = self.trace.steps.is_empty();
         self.view = Arc::clone(view);
         self.trace.push(now, StepKind::LoadOwner(Arc::clone(view)));
-        if first && let Some(refused) = self.check_contract(now) {
-            return self.answer(now, refused);
+        if first {
+            let refused = self.check_length().or_else(|| self.check_contract(now));
+            if let Some(refused) = refused {
+                return self.answer(now, refused);
+            }
         }
         if let Some(placed) = granted.filter(|p| self.still_ready(p)) {
             return self.forward(now, placed);
@@ -204,6 +207,26 @@ impl Journey {
         self.hold.for_wake = for_wake;
         self.hold.waited = true;
         Next::Hold
+    }
+
+    fn max_body(&self) -> Option<u64> {
+        self.view.contract.routes.get(self.route)?.max_body
+    }
+
+    /// A body that says it is too long is refused before anything wakes.
+    fn check_length(&self) -> Option<Reply> {
+        let most = self.max_body()?;
+        (self.facts.content_length? > most).then(|| Reply::content_too_large(most))
+    }
+
+    /// `sent` bytes of the body have come, and are on their way to the app. `Some` when that is
+    /// more than the route takes: the app gets no more of it.
+    pub fn body_grew(&mut self, sent: u64, now: Mono) -> Option<Reply> {
+        let most = self.max_body().filter(|most| sent > *most && !self.facts.websocket)?;
+        let reply =
+            Reply { forwarded: Forwarded::OutcomeUnknown, ..Reply::content_too_large(most) };
+        self.trace.answered(now, &reply);
+        Some(reply)
     }
 
     /// What the contract asks of an unsafe request, cold and hot alike.

@@ -78,6 +78,8 @@ pub struct Facts {
     pub websocket: bool,
     /// Body bytes will follow the headers.
     pub body: bool,
+    /// How many, if the head says so.
+    pub content_length: Option<u64>,
     /// Bytes of header names and values; what holding it costs at least.
     pub header_bytes: usize,
     /// How errors are told.
@@ -113,6 +115,7 @@ impl Facts {
             query,
             websocket: is_websocket(parts),
             body: has_body(headers),
+            content_length: content_length(headers),
             header_bytes: headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum(),
             error_form: error_form(&parts.method, headers),
             key: idempotency_key(headers),
@@ -266,6 +269,11 @@ fn is_websocket(parts: &Parts) -> bool {
 fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(header::TRANSFER_ENCODING)
         || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v.as_bytes() != b"0")
+}
+
+/// Pingora has refused heads with several lengths, or one that is no number.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// A browser's navigation asks for `text/html` by name; anything else gets problem details.

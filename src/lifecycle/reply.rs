@@ -21,6 +21,8 @@ pub enum Problem {
     BadHost,
     /// 400: no single path can be read from the request.
     BadPath,
+    /// 413: the body is longer than the route takes.
+    ContentTooLarge,
     /// 503: the wake is going on, but the request's budget is spent.
     WakeTimeout,
     /// 503: as many requests wait as may.
@@ -53,10 +55,11 @@ pub enum Problem {
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
+        Self::ContentTooLarge,
         Self::WakeTimeout,
         Self::HoldQueueFull,
         Self::WakeFailed,
@@ -79,6 +82,7 @@ impl Problem {
             Self::NoRoute => "no-route",
             Self::BadHost => "bad-host",
             Self::BadPath => "bad-path",
+            Self::ContentTooLarge => "content-too-large",
             Self::WakeTimeout => "wake-timeout",
             Self::HoldQueueFull => "hold-queue-full",
             Self::WakeFailed => "wake-failed",
@@ -102,6 +106,7 @@ impl Problem {
             Self::NoRoute => "No app answers for this host and path",
             Self::BadHost => "The request names no single host",
             Self::BadPath => "The request's path has no safe reading",
+            Self::ContentTooLarge => "The body is longer than this route takes",
             Self::WakeTimeout => "The app is still starting",
             Self::HoldQueueFull => "Too many requests are waiting for this app",
             Self::WakeFailed => "The app could not be started",
@@ -126,7 +131,9 @@ impl Problem {
         match self {
             Self::NoRoute => "destination_not_found",
             Self::BadHost | Self::BadPath => "http_request_error",
-            Self::IdempotencyKeyMissing | Self::IdempotencyKeyInvalid => "http_request_denied",
+            Self::IdempotencyKeyMissing | Self::IdempotencyKeyInvalid | Self::ContentTooLarge => {
+                "http_request_denied"
+            }
             Self::WakeTimeout
             | Self::WakeFailed
             | Self::AppCold
@@ -206,6 +213,12 @@ impl Reply {
     /// 404 for a host or path that nobody owns.
     pub fn no_route(host: &str) -> Self {
         Self::refused(Problem::NoRoute, 404, format!("Nothing is routed for {host} and this path."))
+    }
+
+    /// 413 for a body above `most` bytes.
+    pub fn content_too_large(most: u64) -> Self {
+        let detail = format!("This route takes bodies of at most {most} bytes.");
+        Self::refused(Problem::ContentTooLarge, 413, detail)
     }
 
     /// 400 for a request that has no one reading.

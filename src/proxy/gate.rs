@@ -131,6 +131,7 @@ impl Gate {
             facts.header_bytes,
             facts.affinity.clone(),
             journey.excluded().to_vec(),
+            wake,
         );
         let mut ticket = match entered {
             Ok(ticket) => ticket,

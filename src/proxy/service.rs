@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::Method;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, HttpPeer};
@@ -51,6 +52,7 @@ pub struct Ctx {
     received: Mono,
     form: ErrorForm,
     body_unread: bool,
+    body_bytes: u64,
     journey: Option<Journey>,
     /// What is traced of a request that nobody owns, which makes no journey.
     unrouted: Option<TraceRecord>,
@@ -163,6 +165,7 @@ impl ProxyHttp for EdgeProxy {
             received: self.now(),
             form: ErrorForm::Problem,
             body_unread: false,
+            body_bytes: 0,
             journey: None,
             unrouted: None,
             reply: None,
@@ -248,6 +251,24 @@ impl ProxyHttp for EdgeProxy {
         let client = session.client_addr().and_then(|a| a.as_inet()).copied();
         let entropy = &*self.gate.entropy;
         headers::for_app(upstream, journey.facts(), &placement.allocation, client, false, entropy)
+    }
+
+    /// Counts a body whose length the head did not say, or said wrongly.
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> pingora::Result<()> {
+        ctx.body_bytes += body.as_ref().map_or(0, |b| b.len() as u64);
+        let now = self.now();
+        let Some(reply) = ctx.journey.as_mut().and_then(|j| j.body_grew(ctx.body_bytes, now))
+        else {
+            return Ok(());
+        };
+        ctx.reply = Some(reply);
+        Err(Error::explain(ErrorType::HTTPStatus(413), "the body is too long"))
     }
 
     async fn response_filter(

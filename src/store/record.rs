@@ -383,7 +383,11 @@ pub mod key {
     }
     /// A finished operation; keys sort by the time it was requested.
     pub fn history(requested: Wall, id: &OperationId) -> String {
-        format!("oplog/{:016x}/{id}", requested.0)
+        format!("{}{id}", history_from(requested))
+    }
+    /// Operations requested at `at` or later have keys that sort at or after this.
+    pub fn history_from(at: Wall) -> String {
+        format!("oplog/{:016x}/", at.0)
     }
 }
 

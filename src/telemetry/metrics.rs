@@ -35,6 +35,8 @@ pub const OPERATION_STATES: [&str; 2] = ["hot", "failed"];
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// The process's own figures, under the names that every exporter gives them.
+    process: Registry,
     requests: [Histogram; 4],
     held: Histogram,
     wakes: IntCounterVec,
@@ -127,6 +129,7 @@ impl Metrics {
                 &["state"],
             )?,
             registry,
+            process: Registry::new(),
         };
         for state in OPERATION_STATES {
             metrics.wakes.with_label_values(&[state]);
@@ -145,7 +148,7 @@ impl Metrics {
         self.registry.register(Box::new(self.allocations.clone()))?;
         self.registry.register(Box::new(Requests::new(snapshots)?))?;
         let process = prometheus::process_collector::ProcessCollector::for_self();
-        self.registry.register(Box::new(process))
+        self.process.register(Box::new(process))
     }
 
     /// A request of a class took so long.
@@ -239,7 +242,9 @@ impl Metrics {
             self.allocations.with_label_values(&[state]).set(to_i64(of_state.count() as u64));
         }
         let mut out = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
+        for registry in [&self.registry, &self.process] {
+            TextEncoder::new().encode(&registry.gather(), &mut out)?;
+        }
         Ok(String::from_utf8_lossy(&out).into_owned())
     }
 }

@@ -163,7 +163,8 @@ impl HoldQueues {
         self.held_bytes.load(Ordering::Relaxed)
     }
 
-    /// Joins the queue of `view`'s environment.
+    /// Joins the queue of `view`'s environment. With `asks`, the caller asks for a wake itself right
+    /// after, so that the queue does not.
     ///
     /// # Errors
     /// Which bound is reached.
@@ -173,6 +174,7 @@ impl HoldQueues {
         bytes: usize,
         wanted: Option<AllocationId>,
         excluded: Vec<AllocationId>,
+        asks: bool,
     ) -> Result<Ticket, QueueBound> {
         let bytes = bytes as u64;
         let below = |most: usize| move |n: usize| (n < most).then_some(n + 1);
@@ -204,7 +206,7 @@ impl HoldQueues {
         let ticket = Ticket { release: told, number, bytes, environment, queues: Arc::clone(self) };
         // Only now look: what was freed or published before this line is seen, and what comes
         // after sees the waiter.
-        self.pump(&view.environment);
+        self.look(&view.environment, !asks);
         Ok(ticket)
     }
 
@@ -231,6 +233,10 @@ impl HoldQueues {
     /// Looks at one environment's waiters on the newest snapshot: gives out free places in order,
     /// or tells them to decide again. Called after a place was freed and after a publish.
     pub fn pump(&self, environment: &Environment) {
+        self.look(environment, true);
+    }
+
+    fn look(&self, environment: &Environment, may_wake: bool) {
         let Some(queue) = lock(&self.environments).get(environment).cloned() else { return };
         let snapshot = self.snapshots.load();
         let view = snapshot.environment(environment).map(Arc::as_ref);
@@ -246,8 +252,8 @@ impl HoldQueues {
                     let _ = waiter.release.send(Release::Recheck);
                 }
             }
-            (Waiters::Wake, _) => (self.wake_again)(environment),
-            (Waiters::Keep | Waiters::Place, _) => {}
+            (Waiters::Wake, _) if may_wake => (self.wake_again)(environment),
+            (Waiters::Wake | Waiters::Keep | Waiters::Place, _) => {}
         }
         queue.live.set_waiting(q.waiters.len());
     }

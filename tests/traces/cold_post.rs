@@ -106,3 +106,28 @@ fn a_connection_that_was_refused_sent_nothing_and_any_method_may_go_elsewhere() 
     let Next::Forward(second) = world.decide(&mut journey) else { panic!("forward") };
     assert_ne!(first.allocation.id, second.allocation.id);
 }
+
+#[test]
+fn a_body_too_long_wakes_nothing_and_one_byte_less_does() {
+    let sized = |n: u32| http::Request::builder().method("POST").header("content-length", n);
+    let world = World::asleep();
+    let mut journey = world.begin(sized(1025), "/actions/plain");
+    let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+    assert_eq!((reply.problem, reply.status), (Problem::ContentTooLarge, 413));
+    assert_eq!((reply.forwarded, reply.retry_after), (Forwarded::No, None));
+    let mut journey = world.begin(sized(1024), "/actions/plain");
+    assert!(matches!(world.decide(&mut journey), Next::Wake { hold: false }));
+}
+
+#[test]
+fn a_body_that_grows_too_long_is_cut_off_and_its_outcome_unknown() {
+    let world = World::hot();
+    let mut journey = world.begin(post(), "/actions/plain");
+    assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
+    assert_eq!(journey.body_grew(1024, world.now), None);
+    let reply = journey.body_grew(1025, world.now).unwrap();
+    assert_eq!(
+        (reply.problem, reply.forwarded),
+        (Problem::ContentTooLarge, Forwarded::OutcomeUnknown)
+    );
+}

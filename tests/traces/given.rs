@@ -37,6 +37,7 @@ session = ["cookie:vango_session"]
 [[route]]
 path = "/actions/plain"
 class = "action"
+max_body = "1KiB"
 idempotency = "none"
 [[route]]
 path = "/actions/edge"

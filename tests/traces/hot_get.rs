@@ -160,4 +160,7 @@ fn an_unknown_host_is_nobodys() {
             .unwrap();
     let trace = explain(&world.publisher.reader().load(), facts, world.now);
     assert_eq!(trace.outcome, Outcome::Refused(Problem::NoRoute));
+    let text = trace.steps[0].text();
+    assert_eq!((text.truth.as_str(), text.value.as_str()), ("RouteOwner", "none"));
+    assert!(trace.decision().starts_with("Refuse"));
 }
