@@ -58,6 +58,8 @@ enum Command {
         /// The directory; its vango-edge.toml is the contract
         dir: PathBuf,
     },
+    /// Whether the edge takes traffic: exit code 0 if it does
+    Health,
     /// Who owns each host, under which epoch
     Routes {
         /// Only this app
@@ -151,6 +153,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Run { config } => return run(config),
         Command::Check { config, artifact } => return check(config, artifact.as_deref(), json),
         Command::Deploy { dir } => deploy::deploy(&client, dir, json)?,
+        Command::Health => show::text(&client.text("/readyz")?)?,
         Command::Routes { app } => {
             let mut rows: Vec<RouteRow> = client.get("/v1/routes")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));

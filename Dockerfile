@@ -1,0 +1,35 @@
+# The edge, as a small image. Two stages: the first builds with everything that RocksDB and bindgen
+# need, the second has the binary and the C library it links, and runs as a user without rights.
+#
+#   docker build -t vango-edge .
+#   docker run --rm -p 8080:8080 -v edge-state:/var/lib/vango-edge \
+#     -v "$PWD/conf:/etc/vango-edge:ro" vango-edge
+#
+# The admin API listens on loopback only, inside the container as well:
+#   docker exec CONTAINER vango-edge ops
+
+FROM rust:1.95-bookworm AS build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends cmake g++ libclang1-14 libclang-common-14-dev \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+# The `dist` profile: thin LTO, one codegen unit, stripped. RocksDB is compiled here once.
+RUN cargo build --locked --workspace --profile dist --bin vango-edge \
+ && install -D target/dist/vango-edge /out/usr/local/bin/vango-edge \
+ && install -d -o 65532 -g 65532 -m 0700 /out/var/lib/vango-edge
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends libstdc++6 \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=build /out/ /
+COPY conf/ /etc/vango-edge/
+USER 65532:65532
+VOLUME /var/lib/vango-edge
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+  CMD ["vango-edge", "health"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["vango-edge"]
+CMD ["run", "-c", "/etc/vango-edge/edge.toml"]
