@@ -2,6 +2,7 @@
 # Debian packages the build needs. Sourced from the project's root.
 
 # package : what shows that it is there : why
+# shellcheck disable=SC2034 # scripts/lib/env.sh uses it
 build_packages='
 cmake|command -v cmake|zlib-ng, which flate2 builds
 g++|command -v g++|RocksDB
