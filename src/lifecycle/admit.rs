@@ -10,7 +10,7 @@ use crate::id::{AllocationId, OperationId};
 use crate::snapshot::{EnvView, OperationView};
 use crate::store::record::WakeState;
 
-use super::classify::{Classified, Posture};
+use super::classify::{Classified, Posture, under};
 use super::facts::{Facts, IdempotencyKey};
 use super::place::{self, Choice, Placement};
 use super::reply::{Forwarded, Problem, Reply};
@@ -150,17 +150,18 @@ impl Journey {
         now: Mono,
         pick: u64,
     ) -> Next {
-        let Some(view) = view.filter(|v| v.contract.route(&self.facts.path).is_some()) else {
+        // The contract that counts is that of the owner who would get it, not of one before.
+        let found = view.and_then(|v| Some((v, under(v, &self.facts)?)));
+        let Some((view, (route, posture))) = found else {
             return self.answer(now, Reply::no_route(&self.facts.host));
         };
         let first = self.trace.steps.is_empty();
+        let changed = posture != self.posture;
+        (self.route, self.posture) = (route, posture);
         self.view = Arc::clone(view);
         self.trace.push(now, StepKind::LoadOwner(Arc::clone(view)));
-        if first {
-            let refused = self.check_length().or_else(|| self.check_contract(now));
-            if let Some(refused) = refused {
-                return self.answer(now, refused);
-            }
+        if let Some(refused) = self.refusal(first || changed, now) {
+            return self.answer(now, refused);
         }
         if let Some(placed) = granted.filter(|p| self.still_ready(p)) {
             return self.forward(now, placed);
@@ -182,6 +183,17 @@ impl Journey {
             Choice::Full | Choice::Refused => self.hold(now, false),
             Choice::Cold => self.cold(now, pick),
         }
+    }
+
+    /// What the owner's contract refuses, cold and hot alike; an unsafe request's key is checked
+    /// when `anew`.
+    fn refusal(&mut self, anew: bool, now: Mono) -> Option<Reply> {
+        if self.posture != Posture::Safe && self.attempts as usize > self.excluded.len() {
+            // It was sent once, as a safe one; the owner it would go to now calls it unsafe.
+            return Some(retry::after_send(false, UpstreamFailure::Closed));
+        }
+        let too_long = self.check_length();
+        too_long.or_else(|| if anew { self.check_contract(now) } else { None })
     }
 
     /// A grant is honoured only inside the owner's authority as it is **now**.

@@ -48,12 +48,15 @@ impl Classified {
 /// `None` when nobody owns the host, or its contract has no route for the path.
 pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Option<Classified> {
     let view = snapshot.host(&facts.host)?;
+    let (route, posture) = under(view, facts)?;
+    Some(Classified { view: Arc::clone(view), route, posture })
+}
+
+/// Route and posture under one owner's contract: also for a request that was classified before,
+/// since its owner may have changed while it waited. `None` when the contract has no such route.
+pub fn under(view: &EnvView, facts: &Facts) -> Option<(usize, Posture)> {
     let (route, found) = view.contract.route(&facts.path)?;
-    Some(Classified {
-        view: Arc::clone(view),
-        route,
-        posture: posture(&found.class, &facts.method),
-    })
+    Some((route, posture(&found.class, &facts.method)))
 }
 
 fn posture(class: &RouteClass, method: &Method) -> Posture {

@@ -131,3 +131,26 @@ fn a_body_that_grows_too_long_is_cut_off_and_its_outcome_unknown() {
         (Problem::ContentTooLarge, Forwarded::OutcomeUnknown)
     );
 }
+
+#[test]
+fn a_request_is_judged_by_the_contract_it_would_be_forwarded_under() {
+    let mut world = World::asleep();
+    let mut safe = world.begin(http::Request::builder().method("GET"), "/dashboard");
+    let mut keyed = world.begin(keyed(), "/actions/save");
+    for journey in [&mut safe, &mut keyed] {
+        assert!(matches!(world.decide(journey), Next::Wake { hold: true }));
+        assert_eq!(journey.woke(&created(), true, world.now), None);
+    }
+    // Promoted while they wait, to an artifact that gives neither path any idempotency, and with
+    // fewer routes.
+    let contract = "[app]\nname = \"studylab\"\n[process]\ncommand = [\"./studylab\"]\n\
+                    [[route]]\npath = \"/*\"\nclass = \"action\"\nidempotency = \"none\"\n";
+    world.deploy_with(2, vango_edge::id::Epoch(2), contract);
+    for journey in [&mut safe, &mut keyed] {
+        assert_eq!(journey.held(HoldEnd::Recheck, Some(&world.view()), world.now, 0), None);
+        assert!(matches!(world.decide(journey), Next::Wake { hold: false }));
+        let reply = journey.woke(&created(), false, world.now).unwrap();
+        assert_eq!((reply.problem, reply.forwarded), (Problem::AppCold, Forwarded::No));
+        assert!(!steps(journey).is_empty());
+    }
+}

@@ -101,11 +101,15 @@ impl World {
     }
 
     pub fn deploy(&mut self, n: u8, epoch: Epoch) {
+        self.deploy_with(n, epoch, CONTRACT);
+    }
+
+    pub fn deploy_with(&mut self, n: u8, epoch: Epoch, contract: &str) {
         let deployment = Deployment {
             id: dp(n),
             environment: environment(),
             digest: digest(n),
-            contract: CONTRACT.into(),
+            contract: contract.into(),
             created: Wall(0),
             files: 1,
             bytes: 1,
