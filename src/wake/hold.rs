@@ -6,7 +6,7 @@
 //! left goes to the next.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::oneshot;
@@ -82,6 +82,16 @@ struct EnvQueue {
     live: Arc<Live>,
 }
 
+impl EnvQueue {
+    fn tell_all(&self, q: &mut Queue, what: impl Fn() -> Release) {
+        for waiter in std::mem::take(&mut q.waiters).into_values() {
+            // One that just left is told in vain.
+            let _ = waiter.release.send(what());
+        }
+        self.live.set_waiting(0);
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while the lock was held leaves a queue that is whole: each change is one call.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -97,6 +107,8 @@ pub struct HoldQueues {
     environments: Mutex<HashMap<Environment, Arc<EnvQueue>>>,
     held: AtomicUsize,
     held_bytes: AtomicU64,
+    /// From here on nobody waits any more.
+    stopping: AtomicBool,
     /// Asked when waiters are left with nothing to wait for.
     wake_again: Box<dyn Fn(&Environment) + Send + Sync>,
 }
@@ -149,6 +161,7 @@ impl HoldQueues {
             environments: Mutex::default(),
             held: AtomicUsize::new(0),
             held_bytes: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
             wake_again,
         })
     }
@@ -244,14 +257,12 @@ impl HoldQueues {
         if q.waiters.is_empty() {
             return;
         }
+        if self.stopping.load(Ordering::SeqCst) {
+            return queue.tell_all(&mut q, || Release::ShuttingDown);
+        }
         match (machine::waiters(view, self.clock.now()), view) {
             (Waiters::Place, Some(view)) => self.place(&mut q, view),
-            (Waiters::Recheck, _) => {
-                for waiter in std::mem::take(&mut q.waiters).into_values() {
-                    // One that just left is told in vain.
-                    let _ = waiter.release.send(Release::Recheck);
-                }
-            }
+            (Waiters::Recheck, _) => queue.tell_all(&mut q, || Release::Recheck),
             (Waiters::Wake, _) if may_wake => (self.wake_again)(environment),
             (Waiters::Wake | Waiters::Keep | Waiters::Place, _) => {}
         }
@@ -288,15 +299,12 @@ impl HoldQueues {
         }
     }
 
-    /// Tells every waiter that the edge stops.
+    /// Tells every waiter that the edge stops, and everyone who joins a queue from here on.
     pub fn shut_down(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
         let all: Vec<_> = lock(&self.environments).values().cloned().collect();
         for queue in all {
-            let mut q = lock(&queue.queue);
-            for waiter in std::mem::take(&mut q.waiters).into_values() {
-                let _ = waiter.release.send(Release::ShuttingDown);
-            }
-            queue.live.set_waiting(0);
+            queue.tell_all(&mut lock(&queue.queue), || Release::ShuttingDown);
         }
     }
 }
