@@ -135,6 +135,11 @@ impl Journey {
     pub fn excluded(&self) -> &[AllocationId] {
         &self.excluded
     }
+    /// Whether it may wait while nothing is ready: an unsafe request without idempotency waits for
+    /// a place in an app that is up, never for a start.
+    pub fn waits_cold(&self) -> bool {
+        matches!(self.posture, Posture::Safe | Posture::AppIdempotent)
+    }
     /// Attempts begun.
     pub fn attempts(&self) -> u32 {
         self.attempts
@@ -293,7 +298,7 @@ impl Journey {
     }
 
     fn cold(&mut self, now: Mono, pick: u64) -> Next {
-        let may_hold = matches!(self.posture, Posture::Safe | Posture::AppIdempotent);
+        let may_hold = self.waits_cold();
         let view = Arc::clone(&self.view);
         if self.posture == Posture::Safe && !self.was_classified() {
             let classify = StepKind::Classify(self.posture, Arc::clone(&view), self.route);

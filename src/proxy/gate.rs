@@ -132,6 +132,7 @@ impl Gate {
             facts.affinity.clone(),
             journey.excluded().to_vec(),
             wake,
+            journey.waits_cold(),
         );
         let mut ticket = match entered {
             Ok(ticket) => ticket,

@@ -69,6 +69,7 @@ struct Waiter {
     release: oneshot::Sender<Release>,
     wanted: Option<AllocationId>,
     excluded: Vec<AllocationId>,
+    waits_cold: bool,
 }
 
 #[derive(Default)]
@@ -83,6 +84,15 @@ struct EnvQueue {
 }
 
 impl EnvQueue {
+    /// Tells some to decide again.
+    fn tell(&self, q: &mut Queue, whom: impl Fn(&Waiter) -> bool) {
+        let told: Vec<u64> = q.waiters.iter().filter(|(_, w)| whom(w)).map(|(n, _)| *n).collect();
+        for waiter in told.iter().filter_map(|n| q.waiters.remove(n)) {
+            let _ = waiter.release.send(Release::Recheck);
+        }
+        self.live.set_waiting(q.waiters.len());
+    }
+
     fn tell_all(&self, q: &mut Queue, what: impl Fn() -> Release) {
         for waiter in std::mem::take(&mut q.waiters).into_values() {
             // One that just left is told in vain.
@@ -177,7 +187,8 @@ impl HoldQueues {
     }
 
     /// Joins the queue of `view`'s environment. With `asks`, the caller asks for a wake itself right
-    /// after, so that the queue does not.
+    /// after, so that the queue does not. Without `waits_cold` it waits for a place only, and is told
+    /// to decide again once nothing is ready any more.
     ///
     /// # Errors
     /// Which bound is reached.
@@ -188,6 +199,7 @@ impl HoldQueues {
         wanted: Option<AllocationId>,
         excluded: Vec<AllocationId>,
         asks: bool,
+        waits_cold: bool,
     ) -> Result<Ticket, QueueBound> {
         let bytes = bytes as u64;
         let below = |most: usize| move |n: usize| (n < most).then_some(n + 1);
@@ -211,7 +223,7 @@ impl HoldQueues {
             }
             let number = q.next;
             q.next += 1;
-            q.waiters.insert(number, Waiter { release, wanted, excluded });
+            q.waiters.insert(number, Waiter { release, wanted, excluded, waits_cold });
             queue.live.set_waiting(q.waiters.len());
             number
         };
@@ -260,7 +272,14 @@ impl HoldQueues {
         if self.stopping.load(Ordering::SeqCst) {
             return queue.tell_all(&mut q, || Release::ShuttingDown);
         }
-        match (machine::waiters(view, self.clock.now()), view) {
+        let waiters = machine::waiters(view, self.clock.now());
+        if matches!(waiters, Waiters::Keep | Waiters::Wake) {
+            queue.tell(&mut q, |w| !w.waits_cold);
+            if q.waiters.is_empty() {
+                return;
+            }
+        }
+        match (waiters, view) {
             (Waiters::Place, Some(view)) => self.place(&mut q, view),
             (Waiters::Recheck, _) => queue.tell_all(&mut q, || Release::Recheck),
             (Waiters::Wake, _) if may_wake => (self.wake_again)(environment),
