@@ -291,7 +291,8 @@ impl HoldQueues {
     fn place(&self, q: &mut Queue, view: &EnvView) {
         let mut from = 0;
         // Ends: `from` grows, and the first full answer ends it, so that a freed place costs what
-        // it frees and not what waits.
+        // it frees and not what waits. Only what is full for one that excluded nothing is full for
+        // all.
         while let Some((&number, waiter)) = q.waiters.range(from..).next() {
             from = number + 1;
             let pick = self.entropy.next_u64();
@@ -311,9 +312,9 @@ impl HoldQueues {
                         drop(returned.take());
                     }
                 }
-                Choice::Full => return,
-                // This one cannot go to what is ready; the next one may.
-                Choice::Refused | Choice::Cold => {}
+                Choice::Full if waiter.excluded.is_empty() => return,
+                // This one cannot go to what has a place; the next one may.
+                Choice::Full | Choice::Refused | Choice::Cold => {}
             }
         }
     }
