@@ -123,6 +123,9 @@ pub enum Ensure {
     BackingOff,
     /// An allocation of the owner's epoch is ready.
     Ready,
+    /// The host is another environment's by now, which this node's snapshot has yet to show: there
+    /// is nothing to start for this one under that owner.
+    Moved,
 }
 
 /// An allocation that stayed ready this long has proved that it starts well: the failures before
@@ -139,6 +142,9 @@ pub fn ensure(
     now: Mono,
     wall: Wall,
 ) -> Ensure {
+    if owner.environment != view.environment {
+        return Ensure::Moved;
+    }
     if let Some(o) = current.filter(|o| o.epoch == owner.epoch) {
         if o.state.in_progress() {
             return Ensure::Attach(o.id.clone());

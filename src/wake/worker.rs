@@ -210,7 +210,8 @@ impl Worker {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         match machine::ensure(current.as_ref(), &owner, &view, id, now, wall) {
             Ensure::Attach(id) => Ok(Woke::Operation { id, created: false }),
-            Ensure::Ready => Ok(Woke::Ready),
+            // Both are about to be shown by the snapshot, and whoever waits is told then.
+            Ensure::Ready | Ensure::Moved => Ok(Woke::Ready),
             Ensure::BackingOff => Ok(Woke::BackingOff),
             Ensure::Create(operation) => {
                 let txn = Txn::new().unchanged(&owner_key, owner_entry.mod_revision);
