@@ -72,33 +72,37 @@ struct Waiter {
     waits_cold: bool,
 }
 
-#[derive(Default)]
 struct Queue {
     waiters: BTreeMap<u64, Waiter>,
     next: u64,
-}
-
-struct EnvQueue {
-    queue: Mutex<Queue>,
+    /// Where the newest snapshot counts them: another one when the environment had no owner for a
+    /// while.
     live: Arc<Live>,
 }
 
-impl EnvQueue {
+type EnvQueue = Mutex<Queue>;
+
+impl Queue {
     /// Tells some to decide again.
-    fn tell(&self, q: &mut Queue, whom: impl Fn(&Waiter) -> bool) {
-        let told: Vec<u64> = q.waiters.iter().filter(|(_, w)| whom(w)).map(|(n, _)| *n).collect();
-        for waiter in told.iter().filter_map(|n| q.waiters.remove(n)) {
+    fn tell(&mut self, whom: impl Fn(&Waiter) -> bool) {
+        let told: Vec<u64> =
+            self.waiters.iter().filter(|(_, w)| whom(w)).map(|(n, _)| *n).collect();
+        for waiter in told.iter().filter_map(|n| self.waiters.remove(n)) {
             let _ = waiter.release.send(Release::Recheck);
         }
-        self.live.set_waiting(q.waiters.len());
+        self.count();
     }
 
-    fn tell_all(&self, q: &mut Queue, what: impl Fn() -> Release) {
-        for waiter in std::mem::take(&mut q.waiters).into_values() {
+    fn tell_all(&mut self, what: impl Fn() -> Release) {
+        for waiter in std::mem::take(&mut self.waiters).into_values() {
             // One that just left is told in vain.
             let _ = waiter.release.send(what());
         }
-        self.live.set_waiting(0);
+        self.count();
+    }
+
+    fn count(&self) {
+        self.live.set_waiting(self.waiters.len());
     }
 }
 
@@ -215,7 +219,7 @@ impl HoldQueues {
         let (release, told) = oneshot::channel();
         let queue = self.queue(view);
         let number = {
-            let mut q = lock(&queue.queue);
+            let mut q = lock(&queue);
             if q.waiters.len() >= view.contract.wake.max_held {
                 self.held.fetch_sub(1, Ordering::AcqRel);
                 self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
@@ -224,7 +228,7 @@ impl HoldQueues {
             let number = q.next;
             q.next += 1;
             q.waiters.insert(number, Waiter { release, wanted, excluded, waits_cold });
-            queue.live.set_waiting(q.waiters.len());
+            q.count();
             number
         };
         let environment = view.environment.clone();
@@ -237,7 +241,8 @@ impl HoldQueues {
 
     fn queue(&self, view: &EnvView) -> Arc<EnvQueue> {
         let mut all = lock(&self.environments);
-        let new = || Arc::new(EnvQueue { queue: Mutex::default(), live: Arc::clone(&view.live) });
+        let live = || Arc::clone(&view.live);
+        let new = || Arc::new(Mutex::new(Queue { waiters: BTreeMap::new(), next: 0, live: live() }));
         Arc::clone(all.entry(view.environment.clone()).or_insert_with(new))
     }
 
@@ -246,9 +251,9 @@ impl HoldQueues {
         self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
         let mut all = lock(&self.environments);
         let Some(queue) = all.get(environment).cloned() else { return };
-        let mut q = lock(&queue.queue);
+        let mut q = lock(&queue);
         q.waiters.remove(&number);
-        queue.live.set_waiting(q.waiters.len());
+        q.count();
         if q.waiters.is_empty() && Arc::strong_count(&queue) == 2 {
             // The map's and ours: nobody is entering. An idle environment keeps no queue.
             all.remove(environment);
@@ -265,27 +270,30 @@ impl HoldQueues {
         let Some(queue) = lock(&self.environments).get(environment).cloned() else { return };
         let snapshot = self.snapshots.load();
         let view = snapshot.environment(environment).map(Arc::as_ref);
-        let mut q = lock(&queue.queue);
+        let mut q = lock(&queue);
         if q.waiters.is_empty() {
             return;
         }
+        if let Some(view) = view.filter(|v| !Arc::ptr_eq(&v.live, &q.live)) {
+            q.live = Arc::clone(&view.live);
+        }
         if self.stopping.load(Ordering::SeqCst) {
-            return queue.tell_all(&mut q, || Release::ShuttingDown);
+            return q.tell_all(|| Release::ShuttingDown);
         }
         let waiters = machine::waiters(view, self.clock.now());
         if matches!(waiters, Waiters::Keep | Waiters::Wake) {
-            queue.tell(&mut q, |w| !w.waits_cold);
+            q.tell(|w| !w.waits_cold);
             if q.waiters.is_empty() {
                 return;
             }
         }
         match (waiters, view) {
             (Waiters::Place, Some(view)) => self.place(&mut q, view),
-            (Waiters::Recheck, _) => queue.tell_all(&mut q, || Release::Recheck),
+            (Waiters::Recheck, _) => q.tell_all(|| Release::Recheck),
             (Waiters::Wake, _) if may_wake => (self.wake_again)(environment),
             (Waiters::Wake | Waiters::Keep | Waiters::Place, _) => {}
         }
-        queue.live.set_waiting(q.waiters.len());
+        q.count();
     }
 
     fn place(&self, q: &mut Queue, view: &EnvView) {
@@ -324,7 +332,7 @@ impl HoldQueues {
         self.stopping.store(true, Ordering::SeqCst);
         let all: Vec<_> = lock(&self.environments).values().cloned().collect();
         for queue in all {
-            queue.tell_all(&mut lock(&queue.queue), || Release::ShuttingDown);
+            lock(&queue).tell_all(|| Release::ShuttingDown);
         }
     }
 }
