@@ -509,9 +509,17 @@ impl Worker {
         let page = self.store.list(&key::allocations(environment), None, 1000).await?;
         for (at, entry) in page.entries {
             let left = Allocation::decode(&entry.value)?;
-            if matches!(left.state, AllocationState::Planned | AllocationState::Starting) {
+            let earlier = entry.create_revision < claim.executor_revision;
+            // One that is newer than the claim is another executor's: this one was paused past its
+            // lease.
+            if earlier && matches!(left.state, AllocationState::Planned | AllocationState::Starting)
+            {
                 self.end_recorded(&left).await;
-                self.store.txn(Txn::new().unchanged(&at, entry.mod_revision).delete(&at)).await?;
+                let txn = Txn::new()
+                    .unchanged(key::executor(environment), claim.executor_revision)
+                    .unchanged(&at, entry.mod_revision)
+                    .delete(&at);
+                self.store.txn(txn).await?;
             }
         }
         Ok(())
