@@ -114,21 +114,28 @@ impl Control {
     }
 
     /// Takes exits off the runner for as long as the process runs.
-    pub async fn take_exits(&self, mut exits: tokio::sync::mpsc::Receiver<Exit>) {
+    pub async fn take_exits(self: &Arc<Self>, mut exits: tokio::sync::mpsc::Receiver<Exit>) {
         while let Some(exit) = exits.recv().await {
             if exit.asked {
                 continue;
             }
             log::warn!("{} {} ended: {}", exit.environment, exit.allocation, exit.status);
-            let how = exit.status.to_string();
-            // Until it is recorded, requests find a closed port, send nothing, and choose again.
-            while let Err(e) = self.worker.exited(&exit.environment, &exit.allocation, &how).await {
-                log::warn!("{}: its end could not be recorded: {e}", exit.allocation);
-                if !e.retryable() {
-                    break;
-                }
-                tokio::time::sleep(AGAIN).await;
+            // Each by itself, as many as there are processes: one may have to wait for its start's
+            // record.
+            let control = Arc::clone(self);
+            tokio::spawn(async move { control.record_exit(&exit).await });
+        }
+    }
+
+    async fn record_exit(&self, exit: &Exit) {
+        let how = exit.status.to_string();
+        // Until it is recorded, requests find a closed port, send nothing, and choose again.
+        while let Err(e) = self.worker.exited(&exit.environment, &exit.allocation, &how).await {
+            log::warn!("{}: its end could not be recorded: {e}", exit.allocation);
+            if !e.retryable() {
+                break;
             }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 

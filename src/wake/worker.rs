@@ -29,6 +29,9 @@ use super::machine::{self, BackoffPolicy, Ensure, WakeEvent, advance, backoff};
 /// How long a claim outlives an executor that stopped renewing it.
 pub const CLAIM_TTL: Duration = Duration::from_secs(10);
 
+/// How soon an ended allocation is looked at again whose start is still being recorded.
+const EXIT_LOOK: Duration = Duration::from_millis(50);
+
 /// Gives a process its secrets; the only place their values pass through here.
 pub trait Secrets: Send + Sync {
     /// Name and value of each secret that `contract` names for `environment`.
@@ -556,10 +559,16 @@ impl Worker {
         allocation: &AllocationId,
         how: &str,
     ) -> Result<(), StoreError> {
-        for _ in 0..5 {
+        let (mut conflicts, until) = (0, self.clock.now() + CLAIM_TTL);
+        while conflicts < 5 {
             match self.exited_once(environment, allocation, how).await {
-                Ok(()) => return Ok(()),
-                Err(Lost::Claim) => {}
+                Ok(true) => return Ok(()),
+                // Its executor may have seen it ready before it ended, and be about to write that:
+                // without another look, the record of a dead process would stay. An executor that
+                // is lost writes nothing more, and the next one ends what it left.
+                Ok(false) if self.clock.now() < until => tokio::time::sleep(EXIT_LOOK).await,
+                Ok(false) => return Ok(()),
+                Err(Lost::Claim) => conflicts += 1,
                 Err(Lost::Store(e)) => return Err(e),
                 Err(Lost::Record(e)) => {
                     log::error!("{environment}: {e}");
@@ -570,18 +579,19 @@ impl Worker {
         Ok(())
     }
 
+    /// `false` while its executor has yet to record what became of the start.
     async fn exited_once(
         &self,
         environment: &Environment,
         allocation: &AllocationId,
         how: &str,
-    ) -> Result<(), Lost> {
+    ) -> Result<bool, Lost> {
         let at = key::allocation(environment, allocation);
-        let Some(entry) = self.store.get(&at).await? else { return Ok(()) };
+        let Some(entry) = self.store.get(&at).await? else { return Ok(true) };
         let record = Allocation::decode(&entry.value)?;
         if matches!(record.state, AllocationState::Planned | AllocationState::Starting) {
             // Its executor is waiting for it and will say what happened.
-            return Ok(());
+            return Ok(false);
         }
         let mut txn = Txn::new().unchanged(&at, entry.mod_revision).delete(&at);
         let operation_key = key::operation(environment);
@@ -606,7 +616,7 @@ impl Worker {
             }
         }
         self.store.txn(txn).await?;
-        Ok(())
+        Ok(true)
     }
 }
 
