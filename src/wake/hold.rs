@@ -242,7 +242,8 @@ impl HoldQueues {
     fn queue(&self, view: &EnvView) -> Arc<EnvQueue> {
         let mut all = lock(&self.environments);
         let live = || Arc::clone(&view.live);
-        let new = || Arc::new(Mutex::new(Queue { waiters: BTreeMap::new(), next: 0, live: live() }));
+        let new =
+            || Arc::new(Mutex::new(Queue { waiters: BTreeMap::new(), next: 0, live: live() }));
         Arc::clone(all.entry(view.environment.clone()).or_insert_with(new))
     }
 
