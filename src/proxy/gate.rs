@@ -67,20 +67,19 @@ impl Gate {
     /// Asks and performs until there is an end. Bounded by the journey's deadline: each turn
     /// either ends or waits for a change, and after the deadline nothing waits.
     pub async fn pass(&self, session: &mut Session, journey: &mut Journey) -> Passed {
-        let mut granted: Option<Placement> = None;
+        let mut granted: Option<(Placement, Environment)> = None;
         loop {
             let (now, pick) = (self.clock.now(), self.entropy.next_u64());
-            let had_grant = granted.is_some();
-            let (next, view) = {
+            let (placement, from) = granted.take().unzip();
+            let next = {
                 let snapshot = self.snapshots.load();
                 let view = snapshot.host(&journey.facts().host);
-                (journey.decide(view, granted.take(), now, pick), view.cloned())
+                journey.decide(view, placement, now, pick)
             };
-            if had_grant && let Some(view) = &view {
-                // If the grant was not taken up, its place is free again.
-                if view.live.waiting() > 0 {
-                    self.queues.pump(&view.environment);
-                }
+            if let Some(environment) = &from {
+                // If the grant was not taken up, its place is free again, in the environment that
+                // gave it: the host may be another one's by now, or nobody's.
+                self.queues.pump(environment);
             }
             match next {
                 Next::Forward(placement) => {
@@ -152,7 +151,7 @@ impl Gate {
         }
         let (end, grant) = self.wait(session, &mut ticket, journey.deadline(), body_unread).await;
         drop(ticket);
-        self.held(journey, end, grant)
+        self.held(journey, end, grant.map(|g| (g, view.environment.clone())))
     }
 
     async fn wait(
@@ -176,7 +175,12 @@ impl Gate {
         }
     }
 
-    fn held(&self, journey: &mut Journey, end: HoldEnd, grant: Option<Placement>) -> Held {
+    fn held(
+        &self,
+        journey: &mut Journey,
+        end: HoldEnd,
+        grant: Option<(Placement, Environment)>,
+    ) -> Held {
         let view = {
             let snapshot = self.snapshots.load();
             snapshot.host(&journey.facts().host).cloned()
@@ -195,7 +199,7 @@ impl Gate {
 }
 
 enum Held {
-    Again(Option<Placement>),
+    Again(Option<(Placement, Environment)>),
     Reply(Reply),
     Gone,
 }
