@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::admin::access::Access;
 use crate::admin::{self, Admin};
 use crate::artifact::Artifacts;
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
@@ -74,6 +75,7 @@ async fn run_on(
         let bound = proxy::bind(*address);
         listeners.push(bound.with_context(|| format!("server.listen {address}"))?);
     }
+    let access = Arc::new(Access::new(&config.admin)?);
     let admin_listener = tokio::net::TcpListener::bind(config.admin.listen)
         .await
         .with_context(|| format!("admin.listen {}", config.admin.listen))?;
@@ -99,6 +101,8 @@ async fn run_on(
         control: Arc::clone(&edge.control),
         runner: Arc::clone(&edge.runner),
         ready: Arc::clone(&edge.ready),
+        access,
+        streams: Arc::new(tokio::sync::Semaphore::new(admin::MOST_STREAMS)),
     };
     let admin = tokio::spawn(admin::serve(admin_listener, admin, async {
         // Dropped or told: both mean to stop.

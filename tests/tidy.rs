@@ -73,6 +73,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "clock",
             "id",
+            "config",
             "snapshot",
             "lifecycle",
             "store::record",

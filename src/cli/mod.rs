@@ -15,7 +15,7 @@ use crate::admin::types::{
     AllocationRow, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow, RouteRow,
     TraceRow,
 };
-use crate::config::{self, Config, Diagnostic};
+use crate::config::{self, Config, Diagnostic, Secret, SecretSource};
 use crate::contract;
 use crate::id::Environment;
 
@@ -29,6 +29,10 @@ struct Cli {
     /// Admin API of the edge to talk to
     #[arg(long, global = true, default_value = "http://127.0.0.1:9901", env = "VANGO_EDGE_ADMIN")]
     admin: String,
+    /// File with the admin API's token; where there is none, the environment variable
+    /// VANGO_EDGE_TOKEN is the token itself
+    #[arg(long, global = true, value_name = "FILE", env = "VANGO_EDGE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     /// Print JSON instead of text for people
     #[arg(long, global = true)]
     json: bool,
@@ -58,6 +62,8 @@ enum Command {
         /// The directory; its vango-edge.toml is the contract
         dir: PathBuf,
     },
+    /// Print the admin API's OpenAPI document
+    Openapi,
     /// Whether the edge takes traffic: exit code 0 if it does
     Health,
     /// Who owns each host, under which epoch
@@ -147,30 +153,31 @@ fn is_closed_pipe(e: &anyhow::Error) -> bool {
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
-    let client = Client::new(&cli.admin);
+    let client = Client::new(&cli.admin, token(cli.token_file.as_deref())?);
     let json = cli.json;
     match &cli.command {
         Command::Run { config } => return run(config),
         Command::Check { config, artifact } => return check(config, artifact.as_deref(), json),
         Command::Deploy { dir } => deploy::deploy(&client, dir, json)?,
+        Command::Openapi => show::json(&crate::admin::document())?,
         Command::Health => show::text(&client.text("/readyz")?)?,
         Command::Routes { app } => {
-            let mut rows: Vec<RouteRow> = client.get("/v1/routes")?;
+            let mut rows: Vec<RouteRow> = client.get("/v1/routes?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::routes)?;
         }
         Command::Ps { app } => {
-            let mut rows: Vec<AllocationRow> = client.get("/v1/allocations")?;
+            let mut rows: Vec<AllocationRow> = client.get("/v1/allocations?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::allocations)?;
         }
         Command::Ops { app } => {
-            let mut rows: Vec<OperationRow> = client.get("/v1/operations")?;
+            let mut rows: Vec<OperationRow> = client.get("/v1/operations?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::operations)?;
         }
         Command::Deployments { app } => {
-            let mut rows: Vec<DeploymentRow> = client.get("/v1/deployments")?;
+            let mut rows: Vec<DeploymentRow> = client.get("/v1/deployments?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::deployments)?;
         }
@@ -192,6 +199,18 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The token, never as an argument: those can be seen by every user of the machine.
+fn token(file: Option<&Path>) -> Result<Option<Secret>> {
+    let source = match file {
+        Some(path) => SecretSource::File(path.to_owned()),
+        None if std::env::var_os("VANGO_EDGE_TOKEN").is_some() => {
+            SecretSource::Env("VANGO_EDGE_TOKEN".into())
+        }
+        None => return Ok(None),
+    };
+    Ok(Some(config::read_secret(&source)?))
 }
 
 fn of_app(app: Option<&String>, environment: &str) -> bool {

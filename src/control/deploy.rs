@@ -64,17 +64,22 @@ impl From<StoreError> for DeployError {
 }
 
 /// What a deployment came to.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Deployed {
     /// Its id.
+    #[schema(value_type = String)]
     pub deployment: DeploymentId,
     /// For which environment.
+    #[schema(value_type = String)]
     pub environment: Environment,
     /// Its artifact.
+    #[schema(value_type = String)]
     pub digest: Digest,
     /// The epoch under which it owns its hosts; `None` when another deployment owns them.
+    #[schema(value_type = Option<u64>)]
     pub epoch: Option<Epoch>,
     /// The hosts it owns.
+    #[schema(value_type = Vec<String>)]
     pub hosts: Vec<Host>,
 }
 

@@ -241,7 +241,7 @@ impl WakeState {
 
 /// How long each phase of a wake took, in microseconds on the executor's monotonic clock.
 /// A phase not reached is `None`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct WakePhases {
     /// From the request to an executor's claim.
     pub reserve_us: Option<u64>,
@@ -262,7 +262,7 @@ impl WakePhases {
 }
 
 /// Why a wake failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Failure {
     /// What a client may be told.
     pub safe: String,
