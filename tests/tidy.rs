@@ -85,7 +85,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "cli",
-        &["admin", "artifact", "config", "contract", "control", "id", "lifecycle", "server", "cli"],
+        &[
+            "admin",
+            "artifact",
+            "config",
+            "contract",
+            "control",
+            "id",
+            "lifecycle",
+            "server",
+            "telemetry",
+            "cli",
+        ],
     ),
     (
         "server",

@@ -27,6 +27,12 @@ pub enum AccessError {
     /// One cannot be read.
     #[error("admin.tokens: {0}")]
     Unreadable(#[from] SecretError),
+    /// Anybody could use it.
+    #[error(
+        "admin.tokens: {0} can be reached from other machines, and no token is asked for: add one, \
+         or make admin.listen a loopback address and restart"
+    )]
+    Open(std::net::SocketAddr),
     /// One could be guessed.
     #[error(
         "admin.tokens: the token in {0} has fewer than {SHORTEST} characters; \
@@ -59,6 +65,9 @@ impl Access {
             tokens.push((token.role, Sha256::digest(secret.expose()).into()));
         }
         let loopback = config.listen.ip().is_loopback();
+        if tokens.is_empty() && !loopback {
+            return Err(AccessError::Open(config.listen));
+        }
         Ok(Self { tokens, hosts: config.hosts.clone(), loopback })
     }
 
@@ -139,7 +148,7 @@ fn needed(method: &Method, path: &str) -> Role {
 
 /// Refuses what [`Access`] does not allow, before anything reads the request.
 pub async fn checked(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    match admin.access.check(request.method(), request.uri().path(), request.headers()) {
+    match admin.access.load().check(request.method(), request.uri().path(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }

@@ -265,7 +265,9 @@ pub async fn deploy(
     let digest = digest(&request.digest)?;
     admin.control.deploy(digest).await.map(Json).map_err(|e| {
         let status = match &e {
-            DeployError::Artifact(_) | DeployError::Contract(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            DeployError::Artifact(_) | DeployError::Contract(_) | DeployError::Budget(_) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             DeployError::UnknownApp { .. } => StatusCode::NOT_FOUND,
             DeployError::Static(_) | DeployError::HostTaken { .. } | DeployError::Raced => {
                 StatusCode::CONFLICT

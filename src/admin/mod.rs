@@ -6,6 +6,7 @@
 
 pub mod access;
 mod api;
+mod config;
 mod environments;
 mod openapi;
 mod page;
@@ -17,6 +18,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -27,12 +29,13 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::control::Control;
+use crate::control::{Control, Reloader};
 use crate::runner::Runner;
 
 use access::Access;
 use problem::Problem;
 
+pub use config::{ConfigRow, ReloadAttempt};
 pub use stream::MOST_STREAMS;
 
 /// Largest JSON body.
@@ -45,10 +48,12 @@ pub struct Admin {
     pub control: Arc<Control>,
     /// Logs of allocations.
     pub runner: Arc<dyn Runner>,
+    /// Reads the configuration again.
+    pub reloader: Arc<Reloader>,
     /// Whether this edge takes traffic; `/readyz` says so.
     pub ready: Arc<AtomicBool>,
     /// Who may use it.
-    pub access: Arc<Access>,
+    pub access: Arc<ArcSwap<Access>>,
     /// Places for those who follow; [`MOST_STREAMS`].
     pub streams: Arc<Semaphore>,
 }
@@ -75,6 +80,8 @@ fn resources() -> OpenApiRouter<Admin> {
         .routes(routes!(api::operations))
         .routes(routes!(api::deployments, api::deploy))
         .routes(routes!(api::has_blob, api::put_blob))
+        .routes(routes!(config::config))
+        .routes(routes!(config::reload))
         .routes(routes!(api::traces))
         .routes(routes!(stream::traces))
         .routes(routes!(stream::changes))

@@ -11,11 +11,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::admin::ConfigRow;
 use crate::admin::types::{
     AllocationRow, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow, RouteRow,
     TraceRow,
 };
-use crate::config::{self, Config, Diagnostic, Secret, SecretSource};
+use crate::config::{self, Diagnostic, Secret, SecretSource};
 use crate::contract;
 use crate::id::Environment;
 
@@ -48,6 +49,8 @@ enum Command {
         #[arg(short, long, default_value = "conf/edge.toml")]
         config: PathBuf,
     },
+    /// Read the configuration again, as SIGHUP does; a file that is wrong changes nothing
+    Reload,
     /// Say everything that is wrong with a configuration, and with an artifact's contract
     Check {
         /// The edge's configuration
@@ -158,6 +161,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Run { config } => return run(config),
         Command::Check { config, artifact } => return check(config, artifact.as_deref(), json),
+        Command::Reload => reload(&client, json)?,
         Command::Deploy { dir } => deploy::deploy(&client, dir, json)?,
         Command::Openapi => show::json(&crate::admin::document())?,
         Command::Health => show::text(&client.text("/readyz")?)?,
@@ -225,19 +229,9 @@ fn run(path: &Path) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    start_log(&config);
-    crate::server::run(config)?;
+    crate::telemetry::start_log(config.log.level);
+    crate::server::run(path.to_owned(), config)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn start_log(config: &Config) {
-    env_logger::Builder::new()
-        .filter_level(config.log.level)
-        // Pingora logs each client that hangs up as an error; the trace has those.
-        .filter_module("pingora_proxy", log::LevelFilter::Off)
-        .filter_module("pingora_core", log::LevelFilter::Error)
-        .parse_env("VANGO_EDGE_LOG")
-        .init();
 }
 
 fn check(config: &Path, artifact: Option<&Path>, json: bool) -> Result<ExitCode> {
@@ -282,6 +276,11 @@ fn print_diagnostics(errors: &[Diagnostic], json: bool) -> Result<()> {
         eprintln!("{} errors", errors.len());
     }
     Ok(())
+}
+
+fn reload(client: &Client, json: bool) -> Result<()> {
+    let row: ConfigRow = client.post("/v1/config/reload", &())?;
+    if json { show::json(&row) } else { show::config(&row) }
 }
 
 fn command(client: &Client, environment: &Environment, verb: &str, json: bool) -> Result<()> {

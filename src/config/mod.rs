@@ -4,10 +4,13 @@
 //! Every key is documented with its default in `conf/`.
 
 mod load;
+pub mod reload;
+mod running;
 mod secret;
 
 pub use crate::document::{Checked, Diagnostic};
 pub use load::load;
+pub use running::Running;
 pub use secret::{Secret, SecretError, SecretSource, read_secret};
 
 use std::collections::BTreeMap;
