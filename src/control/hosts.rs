@@ -94,8 +94,8 @@ impl Control {
         for (owner, _) in &change.delete {
             log::info!("{} owns {} no longer", owner.environment, owner.host);
         }
-        if change.unrouted {
-            // Nothing reaches it any more; what is in flight finishes first.
+        if change.ends_allocations {
+            // What is in flight finishes first.
             let (control, environment) = (Arc::clone(self), change.environment.clone());
             tokio::spawn(async move {
                 if let Err(e) = control.sleep(&environment).await {

@@ -23,8 +23,8 @@ pub struct HostChange {
     pub delete: Vec<(RouteOwner, u64)>,
     /// What is remembered of hosts without an owner, when that changes.
     pub retired: Option<Retired>,
-    /// It has no host afterwards.
-    pub unrouted: bool,
+    /// Its allocations get no request any more: it has no host afterwards, or a later epoch.
+    pub ends_allocations: bool,
 }
 
 /// The transactions after which each app's production has the hosts it is `wanted` to have, one for
@@ -110,7 +110,7 @@ fn change(
     }
     let change = HostChange {
         environment: environment.clone(),
-        unrouted: hosts.is_empty(),
+        ends_allocations: hosts.is_empty() || epoch > newest.epoch,
         retired: (*retired != before).then(|| retired.clone()),
         put,
         delete,
@@ -197,7 +197,7 @@ mod tests {
             reconcile(&wanted(&[("a", &["a.test", "b.test"])]), &owners, &Retired::default());
         assert_eq!(changes.len(), 1);
         assert_eq!(changes[0].put, [(owner("a", "b.test", 3), None)]);
-        assert!(changes[0].delete.is_empty() && !changes[0].unrouted);
+        assert!(changes[0].delete.is_empty() && !changes[0].ends_allocations);
     }
 
     #[test]
@@ -225,6 +225,7 @@ mod tests {
             [(owner("b", "b.test", 10), Some(3)), (owner("b", "x.test", 10), None)]
         );
         assert_eq!(changes[0].retired, Some(Retired::default()));
+        assert!(changes[0].ends_allocations);
     }
 
     #[test]
@@ -260,7 +261,7 @@ mod tests {
         let owners = [(owner("a", "a.test", 4), 1), (owner("a/pr-1", "p.test", 2), 2)];
         let changes = reconcile(&wanted(&[]), &owners, &Retired::default());
         assert_eq!(changes.len(), 2);
-        assert!(changes.iter().all(|c| c.unrouted && c.put.is_empty()));
+        assert!(changes.iter().all(|c| c.ends_allocations && c.put.is_empty()));
         let (left, retired) = apply(&owners, &Retired::default(), &changes);
         assert!(left.is_empty());
         let changes = reconcile(&wanted(&[("a", &["new.test"])]), &left, &retired);
