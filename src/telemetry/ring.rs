@@ -99,6 +99,10 @@ impl Ring {
             }
         };
         (next.saturating_sub(fit)..next).for_each(copy);
+        // What the smaller ring had dropped is known to be lost, not waited for.
+        for number in next.saturating_sub(new.len())..next.saturating_sub(fit) {
+            new[number % new.len()].filled.store(number + 1, Ordering::Release);
+        }
         self.slots.store(Arc::clone(&new));
         // Those that were added meanwhile; who still writes to the old slots writes to the new ones
         // too.
