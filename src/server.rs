@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::admin::access::Access;
 use crate::admin::{self, Admin};
 use crate::artifact::Artifacts;
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
-use crate::config::{self, Config, SecretSource};
+use crate::config::{self, Config, Running, SecretSource};
 use crate::contract::Contract;
-use crate::control::Control;
+use crate::control::{Commit, Control, Prepare, Reloader};
 use crate::id::Environment;
 use crate::proxy::{self, EdgeProxy, ProxyLimits, Serving};
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
@@ -26,16 +28,17 @@ use crate::wake::hold::{HoldLimits, HoldQueues};
 use crate::wake::machine::BackoffPolicy;
 use crate::wake::worker::{Secrets, Worker};
 
-/// Runs the edge in the foreground until it is told to stop.
+/// Runs the edge in the foreground until it is told to stop. `file` is where `config` was read from
+/// and is read from again.
 ///
 /// # Errors
 /// What kept it from starting, or from stopping cleanly.
-pub fn run(config: Config) -> Result<()> {
+pub fn run(file: PathBuf, config: Config) -> Result<()> {
     // Requests on one runtime, everything else on another: a wake or a scrape never takes a
     // thread that a request needs.
     let serving = runtime("edge", config.server.threads)?;
     let control = runtime("control", 2)?;
-    let outcome = control.block_on(run_on(config, serving.handle().clone(), &control));
+    let outcome = control.block_on(run_on(file, config, serving.handle().clone(), &control));
     serving.shutdown_timeout(Duration::from_secs(1));
     control.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -55,18 +58,19 @@ struct Edge {
     control: Arc<Control>,
     runner: Arc<dyn Runner>,
     serving: Arc<Serving>,
+    reloader: Arc<Reloader>,
     ready: Arc<AtomicBool>,
 }
 
 async fn run_on(
+    file: PathBuf,
     config: Config,
     requests: tokio::runtime::Handle,
     runtime: &tokio::runtime::Runtime,
 ) -> Result<()> {
-    let config = Arc::new(config);
     raise_descriptor_limit();
     // Signals first: one that comes while starting is not lost.
-    let mut signals = Signals::new()?;
+    let signals = Signals::new()?;
     // Then the sockets: a second edge fails here, before it touches any state.
     let mut listeners = Vec::new();
     for address in &config.server.listen {
@@ -74,11 +78,12 @@ async fn run_on(
         let bound = proxy::bind(*address);
         listeners.push(bound.with_context(|| format!("server.listen {address}"))?);
     }
+    let access = Arc::new(ArcSwap::from_pointee(Access::new(&config.admin)?));
     let admin_listener = tokio::net::TcpListener::bind(config.admin.listen)
         .await
         .with_context(|| format!("admin.listen {}", config.admin.listen))?;
 
-    let (edge, publisher) = compose(&config, runtime).await?;
+    let (edge, publisher) = compose(file, &config, &access, runtime).await?;
     let left = edge.control.clean_up_after_earlier_process().await?;
     if left > 0 {
         log::info!("ended {left} allocations that an earlier process left");
@@ -87,6 +92,7 @@ async fn run_on(
     let control = Arc::clone(&edge.control);
     tokio::spawn(async move { control.follow(publisher, followed).await });
     listed.await.context("the store could not be read")?;
+    edge.reloader.settle().await.map_err(|errors| anyhow::anyhow!(errors.join("\n")))?;
     spawn_loops(&edge);
 
     print_addresses(&listeners, &admin_listener)?;
@@ -98,7 +104,10 @@ async fn run_on(
     let admin = Admin {
         control: Arc::clone(&edge.control),
         runner: Arc::clone(&edge.runner),
+        reloader: Arc::clone(&edge.reloader),
         ready: Arc::clone(&edge.ready),
+        access,
+        streams: Arc::new(tokio::sync::Semaphore::new(admin::MOST_STREAMS)),
     };
     let admin = tokio::spawn(admin::serve(admin_listener, admin, async {
         // Dropped or told: both mean to stop.
@@ -107,17 +116,31 @@ async fn run_on(
     edge.ready.store(true, Ordering::Release);
     log::info!("serving");
 
-    signals.stop().await;
-    stop(&edge, &config).await;
+    let Signals { mut interrupt, mut terminate, mut hangup } = signals;
+    let reloader = Arc::clone(&edge.reloader);
+    // One after another: signals that come while one is at work are one more.
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reloader.reload().await;
+        }
+    });
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    stop(&edge).await;
     drop(stop_admin);
     let _ = tokio::time::timeout(Duration::from_secs(2), admin).await;
     Ok(())
 }
 
 async fn compose(
-    config: &Arc<Config>,
+    file: PathBuf,
+    config: &Config,
+    access: &Arc<ArcSwap<Access>>,
     runtime: &tokio::runtime::Runtime,
 ) -> Result<(Edge, Publisher)> {
+    let running = Running::new(config.clone());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let dir = &config.state.dir;
@@ -153,7 +176,7 @@ async fn compose(
         snapshots: snapshots.clone(),
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
-        secrets: Arc::new(OperatorSecrets(Arc::clone(config))),
+        secrets: Arc::new(OperatorSecrets(Arc::clone(&running))),
         backoff: BackoffPolicy {
             first: config.runner.backoff.first,
             max: config.runner.backoff.max,
@@ -164,15 +187,11 @@ async fn compose(
         executing: std::sync::Mutex::default(),
         asking: std::sync::Mutex::default(),
     });
-    let limits = HoldLimits {
-        max_held: config.limits.max_held,
-        max_held_bytes: config.limits.max_held_bytes,
-    };
     let queues = {
         let worker = Arc::clone(&worker);
         let wake_again = Box::new(move |e: &Environment| worker.wake_detached(e));
         let (clock, entropy) = (Arc::clone(&clock), Arc::clone(&entropy));
-        HoldQueues::new(limits, snapshots.clone(), clock, entropy, wake_again)
+        HoldQueues::new(hold_limits(config), snapshots.clone(), clock, entropy, wake_again)
     };
     let control = Arc::new(Control {
         store,
@@ -180,26 +199,69 @@ async fn compose(
         queues: Arc::clone(&queues),
         artifacts,
         snapshots: snapshots.clone(),
-        config: Arc::clone(config),
+        config: running,
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
         telemetry: Arc::clone(&telemetry),
+        changing_owners: tokio::sync::Mutex::default(),
         sleeping: std::sync::Mutex::default(),
     });
-    let limits = ProxyLimits {
-        connect_timeout: config.limits.connect_timeout,
-        response_timeout: config.limits.response_timeout,
-        idle_timeout: config.limits.idle_keepalive,
-    };
+    let limits = Arc::new(ArcSwap::from_pointee(proxy_limits(config)));
+    let prepare = prepare(Parts {
+        queues: Arc::clone(&queues),
+        limits: Arc::clone(&limits),
+        telemetry: Arc::clone(&telemetry),
+        access: Arc::clone(access),
+    });
     let proxy = EdgeProxy::new(snapshots, queues, worker, clock, entropy, telemetry, limits);
     let serving = Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
     let edge = Edge {
+        reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare)),
         control,
         runner,
         serving: Arc::new(serving),
         ready: Arc::new(AtomicBool::new(false)),
     };
     Ok((edge, publisher))
+}
+
+fn hold_limits(config: &Config) -> HoldLimits {
+    HoldLimits { max_held: config.limits.max_held, max_held_bytes: config.limits.max_held_bytes }
+}
+
+fn proxy_limits(config: &Config) -> ProxyLimits {
+    ProxyLimits {
+        connect_timeout: config.limits.connect_timeout,
+        response_timeout: config.limits.response_timeout,
+        idle_timeout: config.limits.idle_keepalive,
+    }
+}
+
+/// What keeps a part of the configuration. Everything else reads it where it is in force.
+#[derive(Clone)]
+struct Parts {
+    queues: Arc<HoldQueues>,
+    limits: Arc<ArcSwap<ProxyLimits>>,
+    telemetry: Arc<Telemetry>,
+    access: Arc<ArcSwap<Access>>,
+}
+
+/// How a reloaded configuration reaches these parts.
+fn prepare(parts: Parts) -> Prepare {
+    Box::new(move |config| {
+        let access = Access::new(&config.admin).map_err(|e| vec![e.to_string()])?;
+        let (hold, proxy) = (hold_limits(config), proxy_limits(config));
+        let (ring, level) = (config.trace.ring, config.log.level);
+        let parts = parts.clone();
+        let commit: Commit = Box::new(move || {
+            parts.access.store(Arc::new(access));
+            parts.queues.set_limits(hold);
+            parts.limits.store(Arc::new(proxy));
+            parts.telemetry.ring.resize(ring);
+            crate::telemetry::set_log_level(level);
+        });
+        Ok(commit)
+    })
 }
 
 fn spawn_loops(edge: &Edge) {
@@ -215,13 +277,14 @@ fn spawn_loops(edge: &Edge) {
 
 /// Readiness goes first, then those who wait are told, then what is in flight finishes, then the
 /// allocations are stopped: each within its limit.
-async fn stop(edge: &Edge, config: &Config) {
+async fn stop(edge: &Edge) {
     log::info!("stopping");
     edge.ready.store(false, Ordering::Release);
     edge.control.queues.shut_down();
-    let left = edge.serving.drain(config.server.grace).await;
+    let grace = edge.control.config.load().server.grace;
+    let left = edge.serving.drain(grace).await;
     if left > 0 {
-        log::warn!("{left} connections were still open after {:?}", config.server.grace);
+        log::warn!("{left} connections were still open after {grace:?}");
     }
     match edge.control.clean_up_after_earlier_process().await {
         Ok(n) => log::info!("stopped {n} allocations"),
@@ -242,18 +305,6 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
         })
-    }
-
-    async fn stop(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.interrupt.recv() => return,
-                _ = self.terminate.recv() => return,
-                _ = self.hangup.recv() => {
-                    log::warn!("SIGHUP: this version reads its configuration at start only; restart it");
-                }
-            }
-        }
     }
 }
 
@@ -293,7 +344,7 @@ fn raise_descriptor_limit() {
 
 /// Reads secrets where the operator's configuration says they are, each time they are needed, so
 /// that a rotated file counts from the next start on.
-struct OperatorSecrets(Arc<Config>);
+struct OperatorSecrets(Arc<Running>);
 
 impl Secrets for OperatorSecrets {
     fn of(
@@ -301,7 +352,8 @@ impl Secrets for OperatorSecrets {
         environment: &Environment,
         contract: &Contract,
     ) -> Result<Vec<(String, String)>, String> {
-        let app = self.0.apps.get(environment.app());
+        let config = self.0.load();
+        let app = config.apps.get(environment.app());
         let production = *environment == Environment::production(environment.app().clone());
         let mut out = Vec::new();
         for name in &contract.process.secrets {

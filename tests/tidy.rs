@@ -73,6 +73,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "clock",
             "id",
+            "config",
             "snapshot",
             "lifecycle",
             "store::record",
@@ -84,7 +85,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "cli",
-        &["admin", "artifact", "config", "contract", "control", "id", "lifecycle", "server", "cli"],
+        &[
+            "admin",
+            "artifact",
+            "config",
+            "contract",
+            "control",
+            "id",
+            "lifecycle",
+            "server",
+            "telemetry",
+            "cli",
+        ],
     ),
     (
         "server",

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
@@ -12,52 +12,21 @@ use crate::id::{AllocationId, Digest, Environment, RequestId};
 use crate::lifecycle::admit::Woke;
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::Facts;
+use crate::lifecycle::trace::Outcome;
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::{Deployment, Operation, Record, key};
 use crate::telemetry::TraceRecord;
 
 use super::Admin;
+use super::page::{Page, PageQuery};
+use super::problem::Problem;
 use super::types::{
     AllocationRow, DeployRequest, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow,
-    ProblemBody, RouteRow, TraceRow, time,
+    RouteRow, TraceRow, time,
 };
-
-/// Rows of a list, at most.
-const MOST: usize = 1000;
 
 /// Largest blob that can be uploaded.
 const BLOB_LIMIT: u64 = 5 * 1024 * 1024 * 1024;
-
-/// An error of the admin API.
-pub struct Problem {
-    status: StatusCode,
-    detail: String,
-}
-
-impl Problem {
-    /// `detail` says what was wrong and what to do.
-    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
-    }
-    fn bad(detail: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, detail.to_string())
-    }
-    fn unavailable(detail: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail.to_string())
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let body = ProblemBody {
-            status: self.status.as_u16(),
-            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
-            detail: self.detail,
-        };
-        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-        (self.status, kind, Json(body)).into_response()
-    }
-}
 
 type Answer<T> = Result<Json<T>, Problem>;
 
@@ -74,7 +43,7 @@ pub async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
 }
 
 /// In one word, for people.
-fn state_of(view: &EnvView) -> String {
+pub(super) fn state_of(view: &EnvView) -> String {
     match &view.operation {
         _ if !view.ready.is_empty() => "hot".into(),
         Some(o) if o.state.in_progress() => o.state.name().into(),
@@ -83,7 +52,14 @@ fn state_of(view: &EnvView) -> String {
     }
 }
 
-pub async fn routes(State(admin): State<Admin>) -> Json<Vec<RouteRow>> {
+/// Who owns each host, under which epoch, by host.
+#[utoipa::path(get, path = "/v1/routes", tag = "views", params(PageQuery),
+    responses((status = 200, description = "A page of routed hosts", body = Vec<RouteRow>)))]
+pub async fn routes(
+    State(admin): State<Admin>,
+    Query(query): Query<PageQuery>,
+    uri: Uri,
+) -> Result<Page<RouteRow>, Problem> {
     let snapshot = admin.control.snapshots.load();
     let mut rows: Vec<_> = snapshot
         .environments()
@@ -98,11 +74,10 @@ pub async fn routes(State(admin): State<Admin>) -> Json<Vec<RouteRow>> {
         })
         .collect();
     rows.sort_by(|a, b| a.host.cmp(&b.host));
-    rows.truncate(MOST);
-    Json(rows)
+    Page::cut(rows, |r| r.host.clone(), &query, &uri)
 }
 
-fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRow {
+pub(super) fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRow {
     AllocationRow {
         id: a.id.to_string(),
         environment: view.environment.to_string(),
@@ -117,17 +92,29 @@ fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRow {
     }
 }
 
-pub async fn allocations(State(admin): State<Admin>) -> Json<Vec<AllocationRow>> {
+/// Allocations in the registry, by environment.
+#[utoipa::path(get, path = "/v1/allocations", tag = "views", params(PageQuery),
+    responses((status = 200, description = "A page of allocations", body = Vec<AllocationRow>)))]
+pub async fn allocations(
+    State(admin): State<Admin>,
+    Query(query): Query<PageQuery>,
+    uri: Uri,
+) -> Result<Page<AllocationRow>, Problem> {
     let snapshot = admin.control.snapshots.load();
     let mut rows: Vec<_> = snapshot
         .environments()
         .flat_map(|v| v.ready.iter().chain(&v.others).map(move |a| allocation_row(v, a)))
         .collect();
     rows.sort_by(|a, b| (&a.environment, a.generation).cmp(&(&b.environment, b.generation)));
-    rows.truncate(MOST);
-    Json(rows)
+    Page::cut(rows, |r| r.id.clone(), &query, &uri)
 }
 
+/// The last 64 KiB that an allocation wrote.
+#[utoipa::path(get, path = "/v1/allocations/{id}/log", tag = "views",
+    params(("id" = String, Path, description = "The allocation")),
+    responses(
+        (status = 200, description = "Its output", body = String, content_type = "text/plain"),
+        (status = 404, description = "This edge's runner does not know it")))]
 pub async fn log(State(admin): State<Admin>, Path(id): Path<String>) -> Result<String, Problem> {
     let id: AllocationId = id.parse().map_err(Problem::bad)?;
     admin.runner.log_tail(&id, 64 * 1024).ok_or_else(|| {
@@ -150,7 +137,12 @@ fn operation_row(o: Operation) -> OperationRow {
     }
 }
 
-/// Reads every record under `prefix`, at most [`MOST`], the last ones if there are more.
+/// Records of a list that are read, at most: the last ones.
+const KEPT: usize = 10_000;
+/// Records that are read at a time.
+const BATCH: usize = 1000;
+
+/// Reads every record under `prefix`, at most [`KEPT`], the last ones if there are more.
 async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Vec<T>, Problem> {
     let mut out = Vec::new();
     let mut after: Option<String> = None;
@@ -158,14 +150,14 @@ async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Vec<T>, Probl
         let page = admin
             .control
             .store
-            .list(prefix, after.as_deref(), MOST)
+            .list(prefix, after.as_deref(), BATCH)
             .await
             .map_err(Problem::unavailable)?;
         for (_, entry) in &page.entries {
             out.push(T::decode(&entry.value).map_err(Problem::unavailable)?);
         }
-        if out.len() > MOST {
-            out.drain(..out.len() - MOST);
+        if out.len() > KEPT {
+            out.drain(..out.len() - KEPT);
         }
         after = page.entries.last().map(|(k, _)| k.clone());
         if !page.more {
@@ -174,17 +166,35 @@ async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Vec<T>, Probl
     }
 }
 
-pub async fn operations(State(admin): State<Admin>) -> Answer<Vec<OperationRow>> {
+/// Wake operations with their phases, newest first: those that go on and those that are kept.
+#[utoipa::path(get, path = "/v1/operations", tag = "views", params(PageQuery),
+    responses(
+        (status = 200, description = "A page of operations", body = Vec<OperationRow>),
+        (status = 503, description = "The store cannot be read")))]
+pub async fn operations(
+    State(admin): State<Admin>,
+    Query(query): Query<PageQuery>,
+    uri: Uri,
+) -> Result<Page<OperationRow>, Problem> {
     let mut all: Vec<Operation> = records(&admin, key::HISTORY).await?;
     let current: Vec<Operation> = records(&admin, key::OPERATIONS).await?;
     all.extend(current.into_iter().filter(|o| o.state.in_progress()));
     // An operation that failed after it was hot is in the history under both; the later one counts.
     all.sort_by(|a, b| (b.requested, &b.id, b.changed).cmp(&(a.requested, &a.id, a.changed)));
     all.dedup_by(|later, earlier| later.id == earlier.id);
-    Ok(Json(all.into_iter().map(operation_row).collect()))
+    Page::cut(all.into_iter().map(operation_row), |r| r.id.clone(), &query, &uri)
 }
 
-pub async fn deployments(State(admin): State<Admin>) -> Answer<Vec<DeploymentRow>> {
+/// Deployments, newest first.
+#[utoipa::path(get, path = "/v1/deployments", tag = "views", params(PageQuery),
+    responses(
+        (status = 200, description = "A page of deployments", body = Vec<DeploymentRow>),
+        (status = 503, description = "The store cannot be read")))]
+pub async fn deployments(
+    State(admin): State<Admin>,
+    Query(query): Query<PageQuery>,
+    uri: Uri,
+) -> Result<Page<DeploymentRow>, Problem> {
     let mut all: Vec<Deployment> = records(&admin, key::DEPLOYMENTS).await?;
     all.sort_by_key(|d| std::cmp::Reverse(d.created));
     let snapshot = admin.control.snapshots.load();
@@ -197,13 +207,20 @@ pub async fn deployments(State(admin): State<Admin>) -> Answer<Vec<DeploymentRow
         files: d.files,
         bytes: d.bytes,
     });
-    Ok(Json(rows.collect()))
+    Page::cut(rows, |r| r.id.clone(), &query, &uri)
 }
 
 fn digest(text: &str) -> Result<Digest, Problem> {
     text.parse().map_err(Problem::bad)
 }
 
+/// Whether a blob of an artifact is here.
+#[utoipa::path(head, path = "/v1/blobs/{digest}", tag = "commands",
+    params(("digest" = String, Path, description = "sha256:HEX")),
+    responses(
+        (status = 200, description = "It is"),
+        (status = 404, description = "It is not"),
+        (status = 503, description = "The artifact store cannot be read")))]
 pub async fn has_blob(
     State(admin): State<Admin>,
     Path(text): Path<String>,
@@ -212,6 +229,13 @@ pub async fn has_blob(
     Ok(if has { StatusCode::OK } else { StatusCode::NOT_FOUND })
 }
 
+/// Uploads a blob of an artifact; its digest is checked on the way in.
+#[utoipa::path(put, path = "/v1/blobs/{digest}", tag = "commands",
+    params(("digest" = String, Path, description = "sha256:HEX")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses(
+        (status = 201, description = "It is kept"),
+        (status = 503, description = "The artifact store cannot be written")))]
 pub async fn put_blob(
     State(admin): State<Admin>,
     Path(text): Path<String>,
@@ -226,6 +250,14 @@ pub async fn put_blob(
     }
 }
 
+/// Makes a deployment of an uploaded artifact.
+#[utoipa::path(post, path = "/v1/deployments", tag = "commands", request_body = DeployRequest,
+    responses(
+        (status = 200, description = "The deployment", body = Deployed),
+        (status = 404, description = "The edge has no such app"),
+        (status = 409, description = "Another app owns a host, or the owners changed meanwhile"),
+        (status = 422, description = "The artifact or its contract is wrong"),
+        (status = 503, description = "The store cannot be used")))]
 pub async fn deploy(
     State(admin): State<Admin>,
     Json(request): Json<DeployRequest>,
@@ -233,7 +265,9 @@ pub async fn deploy(
     let digest = digest(&request.digest)?;
     admin.control.deploy(digest).await.map(Json).map_err(|e| {
         let status = match &e {
-            DeployError::Artifact(_) | DeployError::Contract(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            DeployError::Artifact(_) | DeployError::Contract(_) | DeployError::Budget(_) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             DeployError::UnknownApp { .. } => StatusCode::NOT_FOUND,
             DeployError::Static(_) | DeployError::HostTaken { .. } | DeployError::Raced => {
                 StatusCode::CONFLICT
@@ -251,16 +285,43 @@ pub async fn deploy(
     })
 }
 
-/// Filters of a list of traces.
-#[derive(Debug, Deserialize)]
-pub struct TraceQuery {
-    limit: Option<usize>,
+/// Which traces.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct TraceFilter {
+    /// Only this app's.
     app: Option<String>,
+    /// Only this class: page, action, webhook, live or none.
     class: Option<String>,
+    /// Only this method.
+    method: Option<String>,
+    /// Only this outcome: hot, woken, held, client-left, a problem's name, or `refused` for every
+    /// problem.
+    outcome: Option<String>,
+    /// Only those whose host and path contain this.
+    path: Option<String>,
+    /// Only this request.
     request: Option<String>,
 }
 
-fn trace_row(r: &TraceRecord) -> TraceRow {
+impl TraceFilter {
+    /// Whether `r` is wanted.
+    pub(super) fn wants(&self, r: &TraceRecord) -> bool {
+        let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|w| w == found);
+        let app = r.environment.as_ref().map_or("", |e| e.app().as_str());
+        let outcome = r.trace.outcome;
+        let refused = matches!(outcome, Outcome::Refused(_));
+        is(&self.class, r.class)
+            && is(&self.app, app)
+            && is(&self.method, r.method.as_str())
+            && (is(&self.outcome, outcome.name())
+                || (refused && self.outcome.as_deref() == Some("refused")))
+            && self.path.as_ref().is_none_or(|p| format!("{}{}", r.host, r.path).contains(p))
+            && self.request.as_ref().is_none_or(|id| r.trace.request.to_string() == *id)
+    }
+}
+
+pub(super) fn trace_row(r: &TraceRecord) -> TraceRow {
     let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     TraceRow {
         request: r.trace.request.to_string(),
@@ -282,23 +343,24 @@ fn trace_row(r: &TraceRecord) -> TraceRow {
     }
 }
 
+/// The last requests and the steps they took, newest first.
+#[utoipa::path(get, path = "/v1/traces", tag = "traces", params(PageQuery, TraceFilter),
+    responses((status = 200, description = "A page of traces", body = Vec<TraceRow>)))]
 pub async fn traces(
     State(admin): State<Admin>,
-    Query(query): Query<TraceQuery>,
-) -> Json<Vec<TraceRow>> {
-    let matches = |r: &TraceRecord| {
-        query
-            .app
-            .as_ref()
-            .is_none_or(|a| r.environment.as_ref().is_some_and(|e| e.app().as_str() == a))
-            && query.class.as_ref().is_none_or(|c| r.class == c)
-            && query.request.as_ref().is_none_or(|id| r.trace.request.to_string() == *id)
-    };
+    Query(page): Query<PageQuery>,
+    Query(filter): Query<TraceFilter>,
+    uri: Uri,
+) -> Result<Page<TraceRow>, Problem> {
     let all = admin.control.telemetry.ring.newest(usize::MAX);
-    let wanted = all.iter().filter(|r| matches(r)).take(query.limit.unwrap_or(50).min(MOST));
-    Json(wanted.map(|r| trace_row(r)).collect())
+    let wanted = all.iter().filter(|r| filter.wants(r));
+    let page = Page::cut(wanted, |r| r.trace.request.to_string(), &page, &uri)?;
+    Ok(page.map(|r| trace_row(r)))
 }
 
+/// The steps a request would take now; sends and changes nothing.
+#[utoipa::path(post, path = "/v1/explain", tag = "traces", request_body = ExplainRequest,
+    responses((status = 200, description = "The steps", body = Explanation)))]
 pub async fn explain(
     State(admin): State<Admin>,
     Json(request): Json<ExplainRequest>,
@@ -344,6 +406,15 @@ fn environment(admin: &Admin, app: &str, name: &str) -> Result<Environment, Prob
     Ok(environment)
 }
 
+/// Puts an environment to sleep now; answers when it sleeps.
+#[utoipa::path(post, path = "/v1/environments/{app}/{name}/sleep", tag = "commands",
+    params(
+        ("app" = String, Path, description = "The app"),
+        ("name" = String, Path, description = "Its environment: production, or a preview's name")),
+    responses(
+        (status = 200, description = "What it came to", body = Done),
+        (status = 404, description = "There is no such environment"),
+        (status = 503, description = "It cannot be recorded, or the app backs off")))]
 pub async fn sleep(
     State(admin): State<Admin>,
     Path((app, name)): Path<(String, String)>,
@@ -358,6 +429,15 @@ pub async fn sleep(
     Ok(Json(Done { done, operation: None }))
 }
 
+/// Wakes an environment now; answers when the wake is recorded.
+#[utoipa::path(post, path = "/v1/environments/{app}/{name}/wake", tag = "commands",
+    params(
+        ("app" = String, Path, description = "The app"),
+        ("name" = String, Path, description = "Its environment: production, or a preview's name")),
+    responses(
+        (status = 200, description = "What it came to", body = Done),
+        (status = 404, description = "There is no such environment"),
+        (status = 503, description = "It cannot be recorded, or the app backs off")))]
 pub async fn wake(
     State(admin): State<Admin>,
     Path((app, name)): Path<(String, String)>,

@@ -1,22 +1,45 @@
-//! The admin API: request → command or view. No decisions. Loopback only; requests that a browser
-//! was tricked into are refused by their `Host` (DNS rebinding) and `Origin` (CSRF).
+//! The admin API and the console: request → command or view. No decisions.
+//!
+//! [`access`] says who may use it, [`problem`] gives every error one form, [`openapi`] describes
+//! every resource under `/v1` from the handlers themselves. A resource is added by its handler's
+//! `#[utoipa::path]` and one line in [`resources`].
 
+pub mod access;
 mod api;
+mod config;
+mod environments;
+mod openapi;
+mod page;
+mod problem;
+mod stream;
 pub mod types;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::{self, Next};
+use arc_swap::ArcSwap;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, head, post};
+use axum::routing::get;
+use axum::{Json, Router, middleware};
+use tokio::sync::Semaphore;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::control::Control;
+use crate::control::{Control, Reloader};
 use crate::runner::Runner;
+
+use access::Access;
+use problem::Problem;
+
+pub use config::{ConfigRow, ReloadAttempt};
+pub use stream::MOST_STREAMS;
+
+/// Largest JSON body.
+const BODY_LIMIT: usize = 256 * 1024;
 
 /// What the admin API works with.
 #[derive(Clone)]
@@ -25,8 +48,14 @@ pub struct Admin {
     pub control: Arc<Control>,
     /// Logs of allocations.
     pub runner: Arc<dyn Runner>,
+    /// Reads the configuration again.
+    pub reloader: Arc<Reloader>,
     /// Whether this edge takes traffic; `/readyz` says so.
     pub ready: Arc<AtomicBool>,
+    /// Who may use it.
+    pub access: Arc<ArcSwap<Access>>,
+    /// Places for those who follow; [`MOST_STREAMS`].
+    pub streams: Arc<Semaphore>,
 }
 
 /// Serves until `stop` resolves.
@@ -41,25 +70,49 @@ pub async fn serve(
     axum::serve(listener, router(admin)).with_graceful_shutdown(stop).await
 }
 
+/// Every resource under `/v1`, described.
+fn resources() -> OpenApiRouter<Admin> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(api::routes))
+        .routes(routes!(environments::environments))
+        .routes(routes!(api::allocations))
+        .routes(routes!(api::log))
+        .routes(routes!(api::operations))
+        .routes(routes!(api::deployments, api::deploy))
+        .routes(routes!(api::has_blob, api::put_blob))
+        .routes(routes!(config::config))
+        .routes(routes!(config::reload))
+        .routes(routes!(api::traces))
+        .routes(routes!(stream::traces))
+        .routes(routes!(stream::changes))
+        .routes(routes!(api::explain))
+        .routes(routes!(api::sleep))
+        .routes(routes!(api::wake))
+}
+
+/// The OpenAPI document of every resource under `/v1`.
+pub fn document() -> OpenApi {
+    let mut document = resources().into_openapi();
+    openapi::complete(&mut document);
+    document
+}
+
 fn router(admin: Admin) -> Router {
-    Router::new()
+    let (resources, _) = resources().split_for_parts();
+    let document = Arc::new(document());
+    let described = move || {
+        let document = Arc::clone(&document);
+        async move { Json(OpenApi::clone(&document)) }
+    };
+    resources
+        .route("/v1/openapi.json", get(described))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(api::metrics))
-        .route("/v1/routes", get(api::routes))
-        .route("/v1/allocations", get(api::allocations))
-        .route("/v1/allocations/{id}/log", get(api::log))
-        .route("/v1/operations", get(api::operations))
-        .route("/v1/deployments", get(api::deployments).post(api::deploy))
-        .route("/v1/blobs/{digest}", head(api::has_blob).put(api::put_blob))
-        .route("/v1/traces", get(api::traces))
-        .route("/v1/explain", post(api::explain))
-        .route("/v1/environments/{app}/{name}/sleep", post(api::sleep))
-        .route("/v1/environments/{app}/{name}/wake", post(api::wake))
-        .fallback(|| async {
-            api::Problem::new(StatusCode::NOT_FOUND, "no such resource of the admin API")
-        })
-        .layer(middleware::from_fn(own_host_only))
+        .fallback(|| async { Problem::not_found("no such resource of the admin API") })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn(problem::in_one_form))
+        .layer(middleware::from_fn_with_state(admin.clone(), access::checked))
         .with_state(admin)
 }
 
@@ -71,48 +124,38 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// `Host` must be a loopback name: a page that points its own name at 127.0.0.1 has another one.
-/// `Origin`, which a browser sends with anything that changes something, must be this API's own.
-async fn own_host_only(request: Request, next: Next) -> Response {
-    match refusal(request.headers()) {
-        Some(why) => api::Problem::new(StatusCode::FORBIDDEN, why).into_response(),
-        None => next.run(request).await,
-    }
-}
-
-fn refusal(headers: &HeaderMap) -> Option<&'static str> {
-    let text = |name| headers.get(name).and_then(|v: &header::HeaderValue| v.to_str().ok());
-    let host = text(header::HOST).unwrap_or_default();
-    if !is_loopback(host) {
-        return Some(
-            "the admin API answers to loopback names only: use 127.0.0.1, [::1] or localhost",
-        );
-    }
-    let own = format!("http://{host}");
-    let foreign = headers.contains_key(header::ORIGIN) && text(header::ORIGIN) != Some(&own);
-    foreign.then_some("this Origin may not use the admin API")
-}
-
-fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_names_are_answered() {
-        for own in ["127.0.0.1:9901", "localhost", "[::1]:9901", "127.0.0.2"] {
-            assert!(is_loopback(own), "{own}");
+    fn every_resource_is_described_with_its_errors() {
+        let document = serde_json::to_value(document()).unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        let paths = document["paths"].as_object().unwrap();
+        assert!(paths.len() >= 12, "{paths:?}");
+        for (path, methods) in paths {
+            assert!(path.starts_with("/v1/"), "{path} is not versioned");
+            for (method, operation) in methods.as_object().unwrap() {
+                let what = format!("{method} {path}");
+                assert!(operation["summary"].is_string(), "{what} does not say what it is for");
+                for (status, response) in operation["responses"].as_object().unwrap() {
+                    let form = &response["content"]["application/problem+json"]["schema"]["$ref"];
+                    let problem = status.starts_with(['4', '5']);
+                    assert_eq!(problem, form.is_string(), "{what} {status}: {response}");
+                }
+                for common in ["401", "403"] {
+                    assert!(operation["responses"][common].is_object(), "{what} {common}");
+                }
+            }
         }
-        for foreign in ["", "evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.evil"]
-        {
-            assert!(!is_loopback(foreign), "{foreign}");
-        }
+    }
+
+    #[test]
+    fn no_resource_is_added_without_a_description() {
+        let source = include_str!("mod.rs");
+        let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let bare = code.matches(".route(\"/v1/").count();
+        assert_eq!(bare, 1, "only openapi.json itself: use routes!() in resources()");
     }
 }

@@ -1,13 +1,14 @@
 //! What the admin API sends and takes, as JSON. The CLI reads the same types.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::clock::Wall;
 use crate::lifecycle::trace::StepText;
 use crate::store::record::{Failure, WakePhases};
 
 /// A routed host.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct RouteRow {
     /// The host.
     pub host: String,
@@ -24,7 +25,7 @@ pub struct RouteRow {
 }
 
 /// An allocation in the registry.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct AllocationRow {
     /// Its id.
     pub id: String,
@@ -49,7 +50,7 @@ pub struct AllocationRow {
 }
 
 /// A wake operation.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct OperationRow {
     /// Public id.
     pub id: String,
@@ -74,7 +75,7 @@ pub struct OperationRow {
 }
 
 /// A deployment.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeploymentRow {
     /// Its id.
     pub id: String,
@@ -93,7 +94,7 @@ pub struct DeploymentRow {
 }
 
 /// A request's trace.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct TraceRow {
     /// The request's id.
     pub request: String,
@@ -129,8 +130,55 @@ pub struct TraceRow {
     pub dropped_steps: u32,
 }
 
+/// What a stream of traces sends at a time.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct TraceBatch {
+    /// New traces, oldest first.
+    pub rows: Vec<TraceRow>,
+    /// Traces that the filter wants and that were left out, so that a busy edge does not drown who
+    /// looks; and those that the ring lost before they were looked at.
+    pub left_out: usize,
+}
+
+/// An environment: who owns it and what runs.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct EnvironmentRow {
+    /// `app/environment`.
+    pub environment: String,
+    /// Its hosts.
+    pub hosts: Vec<String>,
+    /// The owner's epoch.
+    pub epoch: u64,
+    /// The owner's deployment.
+    pub deployment: String,
+    /// The owner's artifact.
+    pub digest: String,
+    /// `hot`, `asleep`, `failed`, or the state of the wake that is going on.
+    pub state: String,
+    /// Requests held for it.
+    pub held: usize,
+    /// Milliseconds since a request came or ended; absent when none has since the edge started.
+    pub idle_ms: Option<u64>,
+    /// Milliseconds of idleness after which it is put to sleep; absent when never.
+    pub sleep_after_ms: Option<u64>,
+    /// Milliseconds that requests in flight may take when it is put to sleep.
+    pub stop_timeout_ms: u64,
+    /// Milliseconds that a request waits for a wake at most.
+    pub wake_budget_ms: u64,
+    /// Milliseconds that a wake of this artifact takes, where one was seen.
+    pub typical_wake_ms: Option<u64>,
+    /// Requests by outcome since the edge started.
+    pub served: std::collections::BTreeMap<String, u64>,
+    /// Its allocations.
+    pub allocations: Vec<AllocationRow>,
+    /// Its last wake.
+    pub operation: Option<String>,
+    /// Why its last wake failed, if it did.
+    pub failure: Option<Failure>,
+}
+
 /// Asks for the steps a request would take.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ExplainRequest {
     /// Its method.
     pub method: String,
@@ -142,7 +190,7 @@ pub struct ExplainRequest {
 }
 
 /// The steps a request would take.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
     /// What was at stake.
     pub risk: String,
@@ -155,14 +203,14 @@ pub struct Explanation {
 }
 
 /// Asks for a deployment.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeployRequest {
     /// The manifest digest of an uploaded artifact.
     pub digest: String,
 }
 
 /// What a sleep or wake came to.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Done {
     /// In words.
     pub done: String,
@@ -171,7 +219,7 @@ pub struct Done {
 }
 
 /// An error (RFC 9457).
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ProblemBody {
     /// Status.
     pub status: u16,

@@ -7,32 +7,42 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use ureq::Agent;
 use ureq::http::Response;
+use ureq::{Agent, RequestBuilder};
 
 use crate::admin::types::ProblemBody;
+use crate::config::Secret;
 use crate::id::Digest;
 
 /// The client. Every call has a deadline.
 pub struct Client {
     agent: Agent,
     base: String,
+    /// Goes into no error and no log.
+    token: Option<Secret>,
 }
 
 impl Client {
-    /// For the admin API at `base`, such as `http://127.0.0.1:9901`.
-    pub fn new(base: &str) -> Self {
+    /// For the admin API at `base`, such as `http://127.0.0.1:9901`, with a token if it wants one.
+    pub fn new(base: &str, token: Option<Secret>) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
             .timeout_global(Some(Duration::from_secs(600)))
             .proxy(None)
             .build();
-        Self { agent: config.into(), base: base.trim_end_matches('/').to_owned() }
+        Self { agent: config.into(), base: base.trim_end_matches('/').to_owned(), token }
     }
 
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base)
+    }
+
+    fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.token {
+            Some(token) => request.header("authorization", format!("Bearer {}", token.expose())),
+            None => request,
+        }
     }
 
     fn sent(
@@ -58,26 +68,27 @@ impl Client {
 
     /// GET, read as JSON.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let mut response = self.sent(self.agent.get(self.url(path)).call())?;
+        let mut response = self.sent(self.authorized(self.agent.get(self.url(path))).call())?;
         Ok(response.body_mut().read_json()?)
     }
 
     /// GET, read as text.
     pub fn text(&self, path: &str) -> Result<String> {
-        let mut response = self.sent(self.agent.get(self.url(path)).call())?;
+        let mut response = self.sent(self.authorized(self.agent.get(self.url(path))).call())?;
         Ok(response.body_mut().read_to_string()?)
     }
 
     /// POST JSON, read as JSON.
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let mut response = self.sent(self.agent.post(self.url(path)).send_json(body))?;
+        let mut response =
+            self.sent(self.authorized(self.agent.post(self.url(path))).send_json(body))?;
         Ok(response.body_mut().read_json()?)
     }
 
     /// Whether the edge has a blob.
     pub fn has_blob(&self, digest: &Digest) -> Result<bool> {
         let path = self.url(&format!("/v1/blobs/{digest}"));
-        let response = self.agent.head(path).call();
+        let response = self.authorized(self.agent.head(path)).call();
         match response {
             Ok(r) if r.status().as_u16() == 404 => Ok(false),
             other => self.sent(other).map(|_| true),
@@ -88,6 +99,6 @@ impl Client {
     pub fn put_blob(&self, digest: &Digest, file: &Path) -> Result<()> {
         let body = File::open(file).with_context(|| file.display().to_string())?;
         let path = self.url(&format!("/v1/blobs/{digest}"));
-        self.sent(self.agent.put(path).send(body)).map(|_| ())
+        self.sent(self.authorized(self.agent.put(path)).send(body)).map(|_| ())
     }
 }

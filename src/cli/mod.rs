@@ -11,11 +11,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::admin::ConfigRow;
 use crate::admin::types::{
     AllocationRow, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow, RouteRow,
     TraceRow,
 };
-use crate::config::{self, Config, Diagnostic};
+use crate::config::{self, Diagnostic, Secret, SecretSource};
 use crate::contract;
 use crate::id::Environment;
 
@@ -29,6 +30,10 @@ struct Cli {
     /// Admin API of the edge to talk to
     #[arg(long, global = true, default_value = "http://127.0.0.1:9901", env = "VANGO_EDGE_ADMIN")]
     admin: String,
+    /// File with the admin API's token; where there is none, the environment variable
+    /// VANGO_EDGE_TOKEN is the token itself
+    #[arg(long, global = true, value_name = "FILE", env = "VANGO_EDGE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     /// Print JSON instead of text for people
     #[arg(long, global = true)]
     json: bool,
@@ -44,6 +49,8 @@ enum Command {
         #[arg(short, long, default_value = "conf/edge.toml")]
         config: PathBuf,
     },
+    /// Read the configuration again, as SIGHUP does; a file that is wrong changes nothing
+    Reload,
     /// Say everything that is wrong with a configuration, and with an artifact's contract
     Check {
         /// The edge's configuration
@@ -58,6 +65,8 @@ enum Command {
         /// The directory; its vango-edge.toml is the contract
         dir: PathBuf,
     },
+    /// Print the admin API's OpenAPI document
+    Openapi,
     /// Whether the edge takes traffic: exit code 0 if it does
     Health,
     /// Who owns each host, under which epoch
@@ -147,30 +156,32 @@ fn is_closed_pipe(e: &anyhow::Error) -> bool {
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
-    let client = Client::new(&cli.admin);
+    let client = Client::new(&cli.admin, token(cli.token_file.as_deref())?);
     let json = cli.json;
     match &cli.command {
         Command::Run { config } => return run(config),
         Command::Check { config, artifact } => return check(config, artifact.as_deref(), json),
+        Command::Reload => reload(&client, json)?,
         Command::Deploy { dir } => deploy::deploy(&client, dir, json)?,
+        Command::Openapi => show::json(&crate::admin::document())?,
         Command::Health => show::text(&client.text("/readyz")?)?,
         Command::Routes { app } => {
-            let mut rows: Vec<RouteRow> = client.get("/v1/routes")?;
+            let mut rows: Vec<RouteRow> = client.get("/v1/routes?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::routes)?;
         }
         Command::Ps { app } => {
-            let mut rows: Vec<AllocationRow> = client.get("/v1/allocations")?;
+            let mut rows: Vec<AllocationRow> = client.get("/v1/allocations?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::allocations)?;
         }
         Command::Ops { app } => {
-            let mut rows: Vec<OperationRow> = client.get("/v1/operations")?;
+            let mut rows: Vec<OperationRow> = client.get("/v1/operations?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::operations)?;
         }
         Command::Deployments { app } => {
-            let mut rows: Vec<DeploymentRow> = client.get("/v1/deployments")?;
+            let mut rows: Vec<DeploymentRow> = client.get("/v1/deployments?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::deployments)?;
         }
@@ -194,6 +205,18 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The token, never as an argument: those can be seen by every user of the machine.
+fn token(file: Option<&Path>) -> Result<Option<Secret>> {
+    let source = match file {
+        Some(path) => SecretSource::File(path.to_owned()),
+        None if std::env::var_os("VANGO_EDGE_TOKEN").is_some() => {
+            SecretSource::Env("VANGO_EDGE_TOKEN".into())
+        }
+        None => return Ok(None),
+    };
+    Ok(Some(config::read_secret(&source)?))
+}
+
 fn of_app(app: Option<&String>, environment: &str) -> bool {
     app.is_none_or(|app| environment.split('/').next() == Some(app.as_str()))
 }
@@ -206,19 +229,9 @@ fn run(path: &Path) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    start_log(&config);
-    crate::server::run(config)?;
+    crate::telemetry::start_log(config.log.level);
+    crate::server::run(path.to_owned(), config)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn start_log(config: &Config) {
-    env_logger::Builder::new()
-        .filter_level(config.log.level)
-        // Pingora logs each client that hangs up as an error; the trace has those.
-        .filter_module("pingora_proxy", log::LevelFilter::Off)
-        .filter_module("pingora_core", log::LevelFilter::Error)
-        .parse_env("VANGO_EDGE_LOG")
-        .init();
 }
 
 fn check(config: &Path, artifact: Option<&Path>, json: bool) -> Result<ExitCode> {
@@ -263,6 +276,11 @@ fn print_diagnostics(errors: &[Diagnostic], json: bool) -> Result<()> {
         eprintln!("{} errors", errors.len());
     }
     Ok(())
+}
+
+fn reload(client: &Client, json: bool) -> Result<()> {
+    let row: ConfigRow = client.post("/v1/config/reload", &())?;
+    if json { show::json(&row) } else { show::config(&row) }
 }
 
 fn command(client: &Client, environment: &Environment, verb: &str, json: bool) -> Result<()> {

@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::admin::ConfigRow;
 use crate::admin::types::{
     AllocationRow, DeploymentRow, Explanation, OperationRow, RouteRow, TraceRow,
 };
@@ -21,6 +22,19 @@ pub fn text(text: &str) -> Result<()> {
 /// Prints JSON.
 pub fn json(value: &impl Serialize) -> Result<()> {
     text(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// What a reload came to.
+pub fn config(row: &ConfigRow) -> Result<()> {
+    let changed = row.last_attempt.iter().flat_map(|a| &a.changed);
+    let mut out = format!("{}: revision {} is in force\n", row.file, row.revision);
+    for key in changed {
+        out.push_str(&format!("changed: {key}\n"));
+    }
+    for key in &row.needs_restart {
+        out.push_str(&format!("needs a restart: {key}\n"));
+    }
+    text(&out)
 }
 
 /// Prints rows either way.

@@ -13,8 +13,8 @@ use crate::id::{AppName, Host};
 
 use super::secret::SecretSource;
 use super::{
-    Admin, App, Backoff, Config, HostPattern, Limits, LogConfig, Promotion, RunnerConfig, Server,
-    StateDir, TraceConfig, Upstreams,
+    Admin, AdminToken, App, Backoff, Config, HostPattern, Limits, LogConfig, Promotion, Role,
+    RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -77,7 +77,7 @@ fn cores() -> usize {
 fn node(top: &Table<'_>, base: &Path) -> Config {
     Config {
         server: server(top),
-        admin: admin(top),
+        admin: admin(top, base),
         state: state(top, base),
         apps: BTreeMap::new(),
         limits: limits(top),
@@ -116,22 +116,34 @@ fn server(top: &Table<'_>) -> Server {
     server
 }
 
-fn admin(top: &Table<'_>) -> Admin {
+fn admin(top: &Table<'_>, base: &Path) -> Admin {
     let t = top.table("admin");
     let default = SocketAddr::from(([127, 0, 0, 1], 9901));
     let listen = t.parsed::<SocketAddr>("listen").unwrap_or(default);
-    if !listen.ip().is_loopback() {
+    let roles = [("read", Role::Read), ("operate", Role::Operate)];
+    let mut tokens = Vec::new();
+    for token in t.tables("tokens") {
+        if !token.has("role") {
+            token.error_here("expected role = \"read\" or role = \"operate\"");
+        }
+        let role = token.word("role", &roles, Role::Read);
+        let source = source(&token, base);
+        tokens.extend(source.map(|source| AdminToken { role, source }));
+        token.finish();
+    }
+    if !listen.ip().is_loopback() && !t.has("tokens") {
         t.error(
             "listen",
             format!(
-                "expected a loopback address: the admin API has no authentication, and {} can be \
-                 reached from outside; use 127.0.0.1 and a tunnel",
+                "{} can be reached from other machines: that needs admin.tokens, or use a loopback \
+                 address and a tunnel",
                 listen.ip()
             ),
         );
     }
+    let hosts = t.all_parsed::<Host>("hosts").iter().map(ToString::to_string).collect();
     t.finish();
-    Admin { listen }
+    Admin { listen, tokens, hosts }
 }
 
 fn state(top: &Table<'_>, base: &Path) -> StateDir {

@@ -4,10 +4,13 @@
 //! Every key is documented with its default in `conf/`.
 
 mod load;
+pub mod reload;
+mod running;
 mod secret;
 
 pub use crate::document::{Checked, Diagnostic};
 pub use load::load;
+pub use running::Running;
 pub use secret::{Secret, SecretError, SecretSource, read_secret};
 
 use std::collections::BTreeMap;
@@ -51,10 +54,32 @@ pub struct Server {
 }
 
 /// `[admin]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin {
-    /// A loopback address.
+    /// A loopback address, or any with at least one token.
     pub listen: SocketAddr,
+    /// Who may use it; empty: whoever reaches the loopback address.
+    pub tokens: Vec<AdminToken>,
+    /// Names of the listener besides addresses and `localhost`, lower case, without port.
+    pub hosts: Vec<String>,
+}
+
+/// One of `admin.tokens`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminToken {
+    /// What it allows.
+    pub role: Role,
+    /// Where it is.
+    pub source: SecretSource,
+}
+
+/// What a token of the admin API allows; the greater allows all that the lesser does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// To look and to explain.
+    Read,
+    /// To change what runs.
+    Operate,
 }
 
 /// `[state]`

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::artifact::ArtifactError;
-use crate::config::{App, Diagnostic};
+use crate::config::{self, App, Diagnostic};
 use crate::contract;
 use crate::id::{AppName, DeploymentId, Digest, Environment, Epoch, Host};
 use crate::store::record::{Deployment, Record, RecordError, RouteOwner, key};
 use crate::store::{StoreError, Txn};
 
+use super::hosts::HostsError;
 use super::{Control, plan};
 
 /// Why a deployment was refused. Nothing was changed then.
@@ -43,6 +44,9 @@ pub enum DeployError {
         /// Who owns it.
         owner: Environment,
     },
+    /// A timeout of the edge ends a held request before its app's wake budget does.
+    #[error("{0}")]
+    Budget(String),
     /// Somebody else changed the owners meanwhile.
     #[error("the owners changed meanwhile; nothing was done, deploy again")]
     Raced,
@@ -63,18 +67,32 @@ impl From<StoreError> for DeployError {
     }
 }
 
+impl From<HostsError> for DeployError {
+    fn from(e: HostsError) -> Self {
+        match e {
+            HostsError::Store(e) => e.into(),
+            HostsError::Record(e) => e.into(),
+        }
+    }
+}
+
 /// What a deployment came to.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Deployed {
     /// Its id.
+    #[schema(value_type = String)]
     pub deployment: DeploymentId,
     /// For which environment.
+    #[schema(value_type = String)]
     pub environment: Environment,
     /// Its artifact.
+    #[schema(value_type = String)]
     pub digest: Digest,
     /// The epoch under which it owns its hosts; `None` when another deployment owns them.
+    #[schema(value_type = Option<u64>)]
     pub epoch: Option<Epoch>,
     /// The hosts it owns.
+    #[schema(value_type = Vec<String>)]
     pub hosts: Vec<Host>,
 }
 
@@ -87,10 +105,18 @@ impl Control {
         let verified = self.artifacts.verify(&digest).await?;
         let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
             .map_err(DeployError::Contract)?;
-        let app = self.app(&contract.app)?;
+        self.app(&contract.app)?;
         // Unpacked now, so that the first wake need not, and a full disk is told to who deploys.
         self.artifacts.tree(&digest).await?;
         let environment = Environment::production(contract.app.clone());
+        // A reload waits: owners follow the configuration that is in force when they are written.
+        let _owners = self.changing_owners.lock().await;
+        let app = self.app(&contract.app)?;
+        let enclosing = config::reload::enclosing(&self.config.load().server);
+        if let Some(e) = plan::budget_error(&environment, contract.wake.budget, enclosing) {
+            return Err(DeployError::Budget(e));
+        }
+        let retired = self.retired().await?.0;
         let deployment = Deployment {
             id: DeploymentId::random(&*self.entropy),
             environment: environment.clone(),
@@ -114,7 +140,7 @@ impl Control {
         let mut txn = Txn::new().absent(&at).put(&at, deployment.encode());
         let mut epoch = None;
         if !owned {
-            let owners = plan::take_hosts(&deployment, &app.hosts, &seen)
+            let owners = plan::take_hosts(&deployment, &app.hosts, &seen, &retired)
                 .map_err(|(host, owner)| DeployError::HostTaken { host, owner })?;
             for (owner, replaces) in owners {
                 let at = key::owner(&owner.host, &owner.path);
@@ -145,15 +171,16 @@ impl Control {
         })
     }
 
-    fn app(&self, name: &AppName) -> Result<&App, DeployError> {
-        let Some(app) = self.config.apps.get(name) else {
-            let known: Vec<_> = self.config.apps.keys().map(ToString::to_string).collect();
+    fn app(&self, name: &AppName) -> Result<App, DeployError> {
+        let config = self.config.load();
+        let Some(app) = config.apps.get(name) else {
+            let known: Vec<_> = config.apps.keys().map(ToString::to_string).collect();
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
             return Err(DeployError::UnknownApp { app: name.clone(), known });
         };
         if app.upstreams.is_some() {
             return Err(DeployError::Static(name.clone()));
         }
-        Ok(app)
+        Ok(app.clone())
     }
 }

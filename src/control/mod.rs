@@ -1,21 +1,24 @@
-//! Changes of shared truth that no request waits for: following the store, deployments, sleep,
-//! exits, what an earlier process left, and what has been kept long enough.
+//! Changes of shared truth that no request waits for: following the store, deployments, reloads,
+//! sleep, exits, what an earlier process left, and what has been kept long enough.
 //!
 //! [`plan`] is pure: which records change. The other files perform.
 
 mod deploy;
 mod follow;
+mod hosts;
 pub mod plan;
+mod reload;
 mod sleep;
 mod trim;
 
 pub use deploy::{DeployError, Deployed};
+pub use reload::{Attempt, Commit, Prepare, ReloadState, Reloader};
 
 use std::sync::Arc;
 
 use crate::artifact::Artifacts;
 use crate::clock::{Clock, Entropy};
-use crate::config::Config;
+use crate::config::Running;
 use crate::id::Environment;
 use crate::snapshot::SnapshotReader;
 use crate::store::StateStore;
@@ -36,13 +39,15 @@ pub struct Control {
     /// What routing sees.
     pub snapshots: SnapshotReader,
     /// The operator's configuration.
-    pub config: Arc<Config>,
+    pub config: Arc<Running>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
     pub entropy: Arc<dyn Entropy>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
+    /// Held while owners are made to follow the configuration, by a deployment or a reload.
+    pub changing_owners: tokio::sync::Mutex<()>,
     /// Environments that are being put to sleep now.
     pub sleeping: std::sync::Mutex<std::collections::HashSet<Environment>>,
 }

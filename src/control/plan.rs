@@ -1,12 +1,14 @@
 //! Which records change, decided without touching any.
 
+pub mod hosts;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::{Mono, Wall};
 use crate::id::{Environment, Epoch, Host};
 use crate::snapshot::EnvView;
-use crate::store::record::{Deployment, RouteOwner, key};
+use crate::store::record::{Deployment, Retired, RouteOwner, key};
 
 /// An owner's key and the revision it was read at; `None` when there is no such key.
 pub type Seen<T> = Option<(T, u64)>;
@@ -16,8 +18,8 @@ pub type Replacing<T> = (T, Option<u64>);
 
 /// The owners to write so that `deployment` owns `hosts`, each with the revision it replaces.
 ///
-/// Every host gets the same epoch: one more than the highest seen on any of them, so that no
-/// host's epoch goes back.
+/// Every host gets the same epoch: one more than the highest that any of them had, `retired` ones
+/// included, so that no host's epoch goes back.
 ///
 /// # Errors
 /// The first host that another app's environment owns.
@@ -25,6 +27,7 @@ pub fn take_hosts(
     deployment: &Deployment,
     hosts: &[Host],
     seen: &BTreeMap<Host, Seen<RouteOwner>>,
+    retired: &Retired,
 ) -> Result<Vec<Replacing<RouteOwner>>, (Host, Environment)> {
     let owners = hosts.iter().map(|h| (h, seen.get(h).and_then(Option::as_ref)));
     for (host, owner) in owners.clone() {
@@ -34,7 +37,10 @@ pub fn take_hosts(
             return Err((host.clone(), o.environment.clone()));
         }
     }
-    let highest = owners.clone().filter_map(|(_, o)| o.map(|(o, _)| o.epoch)).max();
+    let highest = owners
+        .clone()
+        .map(|(h, o)| o.map_or_else(|| retired.last_epoch(h), |(o, _)| o.epoch))
+        .max();
     let epoch = highest.unwrap_or(Epoch(0)).next();
     Ok(owners
         .map(|(host, owner)| {
@@ -62,6 +68,21 @@ pub fn is_idle(view: &EnvView, up_since: Mono, now: Mono) -> bool {
         && quiet >= after
         && view.live.waiting() == 0
         && view.ready.iter().all(|a| a.load.in_flight() == 0)
+}
+
+/// Why a wake budget cannot be kept under a timeout that encloses the wait; `None` when it can.
+pub fn budget_error(
+    environment: &Environment,
+    budget: Duration,
+    (key, enclosing): (&'static str, Duration),
+) -> Option<String> {
+    (enclosing < budget).then(|| {
+        format!(
+            "{key} is {enclosing:?}, shorter than the wake budget of {environment}, {budget:?}: a \
+             held request would be cut before its app may be late; raise {key} or lower \
+             wake.budget in the app's vango-edge.toml"
+        )
+    })
 }
 
 /// Finished operations that are kept, at most.
@@ -112,21 +133,24 @@ mod tests {
     fn hosts_are_taken_under_one_epoch_that_only_grows() {
         let d = deployment("studylab");
         let mut seen = BTreeMap::new();
-        let first = take_hosts(&d, &[host("a"), host("b")], &seen).unwrap();
+        let first = take_hosts(&d, &[host("a"), host("b")], &seen, &Retired::default()).unwrap();
         assert!(first.iter().all(|(o, revision)| o.epoch == Epoch(1) && revision.is_none()));
         let mut owner = first[0].0.clone();
         owner.epoch = Epoch(7);
         seen.insert(host("a"), Some((owner, 42)));
-        let again = take_hosts(&d, &[host("a"), host("b")], &seen).unwrap();
+        let again = take_hosts(&d, &[host("a"), host("b")], &seen, &Retired::default()).unwrap();
         assert_eq!(again[0].1, Some(42));
         assert!(again.iter().all(|(o, _)| o.epoch == Epoch(8)));
     }
 
     #[test]
     fn another_apps_host_is_not_taken() {
-        let other = take_hosts(&deployment("other"), &[host("a")], &BTreeMap::new()).unwrap();
+        let other =
+            take_hosts(&deployment("other"), &[host("a")], &BTreeMap::new(), &Retired::default())
+                .unwrap();
         let seen = BTreeMap::from([(host("a"), Some((other[0].0.clone(), 1)))]);
-        let refused = take_hosts(&deployment("studylab"), &[host("a")], &seen).unwrap_err();
+        let refused = take_hosts(&deployment("studylab"), &[host("a")], &seen, &Retired::default())
+            .unwrap_err();
         assert_eq!(refused.0, host("a"));
     }
 }

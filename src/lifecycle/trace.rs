@@ -169,7 +169,7 @@ pub struct Step {
 }
 
 /// A step as text.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct StepText {
     /// Microseconds from the request's start.
     pub at_us: u64,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Method;
@@ -43,7 +44,7 @@ pub struct ProxyLimits {
 pub struct EdgeProxy {
     gate: Gate,
     telemetry: Arc<Telemetry>,
-    limits: ProxyLimits,
+    limits: Arc<ArcSwap<ProxyLimits>>,
 }
 
 /// One request on its way.
@@ -74,7 +75,7 @@ impl EdgeProxy {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
         telemetry: Arc<Telemetry>,
-        limits: ProxyLimits,
+        limits: Arc<ArcSwap<ProxyLimits>>,
     ) -> Self {
         Self { gate: Gate { snapshots, queues, worker, clock, entropy }, telemetry, limits }
     }
@@ -143,14 +144,15 @@ impl EdgeProxy {
         let mut peer = HttpPeer::new(allocation.address?, false, String::new());
         // A restarted allocation on the same port never gets an old connection.
         peer.group_key = allocation.pool_key;
+        let limits = self.limits.load();
         let options = &mut peer.options;
-        options.connection_timeout = Some(self.limits.connect_timeout);
-        options.total_connection_timeout = Some(self.limits.connect_timeout);
-        options.idle_timeout = Some(self.limits.idle_timeout);
-        options.write_timeout = Some(self.limits.response_timeout);
+        options.connection_timeout = Some(limits.connect_timeout);
+        options.total_connection_timeout = Some(limits.connect_timeout);
+        options.idle_timeout = Some(limits.idle_timeout);
+        options.write_timeout = Some(limits.response_timeout);
         let socket = ctx.journey.as_ref().is_some_and(|j| j.facts().websocket);
         // A live socket may be silent for longer than any response.
-        options.read_timeout = (!socket).then_some(self.limits.response_timeout);
+        options.read_timeout = (!socket).then_some(limits.response_timeout);
         Some(peer)
     }
 }

@@ -5,6 +5,7 @@
 //! Keys are the ones a fleet uses in etcd, so that the rules over them need no second form.
 //! Wall times here are for people; nothing in the edge computes a deadline from them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -241,7 +242,7 @@ impl WakeState {
 
 /// How long each phase of a wake took, in microseconds on the executor's monotonic clock.
 /// A phase not reached is `None`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct WakePhases {
     /// From the request to an executor's claim.
     pub reserve_us: Option<u64>,
@@ -262,7 +263,7 @@ impl WakePhases {
 }
 
 /// Why a wake failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Failure {
     /// What a client may be told.
     pub safe: String,
@@ -332,6 +333,41 @@ impl Record for Starts {
     const KIND: &'static str = "starts";
 }
 
+/// Hosts that were taken off their environments, with the owner each had last: so that whoever owns
+/// one next does so under a later epoch, and an environment that gets its hosts back serves what it
+/// served. At most [`Retired::MOST`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Retired {
+    /// The last owner of each.
+    pub hosts: BTreeMap<Host, RouteOwner>,
+    /// No host that is forgotten here had an epoch above this one.
+    pub floor: Epoch,
+}
+impl Record for Retired {
+    const KIND: &'static str = "retired";
+}
+
+impl Retired {
+    /// Hosts remembered one by one; the one with the lowest epoch is forgotten first.
+    pub const MOST: usize = 512;
+
+    /// Remembers the last owner of a host.
+    pub fn add(&mut self, owner: RouteOwner) {
+        self.hosts.insert(owner.host.clone(), owner);
+        while self.hosts.len() > Self::MOST
+            && let Some(oldest) = self.hosts.values().min_by_key(|o| o.epoch).cloned()
+        {
+            self.floor = self.floor.max(oldest.epoch);
+            self.hosts.remove(&oldest.host);
+        }
+    }
+
+    /// The epoch that a new owner of `host` has to be above.
+    pub fn last_epoch(&self, host: &Host) -> Epoch {
+        self.hosts.get(host).map_or(self.floor, |o| o.epoch)
+    }
+}
+
 /// Keys, as FLEET names them.
 pub mod key {
     use super::{AllocationId, DeploymentId, Environment, Host, OperationId, Wall};
@@ -346,6 +382,8 @@ pub mod key {
     pub const EXECUTORS: &str = "own/";
     /// Prefix of all deployments.
     pub const DEPLOYMENTS: &str = "d/";
+    /// Hosts that nobody owns any more.
+    pub const RETIRED: &str = "retired";
     /// Prefix of finished operations, oldest first.
     pub const HISTORY: &str = "oplog/";
 

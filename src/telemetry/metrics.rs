@@ -23,6 +23,7 @@ use crate::store::observed::Call;
 use crate::store::record::{Operation, WakeState};
 
 use super::CLASSES;
+use super::reloads::Reloads;
 use super::ring::TraceRecord;
 
 /// Environments that have a label of their own.
@@ -48,6 +49,8 @@ pub struct Metrics {
     allocations: IntGaugeVec,
     store: [Histogram; 3],
     store_errors: IntCounter,
+    /// Reloads of the configuration.
+    pub reloads: Reloads,
 }
 
 /// 50 µs to 60 s.
@@ -128,6 +131,7 @@ impl Metrics {
                 Opts::new("allocations", "Allocations in the registry, by state."),
                 &["state"],
             )?,
+            reloads: Reloads::new(&registry)?,
             registry,
             process: Registry::new(),
         };

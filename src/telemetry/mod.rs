@@ -1,10 +1,14 @@
 //! What operators read: metrics and the ring of traces. Nothing here decides anything, and nothing
 //! here takes a lock on the hot path.
 
+mod logger;
 mod metrics;
+mod reloads;
 mod ring;
 
+pub use logger::{set_level as set_log_level, start as start_log};
 pub use metrics::{Metrics, OPERATION_STATES};
+pub use reloads::Reloads;
 pub use ring::{Ring, TraceRecord};
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::Method;
 
 use crate::clock::Wall;
@@ -42,35 +42,217 @@ pub struct TraceRecord {
 /// The ring. Writers take a number and swap one slot; readers copy pointers.
 #[derive(Debug)]
 pub struct Ring {
-    slots: Box<[ArcSwapOption<TraceRecord>]>,
+    slots: ArcSwap<Box<[Slot]>>,
     next: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    record: ArcSwapOption<TraceRecord>,
+    /// One more than the number of the record; 0 while there is none.
+    filled: AtomicUsize,
+}
+
+/// What a reader that follows has missed and got.
+#[derive(Debug, Default)]
+pub struct Since {
+    /// Oldest first.
+    pub records: Vec<Arc<TraceRecord>>,
+    /// Records that went before they were read.
+    pub lost: usize,
+    /// Where to go on.
+    pub next: usize,
+}
+
+fn slots(size: usize) -> Box<[Slot]> {
+    let slot = || Slot { record: ArcSwapOption::empty(), filled: AtomicUsize::new(0) };
+    (0..size.max(1)).map(|_| slot()).collect()
+}
+
+fn put(slots: &[Slot], number: usize, record: Arc<TraceRecord>) {
+    let slot = &slots[number % slots.len()];
+    slot.record.store(Some(record));
+    slot.filled.store(number.wrapping_add(1), Ordering::Release);
 }
 
 impl Ring {
     /// A ring of the last `size` traces; at least one.
     pub fn new(size: usize) -> Self {
-        let slots = (0..size.max(1)).map(|_| ArcSwapOption::empty()).collect();
-        Self { slots, next: AtomicUsize::new(0) }
+        Self { slots: ArcSwap::from_pointee(slots(size)), next: AtomicUsize::new(0) }
+    }
+
+    /// Keeps the last `size` from now on; those that are there and fit stay.
+    pub fn resize(&self, size: usize) {
+        let old = self.slots.load_full();
+        let new = Arc::new(slots(size));
+        if new.len() == old.len() {
+            return;
+        }
+        let next = self.next.load(Ordering::Acquire);
+        let fit = old.len().min(new.len());
+        let copy = |number: usize| {
+            let (from, to) = (&old[number % old.len()], &new[number % new.len()]);
+            let filled = from.filled.load(Ordering::Acquire);
+            if filled == number + 1 {
+                to.record.store(from.record.load_full());
+                to.filled.store(filled, Ordering::Release);
+            }
+        };
+        (next.saturating_sub(fit)..next).for_each(copy);
+        // What the smaller ring had dropped is known to be lost, not waited for.
+        for number in next.saturating_sub(new.len())..next.saturating_sub(fit) {
+            new[number % new.len()].filled.store(number + 1, Ordering::Release);
+        }
+        self.slots.store(Arc::clone(&new));
+        // Those that were added meanwhile; who still writes to the old slots writes to the new ones
+        // too.
+        let end = self.next.load(Ordering::Acquire);
+        (next.max(end.saturating_sub(fit))..end).for_each(copy);
     }
 
     /// Adds the newest; the oldest goes.
     pub fn push(&self, record: Arc<TraceRecord>) {
-        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.slots.len();
-        self.slots[at].store(Some(record));
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let slots = self.slots.load();
+        put(&slots, number, Arc::clone(&record));
+        let now = self.slots.load();
+        if !Arc::ptr_eq(&slots, &now) {
+            put(&now, number, record);
+        }
     }
 
     /// The newest first, at most `most`.
     pub fn newest(&self, most: usize) -> Vec<Arc<TraceRecord>> {
-        let n = self.slots.len();
+        let slots = self.slots.load();
+        let n = slots.len();
         let next = self.next.load(Ordering::Relaxed);
         (1..=n.min(next))
-            .filter_map(|back| self.slots[(next - back) % n].load_full())
+            .filter_map(|back| slots[(next - back) % n].record.load_full())
             .take(most)
             .collect()
     }
 
-    /// How many were ever added; a reader that follows compares it.
+    /// How many were ever added: the number of the next one.
     pub fn pushed(&self) -> usize {
         self.next.load(Ordering::Relaxed)
+    }
+
+    /// Those added from number `from` on, for a reader that follows. It ends before one that is
+    /// being written right now, so that none is read twice or passed over.
+    pub fn since(&self, from: usize) -> Since {
+        let slots = self.slots.load();
+        let end = self.next.load(Ordering::Acquire);
+        let start = from.max(end.saturating_sub(slots.len()));
+        let mut out = Since { lost: start.saturating_sub(from), next: start, ..Since::default() };
+        while out.next < end {
+            let slot = &slots[out.next % slots.len()];
+            let filled = slot.filled.load(Ordering::Acquire);
+            if filled < out.next + 1 {
+                break;
+            }
+            match slot.record.load_full() {
+                Some(record) if filled == out.next + 1 => out.records.push(record),
+                // A later one took its place meanwhile.
+                _ => out.lost += 1,
+            }
+            out.next += 1;
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Mono;
+    use crate::id::RequestId;
+
+    fn record(n: u64) -> Arc<TraceRecord> {
+        let id = RequestId::random(&crate::clock::SeededEntropy::new(n));
+        Arc::new(TraceRecord {
+            method: Method::GET,
+            host: String::new(),
+            path: n.to_string(),
+            class: "page",
+            environment: None,
+            status: None,
+            operation: None,
+            held: Duration::ZERO,
+            total: Duration::ZERO,
+            at: Wall(0),
+            trace: Trace::new(id, Mono(0)),
+        })
+    }
+
+    fn paths(records: &[Arc<TraceRecord>]) -> Vec<&str> {
+        records.iter().map(|r| r.path.as_str()).collect()
+    }
+
+    #[test]
+    fn who_follows_sees_each_once_and_learns_what_was_lost() {
+        let ring = Ring::new(3);
+        for n in 0..2 {
+            ring.push(record(n));
+        }
+        let first = ring.since(0);
+        assert_eq!((paths(&first.records), first.lost, first.next), (vec!["0", "1"], 0, 2));
+        assert!(ring.since(first.next).records.is_empty());
+        for n in 2..7 {
+            ring.push(record(n));
+        }
+        let then = ring.since(first.next);
+        assert_eq!((paths(&then.records), then.lost, then.next), (vec!["4", "5", "6"], 2, 7));
+        assert_eq!(paths(&ring.newest(2)), ["6", "5"]);
+    }
+
+    #[test]
+    fn a_ring_that_grows_or_shrinks_keeps_what_fits() {
+        let ring = Ring::new(4);
+        for n in 0..6 {
+            ring.push(record(n));
+        }
+        ring.resize(2);
+        assert_eq!(paths(&ring.newest(9)), ["5", "4"]);
+        ring.resize(8);
+        ring.push(record(6));
+        assert_eq!(paths(&ring.newest(9)), ["6", "5", "4"]);
+        let all = ring.since(0);
+        assert_eq!((paths(&all.records), all.lost, all.next), (vec!["4", "5", "6"], 4, 7));
+    }
+
+    #[test]
+    fn none_is_lost_to_a_reader_while_the_ring_grows() {
+        let ring = Ring::new(4096);
+        let end = 2000;
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..end).for_each(|n| ring.push(record(n))));
+            for size in (0..50).map(|n| 4096 + n) {
+                ring.resize(size);
+            }
+        });
+        let all = ring.since(0);
+        assert_eq!((all.records.len(), all.lost, all.next), (end as usize, 0, end as usize));
+    }
+
+    #[test]
+    fn followers_and_writers_at_once_count_to_the_same_number() {
+        let ring = Arc::new(Ring::new(64));
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                let ring = Arc::clone(&ring);
+                std::thread::spawn(move || (0..5000).for_each(|n| ring.push(record(n))))
+            })
+            .collect();
+        let (mut from, mut seen) = (0, 0);
+        while from < 20_000 {
+            let since = ring.since(from);
+            seen += since.records.len() + since.lost;
+            from = since.next;
+            std::thread::yield_now();
+        }
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        assert_eq!(seen, 20_000);
     }
 }

@@ -114,7 +114,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// All hold queues of the node.
 pub struct HoldQueues {
     me: Weak<Self>,
-    limits: HoldLimits,
+    max_held: AtomicUsize,
+    max_held_bytes: AtomicU64,
     snapshots: SnapshotReader,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
@@ -168,7 +169,8 @@ impl HoldQueues {
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            limits,
+            max_held: AtomicUsize::new(limits.max_held),
+            max_held_bytes: AtomicU64::new(limits.max_held_bytes),
             snapshots,
             clock,
             entropy,
@@ -178,6 +180,12 @@ impl HoldQueues {
             stopping: AtomicBool::new(false),
             wake_again,
         })
+    }
+
+    /// Other bounds from now on. Those who wait already go on waiting.
+    pub fn set_limits(&self, limits: HoldLimits) {
+        self.max_held.store(limits.max_held, Ordering::Relaxed);
+        self.max_held_bytes.store(limits.max_held_bytes, Ordering::Relaxed);
     }
 
     /// Requests held now, on the whole node.
@@ -208,9 +216,13 @@ impl HoldQueues {
         let bytes = bytes as u64;
         let below = |most: usize| move |n: usize| (n < most).then_some(n + 1);
         self.held
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, below(self.limits.max_held))
+            .fetch_update(
+                Ordering::AcqRel,
+                Ordering::Acquire,
+                below(self.max_held.load(Ordering::Relaxed)),
+            )
             .map_err(|_| QueueBound::Node)?;
-        let most = self.limits.max_held_bytes;
+        let most = self.max_held_bytes.load(Ordering::Relaxed);
         let fits = |n: u64| n.checked_add(bytes).filter(|sum| *sum <= most);
         if self.held_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_err() {
             self.held.fetch_sub(1, Ordering::AcqRel);
