@@ -10,7 +10,7 @@ use vango_edge::control::plan;
 use vango_edge::id::{AllocationId, DeploymentId, Digest, Environment, Host, OperationId};
 use vango_edge::lifecycle::trace::Step;
 use vango_edge::snapshot::{Change, Publisher, SnapshotReader};
-use vango_edge::store::record::{Deployment, Operation, Record, RouteOwner, key};
+use vango_edge::store::record::{Deployment, Operation, Record, Retired, RouteOwner, key};
 use vango_edge::wake::hold::{HoldLimits, HoldQueues};
 
 use crate::edge::{Request, State};
@@ -364,7 +364,7 @@ impl Sim {
                 (h.clone(), owner)
             })
             .collect();
-        let owners = plan::take_hosts(deployment, &hosts, &seen).unwrap();
+        let owners = plan::take_hosts(deployment, &hosts, &seen, &Retired::default()).unwrap();
         for (owner, replaces) in owners {
             let at = key::owner(&owner.host, &owner.path);
             txn = txn.replaces(&at, replaces).put(&at, owner.encode());
