@@ -53,15 +53,18 @@ async def main():
     gate, opened = asyncio.Semaphore(200), []
     started = time.time()
     asked = [asyncio.create_task(get(gate, opened)) for _ in range(count)]
-    peak, most_held = before, 0
+    peak, most_held, holding = before, 0, before
     while not all(task.done() for task in asked):
-        peak = max(peak, rss_kib())
-        most_held = max(most_held, await asyncio.to_thread(held))
+        now = await asyncio.to_thread(held)
+        rss = rss_kib()
+        peak = max(peak, rss)
+        if now >= most_held:
+            most_held, holding = now, rss
         await asyncio.sleep(0.2)
     done = await asyncio.gather(*asked, return_exceptions=True)
     answers = [a for a in done if isinstance(a, tuple)]
     last = max((at for _, at in answers), default=started)
-    await asyncio.sleep(3)
+    await asyncio.sleep(15)
     after = rss_kib()
     statuses = {}
     for status, _ in answers:
@@ -77,9 +80,11 @@ async def main():
         ("wake operations", len(ops)),
         ("starts", sum(o["attempt"] for o in ops)),
         ("edge RSS before, MiB", f"{before / 1024:.1f}"),
+        ("edge RSS while they are held, MiB", f"{holding / 1024:.1f}"),
         ("edge RSS at peak, MiB", f"{peak / 1024:.1f}"),
-        ("edge RSS 3 s after, MiB", f"{after / 1024:.1f}"),
-        ("KiB for each held request", f"{(peak - before) / max(most_held, 1):.1f}"),
+        ("edge RSS 15 s after, MiB", f"{after / 1024:.1f}"),
+        ("KiB for each held request", f"{(holding - before) / max(most_held, 1):.1f}"),
+        ("KiB at peak for each", f"{(peak - before) / max(most_held, 1):.1f}"),
     ]
     if hot:
         asked_at = datetime.fromisoformat(hot["requested"].replace("Z", "+00:00")).timestamp()
