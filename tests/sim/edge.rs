@@ -412,6 +412,9 @@ impl Sim {
         self.note(|_| format!("#{n} fails after it was sent: {failure:?}, reused: {reused}"));
         let broke = failure == UpstreamFailure::Closed;
         if broke && self.requests[n].journey.may_resend(reused) {
+            if self.requests[n].journey.posture() != Posture::Safe {
+                self.broken(format!("#{n} is unsafe and may be sent again"));
+            }
             self.happened("a safe request was sent again on a broken reused connection");
             self.requests[n].resends += 1;
             self.requests[n].state = State::Deciding { pinned: None, granted: None };

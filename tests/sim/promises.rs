@@ -123,6 +123,7 @@ impl Sim {
                 self.broken(format!("{at} is to hold an operation of {}", next.environment));
             }
             let environment: Environment = environment.parse().unwrap();
+            self.check_failures(&environment, &next);
             if let Some((before, _)) = self.stored_operation(&environment)
                 && before.state.in_progress()
                 && before.epoch == next.epoch
@@ -139,6 +140,23 @@ impl Sim {
             if !known && !new {
                 self.broken(format!("{} comes back as {:?}", a.id, a.state));
             }
+        }
+    }
+
+    /// Failures in a row of one digest add up until a start has succeeded.
+    fn check_failures(&self, environment: &Environment, next: &Operation) {
+        let failed = u32::from(next.state == WakeState::Failed);
+        let expected = match self.stored_operation(environment) {
+            Some((before, _)) if before.id == next.id => before.failures + failed,
+            Some((before, _)) if before.digest == next.digest => match before.state {
+                WakeState::Hot => 0,
+                _ => before.failures,
+            },
+            _ => 0,
+        };
+        if next.failures != expected {
+            let counted = next.failures;
+            self.broken(format!("{} counts {counted} failures, not {expected}", next.id));
         }
     }
 
