@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod id;
 
+pub mod assets;
 pub mod document;
 
 pub mod config;

@@ -12,13 +12,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::access::Access;
 use crate::admin::{self, Admin};
-use crate::artifact::Artifacts;
+use crate::artifact::{Artifacts, AssetBytes};
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
 use crate::config::{self, Config, Running, SecretSource};
 use crate::contract::Contract;
 use crate::control::{Commit, Control, Prepare, Reloader};
 use crate::id::Environment;
-use crate::proxy::{self, EdgeProxy, ProxyLimits, Serving};
+use crate::proxy::{self, EdgeProxy, ProxyLimits, ProxyParts, Serving};
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
 use crate::snapshot::Publisher;
 use crate::store::observed::Observed;
@@ -153,6 +153,7 @@ async fn compose(
         Arc::new(opened.await.context("opening the store")??)
     };
     let artifacts = Arc::new(Artifacts::local(&dir.join("artifacts"), &dir.join("trees"))?);
+    let files = Arc::new(AssetBytes::new(Arc::clone(&artifacts), config.assets.memory));
     let runner: Arc<dyn Runner> = Arc::new(ProcessRunner::new(ProcessRunnerOptions {
         run_dir: dir.join("run"),
         log_bytes: config.runner.log_bytes,
@@ -213,7 +214,16 @@ async fn compose(
         telemetry: Arc::clone(&telemetry),
         access: Arc::clone(access),
     });
-    let proxy = EdgeProxy::new(snapshots, queues, worker, clock, entropy, telemetry, limits);
+    let proxy = EdgeProxy::new(ProxyParts {
+        snapshots,
+        queues,
+        worker,
+        clock,
+        entropy,
+        files,
+        telemetry,
+        limits,
+    });
     let serving = Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
     let edge = Edge {
         reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare)),

@@ -13,8 +13,8 @@ use crate::id::{AppName, Host};
 
 use super::secret::SecretSource;
 use super::{
-    Admin, AdminToken, App, Backoff, Config, HostPattern, Limits, LogConfig, Promotion, Role,
-    RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
+    Admin, AdminToken, App, AssetsConfig, Backoff, Config, HostPattern, Limits, LogConfig,
+    Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -81,6 +81,7 @@ fn node(top: &Table<'_>, base: &Path) -> Config {
         state: state(top, base),
         apps: BTreeMap::new(),
         limits: limits(top),
+        assets: assets(top),
         runner: runner(top),
         log: log_level(top),
         trace: trace(top),
@@ -168,6 +169,13 @@ fn limits(top: &Table<'_>) -> Limits {
     };
     t.finish();
     limits
+}
+
+fn assets(top: &Table<'_>) -> AssetsConfig {
+    let t = top.table("assets");
+    let assets = AssetsConfig { memory: t.size("memory", 0..=1 << 40).unwrap_or(64 << 20) };
+    t.finish();
+    assets
 }
 
 fn runner(top: &Table<'_>) -> RunnerConfig {

@@ -34,6 +34,8 @@ pub struct Config {
     pub apps: BTreeMap<AppName, App>,
     /// Bounds.
     pub limits: Limits,
+    /// Static files.
+    pub assets: AssetsConfig,
     /// How processes are run.
     pub runner: RunnerConfig,
     /// What is logged.
@@ -104,6 +106,13 @@ pub struct Limits {
     pub keepalive_requests: u32,
     /// A pooled connection to an allocation is closed after so long unused.
     pub idle_keepalive: Duration,
+}
+
+/// `[assets]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AssetsConfig {
+    /// Bytes of static files kept in memory.
+    pub memory: u64,
 }
 
 /// `[runner]`

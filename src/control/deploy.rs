@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::artifact::ArtifactError;
+use crate::assets::AssetIndex;
 use crate::config::{self, App, Diagnostic};
-use crate::contract;
+use crate::contract::{self, Contract};
 use crate::id::{AppName, DeploymentId, Digest, Environment, Epoch, Host};
 use crate::store::record::{Deployment, Record, RecordError, RouteOwner, key};
 use crate::store::{StoreError, Txn};
@@ -22,6 +23,9 @@ pub enum DeployError {
     /// Its contract has errors.
     #[error("the artifact's vango-edge.toml has {} errors", .0.len())]
     Contract(Vec<Diagnostic>),
+    /// Its static files are not those of its contract.
+    #[error("the artifact's index of static files is not of its contract: {0}; deploy it again")]
+    Assets(&'static str),
     /// The operator has no such app.
     #[error(
         "this edge has no app {app}: add conf/apps/{app}.toml with `app = \"{app}\"` and its hosts; \
@@ -96,6 +100,16 @@ pub struct Deployed {
     pub hosts: Vec<Host>,
 }
 
+/// An artifact without an index is one that another tool made: its app answers for its static files.
+fn check_assets(contract: &Contract, index: Option<&AssetIndex>) -> Result<(), DeployError> {
+    match (&contract.assets, index) {
+        (_, None) => Ok(()),
+        (None, Some(_)) => Err(DeployError::Assets("the contract has no [assets]")),
+        (Some(a), Some(index)) if a.dir == index.dir() && a.prefix == index.prefix() => Ok(()),
+        _ => Err(DeployError::Assets("[assets] has another dir or prefix")),
+    }
+}
+
 impl Control {
     /// Makes a deployment of the uploaded artifact `digest`.
     ///
@@ -106,6 +120,7 @@ impl Control {
         let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
             .map_err(DeployError::Contract)?;
         self.app(&contract.app)?;
+        check_assets(&contract, verified.assets.as_ref().map(|(_, index)| &**index))?;
         // Unpacked now, so that the first wake need not, and a full disk is told to who deploys.
         self.artifacts.tree(&digest).await?;
         let environment = Environment::production(contract.app.clone());
@@ -125,6 +140,9 @@ impl Control {
             created: self.clock.wall(),
             files: verified.files,
             bytes: verified.bytes,
+            assets: verified.assets.as_ref().map(|(digest, _)| *digest),
+            replaced: None,
+            promoted_from: None,
         };
         let mut seen = BTreeMap::new();
         let mut owned = false;

@@ -123,6 +123,9 @@ mod tests {
             created: Wall(0),
             files: 0,
             bytes: 0,
+            assets: None,
+            replaced: None,
+            promoted_from: None,
         }
     }
     fn host(s: &str) -> Host {

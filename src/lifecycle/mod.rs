@@ -3,7 +3,8 @@
 //!
 //! Read the files in the order a request meets them: [`facts`] says what it is, [`classify`] whose
 //! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
-//! [`place`] where it goes, [`retry`] what a failure allows, [`reply`] what the edge answers itself,
+//! [`asset`] whether the artifact answers without the app, [`place`] where it goes, [`retry`] what a
+//! failure allows, [`reply`] what the edge answers itself,
 //! and [`trace`] keeps what was decided and why. [`explain`] asks the same questions of a request
 //! that is never sent.
 //!
@@ -11,6 +12,7 @@
 //! decides again, on the newest snapshot.
 
 pub mod admit;
+pub mod asset;
 pub mod classify;
 pub mod explain;
 pub mod facts;

@@ -5,11 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::assets::Asset;
 use crate::clock::Mono;
-use crate::id::{Epoch, OperationId, RequestId};
+use crate::id::{Digest, Epoch, OperationId, RequestId};
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::{WakePhases, WakeState};
 
+use super::asset::Source;
 use super::classify::Posture;
 use super::facts::{BadRequest, Facts};
 use super::place::Affinity;
@@ -29,6 +31,8 @@ pub enum Actor {
     ControlPlane,
     /// The app's own state.
     App,
+    /// Keeps the artifacts' bytes.
+    ObjectStore,
 }
 
 impl Actor {
@@ -40,6 +44,7 @@ impl Actor {
             Self::Allocation => "Allocation",
             Self::ControlPlane => "Control plane",
             Self::App => "App",
+            Self::ObjectStore => "Object store/CDN",
         }
     }
 }
@@ -140,6 +145,22 @@ pub enum StepKind {
     AttachRetry,
     /// Nothing in the control plane was changed for this request.
     NoMutation(Epoch),
+    /// The path was looked up in the artifact's index.
+    FindAsset {
+        /// What it found; `None` for a file that is gone, or an index that cannot be read.
+        asset: Option<Arc<Asset>>,
+        /// The artifact that has it.
+        artifact: Digest,
+    },
+    /// Bytes of the artifact were sent.
+    ServeAsset {
+        /// The status; `None` when only explaining.
+        status: Option<u16>,
+        /// Which bytes; `None` when none were acceptable.
+        source: Option<Source>,
+    },
+    /// Nothing was needed of the app.
+    NoAllocation,
     /// The edge answered.
     Answer(Problem, u16),
 }
@@ -275,6 +296,15 @@ impl StepKind {
                 "No mutation required; logs are observability only.",
                 "Operation table unchanged",
             ),
+            Self::FindAsset { .. } => {
+                (Actor::Edge, "Recognize immutable asset path/digest.", "Artifact asset manifest")
+            }
+            Self::ServeAsset { .. } => {
+                (Actor::ObjectStore, "Serve bytes without app compute.", "Artifact store")
+            }
+            Self::NoAllocation => {
+                (Actor::Allocation, "No app allocation needed.", "No session state")
+            }
             Self::Answer(..) => (Actor::Edge, "Answer for the app.", "Route policy"),
         }
     }
@@ -344,6 +374,26 @@ impl StepKind {
             ),
             Self::AttachRetry => ("key passed to the app".into(), String::new()),
             Self::NoMutation(epoch) => (format!("epoch {epoch}"), String::new()),
+            Self::FindAsset { asset, artifact } => (
+                asset.as_ref().map_or_else(
+                    || "none".into(),
+                    |a| format!("sha256:{}", a.identity.digest.short()),
+                ),
+                match asset.as_ref().map(|a| a.fingerprinted) {
+                    Some(true) => format!("artifact {}, immutable", artifact.short()),
+                    Some(false) => format!("artifact {}, revalidated", artifact.short()),
+                    None => format!("artifact {}", artifact.short()),
+                },
+            ),
+            Self::ServeAsset { status, source } => (
+                source.map_or_else(|| "none".into(), |s| format!("sha256:{}", s.digest.short())),
+                format!(
+                    "{}, {}",
+                    source.and_then(|s| s.coding).map_or("as it is", |c| c.name()),
+                    status.map_or_else(|| "would be sent".into(), |s| format!("status {s}")),
+                ),
+            ),
+            Self::NoAllocation => ("nothing woken, nothing held".into(), String::new()),
             Self::Answer(problem, status) => (problem.name().into(), format!("status {status}")),
         }
     }
@@ -391,6 +441,8 @@ pub enum Outcome {
     Woken,
     /// Answered by the app after waiting for a place.
     Held,
+    /// Answered from the artifact, without the app.
+    Asset,
     /// Answered by the edge.
     Refused(Problem),
     /// The client left first; what was sent, if anything, is in the steps.
@@ -400,7 +452,7 @@ pub enum Outcome {
 impl Outcome {
     /// Every way a request can end, for metrics.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Open, Self::Hot, Self::Woken, Self::Held, Self::ClientLeft]
+        [Self::Open, Self::Hot, Self::Woken, Self::Held, Self::ClientLeft, Self::Asset]
             .into_iter()
             .chain(Problem::ALL.into_iter().map(Self::Refused))
     }
@@ -413,7 +465,8 @@ impl Outcome {
             Self::Woken => 2,
             Self::Held => 3,
             Self::ClientLeft => 4,
-            Self::Refused(p) => 5 + p as usize,
+            Self::Asset => 5,
+            Self::Refused(p) => 6 + p as usize,
         }
     }
 
@@ -424,6 +477,7 @@ impl Outcome {
             Self::Hot => "hot",
             Self::Woken => "woken",
             Self::Held => "held",
+            Self::Asset => "asset",
             Self::Refused(p) => p.name(),
             Self::ClientLeft => "client-left",
         }
@@ -542,6 +596,15 @@ impl Trace {
             }
             Outcome::Refused(Problem::BadHost | Problem::BadPath) => {
                 return "Refuse: a request with two readings is how one is smuggled.";
+            }
+            Outcome::Asset => {
+                return "Serve from edge/object storage. Do not wake the app.";
+            }
+            Outcome::Refused(Problem::AssetNotFound) => {
+                return "Refuse: the file is in no artifact. Do not wake the app for it.";
+            }
+            Outcome::Refused(Problem::ArtifactUnavailable) => {
+                return "Refuse: nothing is served in place of an artifact that cannot be had.";
             }
             _ => {}
         }

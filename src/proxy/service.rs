@@ -13,21 +13,23 @@ use pingora::prelude::{Error, ErrorType, HttpPeer};
 use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
+use crate::artifact::AssetBytes;
 use crate::clock::{Clock, Entropy, Mono};
 use crate::id::RequestId;
 use crate::lifecycle::admit::Journey;
+use crate::lifecycle::asset::{Action, Visit};
 use crate::lifecycle::classify::classify;
 use crate::lifecycle::facts::{ErrorForm, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::{Outcome, Trace};
 use crate::snapshot::SnapshotReader;
-use crate::telemetry::{NO_CLASS, Telemetry, TraceRecord};
+use crate::telemetry::{ASSET, NO_CLASS, Telemetry, TraceRecord};
 use crate::wake::hold::HoldQueues;
 use crate::wake::worker::Worker;
 
 use super::gate::{Gate, Passed, Placed};
-use super::{answer, headers};
+use super::{answer, asset, headers};
 
 /// Timeouts toward allocations. Pingora's own default for each is none.
 #[derive(Debug, Clone, Copy)]
@@ -40,9 +42,30 @@ pub struct ProxyLimits {
     pub idle_timeout: Duration,
 }
 
+/// What the proxy works with.
+pub struct ProxyParts {
+    /// What routing sees.
+    pub snapshots: SnapshotReader,
+    /// Those who wait.
+    pub queues: Arc<HoldQueues>,
+    /// Performs wakes.
+    pub worker: Arc<Worker>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// Bytes of static files.
+    pub files: Arc<AssetBytes>,
+    /// Where finished requests are told.
+    pub telemetry: Arc<Telemetry>,
+    /// Timeouts; a reload swaps them.
+    pub limits: Arc<ArcSwap<ProxyLimits>>,
+}
+
 /// The edge, as Pingora sees it.
 pub struct EdgeProxy {
     gate: Gate,
+    files: Arc<AssetBytes>,
     telemetry: Arc<Telemetry>,
     limits: Arc<ArcSwap<ProxyLimits>>,
 }
@@ -55,6 +78,8 @@ pub struct Ctx {
     body_unread: bool,
     body_bytes: u64,
     journey: Option<Journey>,
+    /// A request for an asset, which makes no journey either.
+    visit: Option<Visit>,
     /// What is traced of a request that nobody owns, which makes no journey.
     unrouted: Option<TraceRecord>,
     /// The answer to give instead of forwarding.
@@ -68,16 +93,10 @@ pub struct Ctx {
 
 impl EdgeProxy {
     /// The proxy over its parts.
-    pub fn new(
-        snapshots: SnapshotReader,
-        queues: Arc<HoldQueues>,
-        worker: Arc<Worker>,
-        clock: Arc<dyn Clock>,
-        entropy: Arc<dyn Entropy>,
-        telemetry: Arc<Telemetry>,
-        limits: Arc<ArcSwap<ProxyLimits>>,
-    ) -> Self {
-        Self { gate: Gate { snapshots, queues, worker, clock, entropy }, telemetry, limits }
+    pub fn new(parts: ProxyParts) -> Self {
+        let ProxyParts { snapshots, queues, worker, clock, entropy, files, telemetry, limits } =
+            parts;
+        Self { gate: Gate { snapshots, queues, worker, clock, entropy }, files, telemetry, limits }
     }
 
     fn now(&self) -> Mono {
@@ -112,6 +131,62 @@ impl EdgeProxy {
                 Ok(())
             }
         }
+    }
+
+    /// Sends an asset, or says why not.
+    async fn serve_asset(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        mut visit: Visit,
+    ) -> pingora::Result<()> {
+        let sent = match &visit.action {
+            Action::Serve(plan) => {
+                asset::send(session, plan, &self.files, ctx.id, ctx.body_unread).await
+            }
+            Action::Reply(reply) => {
+                ctx.reply = Some(reply.clone());
+                Ok(())
+            }
+        };
+        let sent = match sent {
+            Ok(()) => {
+                visit.served(self.now());
+                Ok(())
+            }
+            Err(asset::Failed::Unavailable(why)) => {
+                log::error!("{}: {why}", visit.view().environment);
+                ctx.reply = Some(visit.unavailable(self.now()));
+                Ok(())
+            }
+            Err(asset::Failed::Broken(e)) => {
+                visit.client_left();
+                Err(e)
+            }
+        };
+        ctx.visit = Some(visit);
+        sent?;
+        if ctx.reply.is_some() { self.answer(session, ctx).await } else { Ok(()) }
+    }
+
+    /// Closes the trace of a request for an asset. It counts for the class `asset` and is no activity:
+    /// an open page's pictures keep no app awake.
+    fn visited(&self, visit: Visit, status: Option<u16>, now: Mono) {
+        let (facts, view) = (visit.facts(), Arc::clone(visit.view()));
+        let record = TraceRecord {
+            method: facts.method.clone(),
+            host: facts.host.clone(),
+            path: facts.path.clone(),
+            class: ASSET,
+            environment: Some(view.environment.clone()),
+            status,
+            operation: None,
+            held: Duration::ZERO,
+            total: now.since(facts.received),
+            at: self.gate.clock.wall(),
+            trace: visit.trace,
+        };
+        self.telemetry.finished(record, &view.live);
     }
 
     /// Keeps the answer and the trace of a request that nobody owns.
@@ -169,6 +244,7 @@ impl ProxyHttp for EdgeProxy {
             body_unread: false,
             body_bytes: 0,
             journey: None,
+            visit: None,
             unrouted: None,
             reply: None,
             placed: None,
@@ -201,8 +277,14 @@ impl ProxyHttp for EdgeProxy {
         ctx.body_unread = facts.body;
         match classify(&self.gate.snapshots.load(), &facts) {
             Some(classified) => {
-                classified.view.live.touch(ctx.received);
-                ctx.journey = Some(Journey::begin(facts, classified));
+                let now = self.now();
+                match Visit::begin(facts, &classified.view, &head.headers, false, now) {
+                    Ok(visit) => ctx.visit = Some(visit),
+                    Err(facts) => {
+                        classified.view.live.touch(ctx.received);
+                        ctx.journey = Some(Journey::begin(*facts, classified));
+                    }
+                }
             }
             None => {
                 let refused = Trace::unowned(&facts, self.now());
@@ -214,6 +296,10 @@ impl ProxyHttp for EdgeProxy {
 
     /// Gates and holds.
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
+        if let Some(visit) = ctx.visit.take() {
+            self.serve_asset(session, ctx, visit).await?;
+            return Ok(true);
+        }
         if ctx.reply.is_none() && self.pass(session, ctx).await {
             return Ok(false);
         }
@@ -360,6 +446,9 @@ impl ProxyHttp for EdgeProxy {
         drop(ctx.placed.take());
         let now = self.now();
         let status = session.response_written().map(|r| r.status.as_u16());
+        if let Some(visit) = ctx.visit.take() {
+            return self.visited(visit, status, now);
+        }
         let Some(mut journey) = ctx.journey.take() else {
             if let Some(record) = ctx.unrouted.take() {
                 let total = now.since(ctx.received);

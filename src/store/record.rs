@@ -128,6 +128,16 @@ pub struct Deployment {
     pub files: u64,
     /// Bytes in those files.
     pub bytes: u64,
+    /// The index of its static files, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assets: Option<Digest>,
+    /// When another deployment took the environment's routes over; `None` for the one that owns them
+    /// and for one that never did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<Wall>,
+    /// The deployment that was promoted to this one: the same artifact in another environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_from: Option<DeploymentId>,
 }
 impl Record for Deployment {
     const KIND: &'static str = "deployment";

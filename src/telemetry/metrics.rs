@@ -38,7 +38,7 @@ pub struct Metrics {
     registry: Registry,
     /// The process's own figures, under the names that every exporter gives them.
     process: Registry,
-    requests: [Histogram; 4],
+    requests: [Histogram; 5],
     held: Histogram,
     wakes: IntCounterVec,
     phases: HashMap<&'static str, Histogram>,
@@ -99,6 +99,7 @@ impl Metrics {
                 request(CLASSES[1])?,
                 request(CLASSES[2])?,
                 request(CLASSES[3])?,
+                request(CLASSES[4])?,
             ],
             held: histogram("hold_seconds", "How long held requests were held.", &[])?,
             phases,

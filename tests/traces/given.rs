@@ -74,7 +74,7 @@ pub fn environment() -> Environment {
 pub fn al(c: char) -> AllocationId {
     format!("al-{}", c.to_string().repeat(16)).parse().unwrap()
 }
-fn dp(n: u8) -> DeploymentId {
+pub fn dp(n: u8) -> DeploymentId {
     format!("dp-{}", char::from(b'a' + n).to_string().repeat(16)).parse().unwrap()
 }
 
@@ -101,16 +101,12 @@ impl World {
     }
 
     pub fn deploy(&mut self, n: u8, epoch: Epoch) {
-        let deployment = Deployment {
-            id: dp(n),
-            environment: environment(),
-            digest: digest(n),
-            contract: CONTRACT.into(),
-            created: Wall(0),
-            files: 1,
-            bytes: 1,
-        };
-        self.put(&key::deployment(&environment(), &dp(n)), Some(&deployment.encode()));
+        self.deploy_with(n, epoch, CONTRACT, None);
+    }
+
+    /// The same, with another contract and the index of the artifact's static files.
+    pub fn deploy_with(&mut self, n: u8, epoch: Epoch, contract: &str, assets: Option<Digest>) {
+        self.deployment(n, contract, assets, None);
         let owner = RouteOwner {
             host: "studylab.localhost".parse().unwrap(),
             path: "/".into(),
@@ -120,6 +116,29 @@ impl World {
             epoch,
         };
         self.put(&key::owner(&owner.host, "/"), Some(&owner.encode()));
+    }
+
+    /// A deployment's record alone.
+    pub fn deployment(
+        &mut self,
+        n: u8,
+        contract: &str,
+        assets: Option<Digest>,
+        replaced: Option<Wall>,
+    ) {
+        let deployment = Deployment {
+            id: dp(n),
+            environment: environment(),
+            digest: digest(n),
+            contract: contract.into(),
+            created: Wall(0),
+            files: 1,
+            bytes: 1,
+            assets,
+            replaced,
+            promoted_from: None,
+        };
+        self.put(&key::deployment(&environment(), &dp(n)), Some(&deployment.encode()));
     }
 
     pub fn allocation(&mut self, c: char, epoch: Epoch, n: u8, state: AllocationState) {

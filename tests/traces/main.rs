@@ -6,4 +6,5 @@ mod cold_get;
 mod cold_post;
 mod given;
 mod hot_get;
+mod immutable_asset;
 mod seed;
