@@ -142,7 +142,11 @@ mod tests {
             .collect();
         assert_eq!(
             made,
-            [("br", "BR".to_owned()), ("gzip", "GZIP".to_owned()), ("zstd", "ZSTD".to_owned()),]
+            [
+                ("br", "0c6be5de901b".to_owned()),
+                ("gzip", "632c21d91a21".to_owned()),
+                ("zstd", "aa4a56471f31".to_owned()),
+            ]
         );
     }
 }
