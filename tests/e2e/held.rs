@@ -1,0 +1,151 @@
+//! Held requests: who leaves is not forwarded, what is unsafe is not held without a contract, and
+//! bodies stay on the wire.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{Artifact, Connection, Edge, Gate};
+
+fn save(key: &str, text: &str) -> Vec<(String, String)> {
+    vec![
+        ("Content-Type".into(), "application/x-www-form-urlencoded".into()),
+        ("Content-Length".into(), text.len().to_string()),
+        ("Idempotency-Key".into(), key.into()),
+    ]
+}
+
+fn hold_save(edge: &Edge, key: &str, held: u64) -> Connection {
+    let headers = save(key, "text=tea");
+    let headers: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    edge.hold("POST", "/actions/save", &headers, held)
+}
+
+#[test]
+fn a_held_client_that_leaves_is_never_forwarded_and_the_wake_goes_on() {
+    let (edge, gate) = (Edge::start(), Gate::closed());
+    edge.deploy(&Artifact::behind(&gate));
+    let page = edge.hold("GET", "/dashboard", &[], 1);
+    let reset = edge.hold("GET", "/dashboard", &[], 2);
+    let mut unread = hold_save(&edge, "unread", 3);
+    unread.send("text=tea");
+    let half_sent = hold_save(&edge, "half-sent", 4);
+    let reset_unread = hold_save(&edge, "reset", 5);
+    let mut stays = edge.hold("GET", "/debug/echo", &[], 6);
+
+    drop(page);
+    reset.reset();
+    drop(unread);
+    drop(half_sent);
+    reset_unread.reset();
+    edge.until_held(1);
+    let ops = edge.ops();
+    assert_eq!(ops.len(), 1);
+    assert_eq!(ops[0]["state"], "readiness_wait", "the wake goes on without them");
+
+    gate.open();
+    assert_eq!(stays.answer().unwrap().status, 200);
+    assert_eq!(edge.executions("/dashboard"), 0);
+    assert_eq!(edge.executions("/actions/save"), 0);
+    assert_eq!(edge.executions("start"), 1);
+    let gone = edge.list(&["traces"]);
+    let gone: Vec<_> = gone.iter().filter(|t| t["outcome"] == "client-left").collect();
+    assert_eq!(gone.len(), 5);
+    assert!(gone.iter().all(|t| t["status"].is_null() && t["operation"] == ops[0]["id"]));
+}
+
+#[test]
+fn a_wake_outlives_the_only_request_that_asked_for_it() {
+    let (edge, gate) = (Edge::start(), Gate::closed());
+    edge.deploy(&Artifact::behind(&gate));
+    drop(edge.hold("GET", "/dashboard", &[], 1));
+    edge.until_held(0);
+    gate.open();
+    let hot = edge.until_hot();
+    assert_eq!((edge.executions("/dashboard"), edge.executions("start")), (0, 1));
+    assert_eq!(hot["id"], edge.ops()[0]["allocation"]);
+}
+
+#[test]
+fn a_keyed_action_waits_for_a_sleeping_app_and_is_executed_once() {
+    let (edge, gate) = (Edge::start(), Gate::closed());
+    edge.deploy(&Artifact::behind(&gate));
+    // Nothing of the body is sent before it is asked for by being read.
+    let mut action = hold_save(&edge, "k-1", 1);
+    gate.open();
+    edge.until_hot();
+    action.send("text=tea");
+    let answer = action.answer().unwrap();
+    assert_eq!((answer.status, &answer.json()["text"]), (200, &json!("tea")), "{}", answer.text());
+    let seen = edge.get("/debug/executions?route=/actions/save&key=k-1").json();
+    assert_eq!(seen["executions"][0]["count"], 1);
+    assert_eq!(seen["effects"]["notes"], 1);
+    let trace = edge.trace(answer.request_id());
+    assert_eq!((&trace["outcome"], &trace["class"]), (&json!("woken"), &json!("action")));
+    assert_eq!(trace["risk"], "high risk");
+}
+
+#[test]
+fn a_client_that_waits_for_100_continue_sends_its_body_only_to_the_app() {
+    let (edge, gate) = (Edge::start(), Gate::closed());
+    edge.deploy(&Artifact::behind(&gate));
+    let headers = save("k-1", "text=tea");
+    let mut headers: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    headers.push(("Expect", "100-continue"));
+    let mut action = edge.hold("POST", "/actions/save", &headers, 1);
+    assert!(action.is_silent(Duration::from_millis(300)), "a held request's body is not asked for");
+    gate.open();
+    assert_eq!(action.answer().unwrap().status, 100);
+    action.send("text=tea");
+    assert_eq!(action.answer().unwrap().status, 200);
+    assert_eq!(edge.executions("/actions/save"), 1);
+}
+
+#[test]
+fn an_unsafe_action_without_a_contract_is_refused_while_cold_and_the_wake_is_started() {
+    let (edge, gate) = (Edge::start(), Gate::closed());
+    let contract = ("idempotency = \"app\"", "idempotency = \"none\"");
+    edge.deploy(&Artifact::behind(&gate).replace(contract.0, contract.1));
+    let form = [("Content-Type", "application/x-www-form-urlencoded")];
+    let act = || edge.ask("POST", "/actions/save", &form, "text=tea");
+    let (first, second) = (act(), act());
+    first.retryable("app-cold");
+    second.retryable("app-cold");
+    let ops = edge.ops();
+    assert_eq!((ops.len(), &ops[0]["id"]), (1, &json!(first.operation())), "it is being woken");
+    assert_eq!(second.operation(), first.operation());
+    gate.open();
+    edge.until_hot();
+    assert_eq!(edge.executions("/actions/save"), 0, "nothing was sent");
+    let hot = act();
+    assert_eq!(hot.status, 200, "{}", hot.text());
+    assert_eq!(edge.executions("/actions/save"), 1);
+    let trace = edge.trace(first.request_id());
+    assert_eq!((&trace["outcome"], &trace["status"]), (&json!("app-cold"), &json!(503)));
+}
+
+#[test]
+fn an_action_without_the_key_its_contract_asks_for_is_refused_before_anything_wakes() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    let long = "k".repeat(256);
+    let missing = edge.ask("POST", "/actions/save", &[], "text=tea");
+    missing.problem(400, "idempotency-key-missing");
+    for wrong in ["", "\"", long.as_str()] {
+        let answer = edge.ask("POST", "/actions/save", &[("Idempotency-Key", wrong)], "text=tea");
+        answer.problem(400, "idempotency-key-invalid");
+        assert!(answer.header("link").unwrap().contains("rel=\"describedby\""));
+        assert_eq!(answer.header("retry-after"), None);
+    }
+    assert_eq!((edge.ops(), edge.processes()), (vec![], vec![]));
+}
+
+#[test]
+fn a_webhook_that_cannot_be_verified_wakes_nothing() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    let event = r#"{"id":"evt_1","object":"event"}"#;
+    let signed = [("Stripe-Signature", "t=1700000000,v1=00")];
+    edge.ask("POST", "/webhooks/stripe", &signed, event).retryable("verifier-unavailable");
+    assert_eq!((edge.ops(), edge.processes()), (vec![], vec![]));
+}
