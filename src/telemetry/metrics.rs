@@ -264,7 +264,7 @@ impl Requests {
     fn new(snapshots: SnapshotReader) -> Result<Self, prometheus::Error> {
         let labels = ["environment", "class", "outcome"].map(str::to_owned).to_vec();
         let desc = Desc::new(
-            "vango_edge_requests_total".into(),
+            "requests_total".into(),
             "Requests by environment, class and outcome.".into(),
             labels,
             HashMap::new(),
@@ -280,7 +280,7 @@ impl Collector for Requests {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let snapshot = self.snapshots.load();
-        let opts = Opts::new("requests_total", self.desc.help.clone()).namespace("vango_edge");
+        let opts = Opts::new("requests_total", self.desc.help.clone());
         let Ok(counter) = IntCounterVec::new(opts, &["environment", "class", "outcome"]) else {
             return Vec::new();
         };
