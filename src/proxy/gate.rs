@@ -167,6 +167,8 @@ impl Gate {
             // First: a client that is gone and a place that came in the same moment mean gone.
             () = watch::client_left(session, body_unread) => (HoldEnd::ClientLeft, None),
             told = ticket.released() => match told {
+                // The place goes to the next one with the grant.
+                Release::Granted(_) if watch::has_left(session) => (HoldEnd::ClientLeft, None),
                 Release::Granted(grant) => (HoldEnd::Released, grant.take()),
                 Release::Recheck => (HoldEnd::Recheck, None),
                 Release::ShuttingDown => (HoldEnd::ShuttingDown, None),
