@@ -83,8 +83,8 @@ fn everything_that_is_wrong_is_said_at_once_with_its_place() {
         text.lines().position(|l| l.starts_with(key)).unwrap() + 1
     };
     for (file, place, words) in [
-        (&config, "10:1", "limits.max_hold: unknown key; did you mean `max_held`?"),
-        (&config, "11:19", "limits.connect_timeout: expected"),
+        (&config, "11:1", "limits.max_hold: unknown key; did you mean `max_held`?"),
+        (&config, "12:19", "limits.connect_timeout: expected"),
         (&app, "1:7", "app: "),
         (&app, "3:1", "secret: unknown key; did you mean `secrets`?"),
         (&contract, &format!("{}:1", line_of("budgte")), "did you mean `budget`?"),
@@ -105,7 +105,7 @@ fn programs_get_the_same_as_json() {
     assert_eq!(output.status.code(), Some(1));
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found.as_array().unwrap().len(), 1);
-    assert_eq!((&found[0]["line"], &found[0]["key"]), (&10.into(), &"limits.max_hold".into()));
+    assert_eq!((&found[0]["line"], &found[0]["key"]), (&11.into(), &"limits.max_hold".into()));
     assert_eq!(found[0]["file"], config.to_str().unwrap());
 }
 

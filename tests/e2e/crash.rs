@@ -97,3 +97,19 @@ fn a_second_edge_on_the_same_state_is_refused_and_disturbs_nothing() {
     assert_eq!(edge.get("/dashboard").status, 200);
     assert_eq!(edge.executions("start"), 1);
 }
+
+#[test]
+fn edges_on_one_machine_do_not_disturb_each_other() {
+    let one = Edge::start();
+    let mut other = one.start_beside();
+    one.deploy(&Artifact::new());
+    other.deploy(&Artifact::new());
+    assert_eq!(other.get("/dashboard").status, 200);
+    assert_eq!(one.processes(), [] as [u32; 0]);
+    // It takes with it what both use and nothing is in, such as the control groups' directory.
+    assert!(other.stop().success());
+    assert_eq!(one.get("/dashboard").status, 200);
+    other.start_again();
+    assert!(other.stop().success());
+    assert_eq!(one.executions("start"), 1, "it ended nothing of the first one's");
+}

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Artifact, Connection, Edge, Gate};
+use crate::support::{Artifact, Connection, Edge, Gate, eventually};
 
 fn save(key: &str, text: &str) -> Vec<(String, String)> {
     vec![
@@ -39,9 +39,9 @@ fn a_held_client_that_leaves_is_never_forwarded_and_the_wake_goes_on() {
     drop(half_sent);
     reset_unread.reset();
     edge.until_held(1);
+    eventually("the wake goes on without them", || edge.ops()[0]["state"] == "readiness_wait");
     let ops = edge.ops();
     assert_eq!(ops.len(), 1);
-    assert_eq!(ops[0]["state"], "readiness_wait", "the wake goes on without them");
 
     gate.open();
     assert_eq!(stays.answer().unwrap().status, 200);
@@ -52,6 +52,35 @@ fn a_held_client_that_leaves_is_never_forwarded_and_the_wake_goes_on() {
     let gone: Vec<_> = gone.iter().filter(|t| t["outcome"] == "client-left").collect();
     assert_eq!(gone.len(), 5);
     assert!(gone.iter().all(|t| t["status"].is_null() && t["operation"] == ops[0]["id"]));
+}
+
+#[test]
+fn a_client_that_leaves_in_the_moment_its_place_comes_free_is_not_forwarded() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new().set("scale", "concurrency", "1"));
+    assert_eq!(edge.get("/debug/echo").status, 200);
+    for round in 1..=5 {
+        // In the app until the rest of its body comes: the test decides when its place is free.
+        let mut in_the_app = edge.connect();
+        in_the_app.send_head("POST", "/debug/echo", &[("Content-Length", "1")]);
+        eventually("it is in the app", || edge.ps()[0]["in_flight"] == 1);
+        let leaves_page = edge.hold("GET", "/dashboard", &[], 1);
+        let mut leaves_action = hold_save(&edge, &format!("k-{round}"), 2);
+        leaves_action.send("text=tea");
+        let mut next = edge.hold("GET", "/debug/echo?next", &[], 3);
+        drop((leaves_page, leaves_action));
+        in_the_app.send("x");
+        assert_eq!(in_the_app.answer().unwrap().status, 200);
+        assert_eq!(next.answer().unwrap().status, 200, "its place goes to the next one");
+        edge.until_held(0);
+    }
+    assert_eq!((edge.executions("/dashboard"), edge.executions("/actions/save")), (0, 0));
+    // Not even its head, of which the app tells nobody.
+    let traces = edge.list(&["traces", "-n", "1000"]);
+    let left: Vec<_> = traces.iter().filter(|t| t["outcome"] == "client-left").collect();
+    let last = |t: &&Value| t["steps"].as_array().unwrap().last().unwrap()["detail"].to_string();
+    assert_eq!(left.len(), 10);
+    assert!(left.iter().map(last).all(|d| d.contains("not forwarded")), "{left:#?}");
 }
 
 #[test]

@@ -110,6 +110,7 @@ fn ten_thousand_requests_at_once_make_one_operation_and_one_start_and_are_all_an
 fn a_herd_that_leaves_costs_the_app_nothing_and_gives_its_memory_back() {
     let edge = Edge::start_alone("");
     let n = size() / 2;
+    let before = memory_of(edge.pid());
     let gate = Gate::closed();
     edge.deploy(&Artifact::behind(&gate));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -119,8 +120,8 @@ fn a_herd_that_leaves_costs_the_app_nothing_and_gives_its_memory_back() {
     drop(herd);
     edge.until_held(0);
     // The allocator returns pages some time after they were freed.
-    eventually("memory returns", || memory_of(edge.pid()) < peak);
-    println!("{n} left: {peak} bytes, then {}", memory_of(edge.pid()));
+    eventually("memory returns", || memory_of(edge.pid()) < before + (peak - before) / 2);
+    println!("{n} left: {before} bytes before, {peak} with them, {} after", memory_of(edge.pid()));
     gate.open();
     edge.until_hot();
     assert_eq!((edge.executions("/dashboard"), edge.executions("start")), (0, 1));

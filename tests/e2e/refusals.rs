@@ -47,6 +47,7 @@ fn a_full_hold_queue_sheds_the_next_request_and_keeps_those_who_wait() {
     let (edge, gate) = (Edge::start(), Gate::closed());
     edge.deploy(&Artifact::behind(&gate).set("wake", "max_held", "1"));
     let mut first = edge.hold("GET", "/dashboard", &[], 1);
+    eventually("its wake is under way", || edge.list(&["routes"])[0]["state"] != "asleep");
     let second = edge.get("/dashboard");
     let details = second.retryable("hold-queue-full");
     assert!(details["detail"].as_str().unwrap().contains("wake.max_held"));
@@ -76,9 +77,12 @@ fn a_start_that_fails_is_said_backs_off_and_heals_by_itself() {
     edge.deploy(&Artifact::new().env("STUDYLAB_FAIL_FILE", broken.to_str().unwrap()));
     let failed = edge.get("/dashboard");
     let details = failed.retryable("wake-failed");
-    assert!(details["detail"].as_str().unwrap().contains("exit code 3"), "{details}");
+    let said = details["detail"].as_str().unwrap();
+    assert!(said.contains("the app ended before it was ready"), "{said}");
     let operation = failed.operation();
     let ops = edge.ops();
+    let why = ops[0]["failure"]["detail"].as_str().unwrap();
+    assert!(why.contains("exit code 3"), "the operator is told more: {why}");
     assert_eq!((ops.len(), &ops[0]["id"]), (1, &json!(operation)));
     assert_eq!((&ops[0]["state"], &ops[0]["failures"]), (&json!("failed"), &json!(1)));
 

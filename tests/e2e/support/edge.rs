@@ -28,6 +28,8 @@ static MACHINE: RwLock<()> = RwLock::new(());
 enum Turn {
     Shared(RwLockReadGuard<'static, ()>),
     Alone(RwLockWriteGuard<'static, ()>),
+    /// The test has another edge, which has the turn.
+    Another,
 }
 
 /// An edge with its directory. Dropping it stops it and asserts that nothing of it is left.
@@ -64,6 +66,11 @@ impl Edge {
     pub fn start_with(config: &str) -> Self {
         let turn = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
         Self::start_in_turn(config, Turn::Shared(turn))
+    }
+
+    /// Another one beside this, with a directory of its own.
+    pub fn start_beside(&self) -> Self {
+        Self::start_in_turn("", Turn::Another)
     }
 
     /// With the machine for itself.
