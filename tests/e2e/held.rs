@@ -84,6 +84,43 @@ fn a_client_that_leaves_in_the_moment_its_place_comes_free_is_not_forwarded() {
 }
 
 #[test]
+fn a_pipelined_request_is_not_taken_for_a_client_that_left() {
+    let (edge, gate) = (Edge::start(), Gate::closed());
+    edge.deploy(&Artifact::behind(&gate));
+    let mut client = edge.connect();
+    client.send_head("GET", "/debug/echo?n=1", &[]);
+    client.send_head("GET", "/debug/echo?n=2", &[]);
+    edge.until_held(1);
+    // Comes while the first is held.
+    client.send_head("GET", "/debug/echo?n=3", &[]);
+    gate.open();
+    for n in ["n=1", "n=2", "n=3"] {
+        assert_eq!(client.answer().expect("an answer to each, in order").json()["query"], n);
+    }
+}
+
+#[test]
+fn an_action_whose_app_dies_over_it_has_an_unknown_outcome_and_is_not_sent_again() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let mut headers = save("k-1", "text=tea");
+    headers.push(("Studylab-Fault".into(), "exit-after".into()));
+    let headers: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    let mut action = edge.connect();
+    action.send_head("POST", "/actions/save", &headers);
+    action.send("text=tea");
+    let answer = action.answer().expect("an honest answer");
+    assert_eq!((answer.status, answer.header("retry-after")), (502, None));
+    let details = answer.json();
+    assert_eq!(details["type"], "https://vango-edge.dev/problems/outcome-unknown");
+    assert_eq!(details["forwarded"], "forwarded, outcome unknown");
+    // The app comes back by itself, and says how often it was asked.
+    eventually("it is served again", || edge.get("/dashboard").status == 200);
+    assert_eq!(edge.executions("/actions/save"), 1);
+}
+
+#[test]
 fn a_wake_outlives_the_only_request_that_asked_for_it() {
     let (edge, gate) = (Edge::start(), Gate::closed());
     edge.deploy(&Artifact::behind(&gate));

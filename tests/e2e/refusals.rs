@@ -56,6 +56,7 @@ fn a_full_hold_queue_sheds_the_next_request_and_keeps_those_who_wait() {
     gate.open();
     assert_eq!(first.answer().unwrap().status, 200);
     assert_eq!(edge.executions("/dashboard"), 1);
+    edge.assert_sleeps_without_a_trace();
 }
 
 #[test]
