@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use serde_json::{Value, json};
+use vango_edge::clock::{Entropy, SeededEntropy};
 
 use crate::support::{Artifact, Edge, Gate, binary, eventually};
 
@@ -45,6 +46,36 @@ fn kill_9_in_the_middle_of_a_wake_forwards_nothing_and_starts_nothing_twice() {
     let ops = edge.ops();
     assert_eq!((ops.len(), &ops[0]["id"]), (1, &operation), "it took up the wake it found");
     assert_eq!(ops[0]["attempt"], 2);
+}
+
+/// `VANGO_EDGE_TEST_SEED` replays.
+#[test]
+fn kill_9_at_any_moment_of_a_wake_leaves_nothing_that_the_next_edge_does_not_end() {
+    const ROUNDS: u64 = 8;
+    let seed = std::env::var("VANGO_EDGE_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    println!("seed {seed}");
+    let entropy = SeededEntropy::new(seed);
+    let mut edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    for _ in 0..ROUNDS {
+        let mut page = edge.connect();
+        page.send_head("GET", "/dashboard", &[("Connection", "close")]);
+        // A time that passes without being waited for: a question takes about a millisecond.
+        for _ in 0..entropy.next_u64() % 150 {
+            edge.held();
+        }
+        edge.kill();
+        drop(page);
+        let orphans = edge.processes();
+        edge.start_again();
+        eventually("the orphans are gone", || {
+            edge.processes().iter().all(|pid| !orphans.contains(pid))
+        });
+    }
+    assert_eq!(edge.get("/dashboard").status, 200);
+    assert_eq!((edge.ps().len(), edge.processes().len()), (1, 1));
+    assert!(edge.executions("/dashboard") <= ROUNDS + 1, "no page was rendered twice");
+    edge.assert_sleeps_without_a_trace();
 }
 
 #[test]

@@ -95,3 +95,36 @@ fn a_wake_is_not_put_to_sleep_under_those_who_wait_for_it() {
     assert_eq!(page.answer().unwrap().status, 200);
     assert_eq!(edge.executions("start"), 1);
 }
+
+#[test]
+fn requests_around_the_moment_of_sleep_are_served_and_never_refused() {
+    const ROUNDS: u64 = 20;
+    const CLIENTS: u64 = 4;
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    for round in 0..ROUNDS {
+        std::thread::scope(|scope| {
+            scope.spawn(|| edge.json(&["sleep", "studylab"]));
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        // On one connection, so that each comes as soon as the last is answered.
+                        let mut client = edge.connect();
+                        (0..20).for_each(|n| {
+                            client.send_head("GET", "/dashboard", &[]);
+                            let answer = client.answer().unwrap();
+                            let shown = String::from_utf8_lossy(&answer.body);
+                            assert_eq!(answer.status, 200, "round {round}, {n}: {shown}");
+                        });
+                    })
+                })
+                .collect();
+            clients.into_iter().for_each(|client| client.join().unwrap());
+        });
+    }
+    assert_eq!(edge.executions("/dashboard"), ROUNDS * CLIENTS * 20, "each was forwarded once");
+    let ops = edge.ops();
+    assert!(ops.iter().all(|o| o["state"] == "hot"), "{ops:?}");
+    assert!(ops.len() > 1, "it was asleep at least once");
+    assert_eq!(edge.processes().len(), 1);
+}
