@@ -1,10 +1,27 @@
 //! A browser, which resolves `*.localhost` to this machine by itself (RFC 6761 §6.3).
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::support::{Artifact, Edge, eventually_some};
+
+/// A browser process and those it starts, ended with the test.
+struct Browser(Child);
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // Only while it is not waited for is its group's id surely its own.
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = killpg(Pid::from_raw(self.0.id().try_into().unwrap()), Signal::SIGKILL);
+            let _ = self.0.wait();
+        }
+    }
+}
 
 /// What the page's DOM is once it is loaded; `screenshot` instead writes a picture of it.
 fn chromium(url: &str, screenshot: Option<&Path>) -> String {
@@ -21,9 +38,10 @@ fn chromium(url: &str, screenshot: Option<&Path>) -> String {
         .stdin(Stdio::null())
         .stdout(File::create(&out).unwrap())
         .stderr(Stdio::null())
+        .process_group(0)
         .spawn();
-    let mut browser = spawned.expect("chromium is on PATH: `scripts/test` installs it");
-    let ended = eventually_some("the browser ends", || browser.try_wait().unwrap());
+    let mut browser = Browser(spawned.expect("chromium is on PATH: `scripts/test` installs it"));
+    let ended = eventually_some("the browser ends", || browser.0.try_wait().unwrap());
     assert!(ended.success(), "{ended}");
     fs::read_to_string(out).unwrap()
 }
