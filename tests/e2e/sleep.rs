@@ -12,7 +12,7 @@ fn what_is_put_to_sleep_is_gone_and_the_next_request_wakes_the_next_generation()
     let first = edge.ps();
     assert_eq!((page.status, &first[0]["generation"]), (200, &json!(1)));
     assert_eq!(edge.processes(), [u32::try_from(first[0]["pid"].as_u64().unwrap()).unwrap()]);
-    assert_eq!(edge.json(&["sleep", "studylab"])["done"], "stopped 1 allocations");
+    assert_eq!(edge.json(&["sleep", "studylab"])["done"], "stopped 1 allocation");
     assert_eq!((edge.ps(), edge.processes()), (vec![], vec![]));
     assert_eq!(edge.json(&["sleep", "studylab"])["done"], "it was asleep");
     assert_eq!(edge.list(&["routes"])[0]["state"], "asleep");

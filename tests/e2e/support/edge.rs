@@ -50,7 +50,7 @@ pub fn write_config(dir: &Path, more: &str) -> PathBuf {
     let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/apps/studylab.toml");
     fs::copy(app, apps.join("studylab.toml")).unwrap();
     let config = dir.join("edge.toml");
-    let node = "[server]\nlisten = [\"127.0.0.1:0\"]\ngrace = \"10s\"\n\
+    let node = "[server]\nlisten = [\"127.0.0.1:0\"]\ngrace = \"300s\"\n\
                 [admin]\nlisten = \"127.0.0.1:0\"\n\
                 [state]\ndir = \"state\"\n[apps]\ndir = \"apps\"\n";
     fs::write(&config, format!("{node}{more}")).unwrap();
