@@ -19,6 +19,8 @@ pub mod snapshot;
 pub mod lifecycle;
 pub mod wake;
 
+pub mod session;
+
 pub mod artifact;
 pub mod runner;
 

@@ -35,6 +35,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("wake", &["wake"]),
+    (
+        "session",
+        &["clock", "id", "config", "contract", "snapshot", "lifecycle", "store", "session"],
+    ),
     ("artifact", &["assets", "clock", "id"]),
     ("runner", &["clock", "id"]),
     ("control::plan", &["clock", "id", "snapshot", "store::record"]),
@@ -56,7 +60,22 @@ const ARROWS: &[(&str, &[&str])] = &[
             "control",
         ],
     ),
-    ("proxy", &["artifact", "clock", "id", "snapshot", "lifecycle", "wake", "telemetry", "proxy"]),
+    (
+        "proxy",
+        &[
+            "artifact",
+            "clock",
+            "id",
+            "contract",
+            "snapshot",
+            "lifecycle",
+            "store::record",
+            "wake",
+            "session",
+            "telemetry",
+            "proxy",
+        ],
+    ),
     (
         "telemetry",
         &[
@@ -112,6 +131,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "id",
             "proxy",
             "runner",
+            "session",
             "snapshot",
             "store",
             "telemetry",
@@ -212,6 +232,8 @@ fn engines_stay_in_their_rooms() {
         ("axum", &["admin"]),
         ("ureq", &["cli"]),
         ("object_store", &["artifact"]),
+        ("redis::aio", &["session::redis"]),
+        ("ring::aead", &["session"]),
     ];
     let mut wrong = Vec::new();
     for (path, text) in sources() {

@@ -267,6 +267,7 @@ pub async fn deploy(
         let status = match &e {
             DeployError::Artifact(_)
             | DeployError::Contract(_)
+            | DeployError::Schema { .. }
             | DeployError::Budget(_)
             | DeployError::Assets(_) => StatusCode::UNPROCESSABLE_ENTITY,
             DeployError::UnknownApp { .. } => StatusCode::NOT_FOUND,

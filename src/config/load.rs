@@ -13,14 +13,18 @@ use crate::id::{AppName, Host};
 
 use super::secret::SecretSource;
 use super::{
-    Admin, AdminToken, App, AssetsConfig, Backoff, Config, HostPattern, Limits, LogConfig,
-    Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
+    Admin, AdminToken, Affinity, App, AssetsConfig, Backoff, Config, HostPattern, Limits,
+    LogConfig, Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
+
+const DAY: u64 = 86_400;
+/// Most keys that open affinity tokens.
+const MOST_KEYS: usize = 8;
 
 /// Largest configuration file that is read.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -80,6 +84,7 @@ fn node(top: &Table<'_>, base: &Path) -> Config {
         admin: admin(top, base),
         state: state(top, base),
         apps: BTreeMap::new(),
+        affinity: affinity(top, base),
         limits: limits(top),
         assets: assets(top),
         runner: runner(top),
@@ -155,6 +160,22 @@ fn state(top: &Table<'_>, base: &Path) -> StateDir {
     }
     t.finish();
     StateDir { dir: base.join(dir) }
+}
+
+fn affinity(top: &Table<'_>, base: &Path) -> Affinity {
+    let t = top.table("affinity");
+    let mut keys = Vec::new();
+    for key in t.tables("keys") {
+        keys.extend(source(&key, base));
+        key.finish();
+    }
+    if keys.len() > MOST_KEYS {
+        t.error("keys", format!("expected at most {MOST_KEYS}, found {}", keys.len()));
+    }
+    let affinity =
+        Affinity { keys, lasts: t.duration("lasts", secs(60)..=secs(30 * DAY), secs(DAY)) };
+    t.finish();
+    affinity
 }
 
 fn limits(top: &Table<'_>) -> Limits {

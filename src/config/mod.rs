@@ -32,6 +32,8 @@ pub struct Config {
     pub state: StateDir,
     /// Apps by name.
     pub apps: BTreeMap<AppName, App>,
+    /// How browsers come back to their allocation.
+    pub affinity: Affinity,
     /// Bounds.
     pub limits: Limits,
     /// Static files.
@@ -89,6 +91,16 @@ pub enum Role {
 pub struct StateDir {
     /// Store, artifacts, processes' files. One edge at a time.
     pub dir: PathBuf,
+}
+
+/// `[affinity]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Affinity {
+    /// Keys that seal the token; the first is the current one. None: the edge's own, which it keeps
+    /// in its state directory.
+    pub keys: Vec<SecretSource>,
+    /// How long a token lasts.
+    pub lasts: Duration,
 }
 
 /// `[limits]`

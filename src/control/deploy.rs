@@ -40,6 +40,14 @@ pub enum DeployError {
     /// Somebody else runs the app.
     #[error("{0} has upstreams that somebody else runs; it takes no deployments")]
     Static(AppName),
+    /// Its `state.schema_file` carries no hash.
+    #[error("state.schema_file {file}: {why}")]
+    Schema {
+        /// The file, as the contract names it.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Another app owns a host.
     #[error("{host} is owned by {owner}; take it off that app first")]
     HostTaken {
@@ -122,7 +130,8 @@ impl Control {
         self.app(&contract.app)?;
         check_assets(&contract, verified.assets.as_ref().map(|(_, index)| &**index))?;
         // Unpacked now, so that the first wake need not, and a full disk is told to who deploys.
-        self.artifacts.tree(&digest).await?;
+        let tree = self.artifacts.tree(&digest).await?;
+        let schema = schema_of(&contract, &tree).await?;
         let environment = Environment::production(contract.app.clone());
         // A reload waits: owners follow the configuration that is in force when they are written.
         let _owners = self.changing_owners.lock().await;
@@ -143,6 +152,7 @@ impl Control {
             assets: verified.assets.as_ref().map(|(digest, _)| *digest),
             replaced: None,
             promoted_from: None,
+            schema,
         };
         let mut seen = BTreeMap::new();
         let mut owned = false;
@@ -201,4 +211,30 @@ impl Control {
         }
         Ok(app.clone())
     }
+}
+
+/// Largest schema file that is read.
+const MAX_SCHEMA: u64 = 1024 * 1024;
+
+/// The hash in the artifact's `state.schema_file`, where the contract names one: Vango's
+/// `vango_state_schema.json` has it under `schemaHash`.
+async fn schema_of(contract: &Contract, tree: &Path) -> Result<Option<Digest>, DeployError> {
+    let Some(file) = contract.state.as_ref().and_then(|s| s.schema_file.clone()) else {
+        return Ok(None);
+    };
+    #[derive(serde::Deserialize)]
+    struct Schema {
+        #[serde(rename = "schemaHash")]
+        hash: Digest,
+    }
+    let wrong = |why: String| DeployError::Schema { file: file.clone(), why };
+    let path = tree.join(&file);
+    let size = tokio::fs::metadata(&path).await.map_err(|e| wrong(e.to_string()))?.len();
+    if size > MAX_SCHEMA {
+        return Err(wrong(format!("larger than {MAX_SCHEMA} bytes")));
+    }
+    let text = tokio::fs::read(&path).await.map_err(|e| wrong(e.to_string()))?;
+    let schema: Schema = serde_json::from_slice(&text)
+        .map_err(|e| wrong(format!("expected an object with \"schemaHash\": \"sha256:…\": {e}")))?;
+    Ok(Some(schema.hash))
 }

@@ -126,6 +126,7 @@ mod tests {
             assets: None,
             replaced: None,
             promoted_from: None,
+            schema: None,
         }
     }
     fn host(s: &str) -> Host {

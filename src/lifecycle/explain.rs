@@ -33,7 +33,7 @@ pub fn explain_with(snapshot: &Snapshot, facts: Facts, headers: &HeaderMap, now:
     };
     let mut journey = Journey::begin_explaining(facts, classified);
     match journey.decide(Some(&view), None, now, 0) {
-        Next::Forward(_) => journey.served(None, now),
+        Next::Forward(_) | Next::AskStore(_) => journey.served(None, now),
         Next::Reply(_) => {}
         Next::Wake { hold } => {
             let safe = journey.posture() == Posture::Safe;

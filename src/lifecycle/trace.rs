@@ -16,7 +16,13 @@ use super::classify::Posture;
 use super::facts::{BadRequest, Facts};
 use super::place::Affinity;
 use super::reply::{Problem, Reply};
+use super::resume::{StoreStep, Verdict};
 use super::retry::UpstreamFailure;
+
+mod live;
+
+pub use live::Found;
+use live::{found_values, hydrate_values, store_values};
 
 /// Who took a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +39,8 @@ pub enum Actor {
     App,
     /// Keeps the artifacts' bytes.
     ObjectStore,
+    /// A service the app keeps state in.
+    RuntimeService,
 }
 
 impl Actor {
@@ -45,6 +53,7 @@ impl Actor {
             Self::ControlPlane => "Control plane",
             Self::App => "App",
             Self::ObjectStore => "Object store/CDN",
+            Self::RuntimeService => "Runtime service",
         }
     }
 }
@@ -130,6 +139,19 @@ pub enum StepKind {
         /// The operation's state then.
         state: Option<WakeState>,
     },
+    /// A live socket's session was looked for.
+    FindSession(Box<Found>),
+    /// The app's durable session store was asked, or need not be.
+    CheckStore(StoreStep),
+    /// What the app is told about the session.
+    Hydrate {
+        /// `None` when only explaining, and the store would have to be asked.
+        verdict: Option<Verdict>,
+        /// The schema it was written under, and the target's.
+        schemas: Box<(Option<Digest>, Option<Digest>)>,
+    },
+    /// The app accepted the socket: it stays there.
+    Pin(Arc<AllocationView>),
     /// An allocation was chosen.
     Select(Arc<AllocationView>, Affinity),
     /// A connection could not be made; nothing was sent.
@@ -271,6 +293,24 @@ impl StepKind {
                 "Hold until an allocation has a free place.",
                 "Regional runtime registry",
             ),
+            Self::FindSession(_) => (
+                Actor::Edge,
+                "Find prior session affinity if resumable cookie/session id exists.",
+                "Session routing record",
+            ),
+            Self::CheckStore(_) => (
+                Actor::RuntimeService,
+                "Check durable session store if cross-allocation resume is promised.",
+                "Session store",
+            ),
+            Self::Hydrate { .. } => (
+                Actor::Allocation,
+                "Hydrate declared state or start fresh session.",
+                "Vango state schema",
+            ),
+            Self::Pin(_) => {
+                (Actor::Edge, "Keep live socket pinned after accept.", "Allocation affinity")
+            }
             Self::Select(..) => (
                 Actor::Edge,
                 "Select ready allocation with session affinity if present.",
@@ -351,6 +391,16 @@ impl StepKind {
             ),
             Self::Start { view, state, phases } => start_values(view, *state, phases),
             Self::Hold { held, end, state } => hold_values(*held, *end, *state),
+            Self::FindSession(found) => found_values(found),
+            Self::CheckStore(step) => {
+                let (value, detail) = store_values(*step);
+                (value.into(), detail.into())
+            }
+            Self::Hydrate { verdict, schemas } => hydrate_values(*verdict, **schemas),
+            Self::Pin(a) => (
+                format!("{} generation {}", a.id, a.generation),
+                "until either end closes it".into(),
+            ),
             Self::Select(a, affinity) => (
                 format!("{} generation {}", a.id, a.generation),
                 match affinity {
@@ -578,7 +628,9 @@ impl Trace {
         let mut risk = Risk::Low;
         for step in &self.steps {
             match step.kind {
-                StepKind::Classify(Posture::Safe, ..) | StepKind::Wake { .. } => {
+                StepKind::Classify(Posture::Safe, ..)
+                | StepKind::Wake { .. }
+                | StepKind::FindSession(_) => {
                     risk = Risk::Medium;
                 }
                 StepKind::Classify(..) | StepKind::VerifySignature(_) => return Risk::High,
@@ -609,6 +661,7 @@ impl Trace {
             _ => {}
         }
         let woke = self.steps.iter().any(|s| matches!(s.kind, StepKind::Wake { .. }));
+        let live = self.steps.iter().any(|s| matches!(s.kind, StepKind::FindSession(_)));
         match self.risk() {
             Risk::High
                 if self.steps.iter().any(|s| matches!(s.kind, StepKind::VerifySignature(_))) =>
@@ -618,6 +671,10 @@ impl Trace {
             Risk::High => {
                 "Do not silently replay. Require explicit idempotency or return controlled \
                  retryable failure."
+            }
+            Risk::Medium if live => {
+                "Prefer original allocation. Hydrate only if durable store and schema compatibility \
+                 prove it."
             }
             Risk::Medium if woke => {
                 "Wake and hold within budget. Return clear retry/503 if readiness misses the budget."

@@ -13,5 +13,6 @@ mod serve;
 mod service;
 mod watch;
 
+pub use gate::Gate;
 pub use serve::{Listener, Serving, bind};
 pub use service::{EdgeProxy, ProxyLimits, ProxyParts};

@@ -7,26 +7,26 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, HttpPeer};
 use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::artifact::AssetBytes;
-use crate::clock::{Clock, Entropy, Mono};
+use crate::clock::Mono;
 use crate::id::RequestId;
 use crate::lifecycle::admit::Journey;
+use crate::lifecycle::affinity;
 use crate::lifecycle::asset::{Action, Visit};
-use crate::lifecycle::classify::classify;
+use crate::lifecycle::classify::{Classified, classify};
 use crate::lifecycle::facts::{ErrorForm, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::{Outcome, Trace};
-use crate::snapshot::SnapshotReader;
+use crate::snapshot::AllocationView;
+use crate::store::record::SessionRoute;
 use crate::telemetry::{ASSET, NO_CLASS, Telemetry, TraceRecord};
-use crate::wake::hold::HoldQueues;
-use crate::wake::worker::Worker;
 
 use super::gate::{Gate, Passed, Placed};
 use super::{answer, asset, headers};
@@ -44,16 +44,8 @@ pub struct ProxyLimits {
 
 /// What the proxy works with.
 pub struct ProxyParts {
-    /// What routing sees.
-    pub snapshots: SnapshotReader,
-    /// Those who wait.
-    pub queues: Arc<HoldQueues>,
-    /// Performs wakes.
-    pub worker: Arc<Worker>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Randomness.
-    pub entropy: Arc<dyn Entropy>,
+    /// Decides where requests go.
+    pub gate: Gate,
     /// Bytes of static files.
     pub files: Arc<AssetBytes>,
     /// Where finished requests are told.
@@ -94,9 +86,8 @@ pub struct Ctx {
 impl EdgeProxy {
     /// The proxy over its parts.
     pub fn new(parts: ProxyParts) -> Self {
-        let ProxyParts { snapshots, queues, worker, clock, entropy, files, telemetry, limits } =
-            parts;
-        Self { gate: Gate { snapshots, queues, worker, clock, entropy }, files, telemetry, limits }
+        let ProxyParts { gate, files, telemetry, limits } = parts;
+        Self { gate, files, telemetry, limits }
     }
 
     fn now(&self) -> Mono {
@@ -214,6 +205,68 @@ impl EdgeProxy {
         ctx.reply = Some(reply);
     }
 
+    /// Reads what names an earlier place of the request's session. Only apps with a live route have
+    /// sessions that are somewhere.
+    fn recognise(&self, session: &Session, classified: &Classified, facts: &mut Facts) {
+        let view = &classified.view;
+        if view.contract.live().is_none() {
+            return;
+        }
+        let headers = &session.req_header().headers;
+        if headers.contains_key(header::COOKIE) {
+            let now = self.gate.clock.wall();
+            let tls = is_tls(session);
+            let tokens = &self.gate.sessions.tokens;
+            facts.affinity = tokens.read(headers, &facts.host, tls, &view.environment, now);
+        }
+        // A page's is only for the ring, and with one allocation there is nothing to choose.
+        if facts.websocket || (facts.affinity.is_none() && view.ready.len() > 1) {
+            let query = facts.query.as_deref();
+            facts.session = affinity::session_id(&view.contract, classified.route, headers, query);
+        }
+    }
+
+    /// Adds the token to a response that may carry one, if the browser needs a new one.
+    fn keep_affinity(
+        &self,
+        session: &Session,
+        response: &mut ResponseHeader,
+        ctx: &Ctx,
+    ) -> pingora::Result<()> {
+        let (Some(journey), Some(placement)) =
+            (&ctx.journey, ctx.placed.as_ref().and_then(Placed::placement))
+        else {
+            return Ok(());
+        };
+        let (view, facts, target) = (journey.view(), journey.facts(), &placement.allocation);
+        let carries = view.contract.live().is_some()
+            && journey.route().is_some_and(|r| {
+                affinity::may_carry_token(&r.class, response.status.as_u16(), &response.headers)
+            });
+        let tokens = &self.gate.sessions.tokens;
+        let now = self.gate.clock.wall();
+        if carries
+            && affinity::token_due(facts.affinity.as_ref(), &target.id, now, tokens.lasts())
+            && let Some(cookie) = tokens.cookie(view, target, &facts.host, is_tls(session), now)
+        {
+            response.append_header(header::SET_COOKIE, cookie)?;
+        }
+        Ok(())
+    }
+
+    /// Notes where a live socket was accepted, off this request's way.
+    fn note_accepted(&self, journey: &Journey, target: &AllocationView) {
+        let Some(id) = journey.session() else { return };
+        let route = SessionRoute {
+            allocation: target.id.clone(),
+            generation: target.generation,
+            digest: target.digest,
+            schema: journey.view().schema,
+            at: self.gate.clock.wall(),
+        };
+        self.gate.sessions.routes.note(&journey.view().environment, id.name(), route);
+    }
+
     fn peer(&self, ctx: &Ctx) -> Option<HttpPeer> {
         let allocation = &ctx.placed.as_ref()?.placement()?.allocation;
         let mut peer = HttpPeer::new(allocation.address?, false, String::new());
@@ -230,6 +283,10 @@ impl EdgeProxy {
         options.read_timeout = (!socket).then_some(limits.response_timeout);
         Some(peer)
     }
+}
+
+fn is_tls(session: &Session) -> bool {
+    session.digest().is_some_and(|d| d.ssl_digest.is_some())
 }
 
 #[async_trait]
@@ -280,8 +337,9 @@ impl ProxyHttp for EdgeProxy {
                 let now = self.now();
                 match Visit::begin(facts, &classified.view, &head.headers, false, now) {
                     Ok(visit) => ctx.visit = Some(visit),
-                    Err(facts) => {
+                    Err(mut facts) => {
                         classified.view.live.touch(ctx.received);
+                        self.recognise(session, &classified, &mut facts);
                         ctx.journey = Some(Journey::begin(*facts, classified));
                     }
                 }
@@ -338,7 +396,9 @@ impl ProxyHttp for EdgeProxy {
         };
         let client = session.client_addr().and_then(|a| a.as_inet()).copied();
         let entropy = &*self.gate.entropy;
-        headers::for_app(upstream, journey.facts(), &placement.allocation, client, false, entropy)
+        let (facts, target) = (journey.facts(), &placement.allocation);
+        let verdict = journey.verdict();
+        headers::for_app(upstream, facts, target, verdict, client, is_tls(session), entropy)
     }
 
     /// Counts a body whose length the head did not say, or said wrongly.
@@ -361,11 +421,18 @@ impl ProxyHttp for EdgeProxy {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
         ctx.first_byte.get_or_insert_with(|| self.gate.clock.now());
+        self.keep_affinity(session, response, ctx)?;
+        if response.status == StatusCode::SWITCHING_PROTOCOLS
+            && let (Some(journey), Some(placement)) =
+                (&ctx.journey, ctx.placed.as_ref().and_then(Placed::placement))
+        {
+            self.note_accepted(journey, &placement.allocation);
+        }
         response.insert_header("x-request-id", ctx.id.to_string())
     }
 

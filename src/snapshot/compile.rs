@@ -53,6 +53,7 @@ impl EnvRecords {
 struct Deployed {
     digest: Digest,
     contract: Arc<Contract>,
+    schema: Option<Digest>,
     assets: Option<Digest>,
     replaced: Option<Wall>,
 }
@@ -171,6 +172,7 @@ impl Records {
                 if let Ok(contract) = contract::parse(Path::new("vango-edge.toml"), &d.contract) {
                     let known = Deployed {
                         digest: d.digest,
+                        schema: contract.state.as_ref().and_then(|s| s.schema).or(d.schema),
                         contract: Arc::new(contract),
                         assets: d.assets,
                         replaced: d.replaced,
@@ -314,6 +316,7 @@ fn view(
         owner,
         hosts,
         contract: Arc::clone(contract),
+        schema: deployed.schema,
         ready,
         others,
         live,

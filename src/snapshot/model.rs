@@ -79,6 +79,8 @@ pub struct EnvView {
     pub hosts: Vec<Host>,
     /// The owner's artifact's contract.
     pub contract: Arc<Contract>,
+    /// The schema under which the owner's artifact writes its sessions' state.
+    pub schema: Option<Digest>,
     /// Ready allocations of the owner's epoch and digest: the only ones that get new requests.
     pub ready: Vec<Arc<AllocationView>>,
     /// Every other recorded allocation, for people.

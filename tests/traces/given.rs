@@ -8,6 +8,7 @@ use vango_edge::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId,
 };
 use vango_edge::lifecycle::admit::{Journey, Next};
+use vango_edge::lifecycle::affinity::{KnownBy, Prior};
 use vango_edge::lifecycle::classify::classify;
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::trace::{Step, StepText};
@@ -137,6 +138,7 @@ impl World {
             assets,
             replaced,
             promoted_from: None,
+            schema: None,
         };
         self.put(&key::deployment(&environment(), &dp(n)), Some(&deployment.encode()));
     }
@@ -218,6 +220,12 @@ impl World {
     pub fn decide(&self, journey: &mut Journey) -> Next {
         journey.decide(Some(&self.view()), None, self.now, 0)
     }
+}
+
+/// A token that names allocation `c`.
+pub fn prior(c: char) -> Prior {
+    let known_by = KnownBy::Token { expires: Wall(u64::MAX) };
+    Prior { allocation: al(c), generation: Generation(1), schema: None, known_by }
 }
 
 /// The steps of a journey as text.

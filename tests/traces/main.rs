@@ -8,3 +8,4 @@ mod given;
 mod hot_get;
 mod immutable_asset;
 mod seed;
+mod websocket_reconnect;
