@@ -170,7 +170,8 @@ impl Journey {
         };
         let first = self.trace.steps.is_empty();
         // After the store's answer, the owner is told again only if it changed meanwhile.
-        let unchanged = granted.is_some() && Arc::ptr_eq(view, &self.view);
+        let unchanged =
+            self.store_was_asked() && granted.is_some() && Arc::ptr_eq(view, &self.view);
         self.view = Arc::clone(view);
         if first || !unchanged {
             self.trace.push(now, StepKind::LoadOwner(Arc::clone(view)));

@@ -58,6 +58,9 @@ impl Journey {
             live.session.store = answer;
         }
     }
+    pub(super) fn store_was_asked(&self) -> bool {
+        self.live.as_ref().is_some_and(|l| l.session.store != StoreAnswer::NotAsked)
+    }
     /// What the app is told about a live socket's session.
     pub fn verdict(&self) -> Option<Verdict> {
         self.live.as_ref()?.verdict
