@@ -88,6 +88,10 @@ fn routed(environments: usize, hosts: usize) -> Publisher {
                 created: Wall(0),
                 files: 1,
                 bytes: 1,
+                assets: None,
+                replaced: None,
+                promoted_from: None,
+                schema: None,
             };
             records.push((key::deployment(&environment, &deployment.id), deployment.encode()));
             for h in 0..hosts {

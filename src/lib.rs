@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod id;
 
+pub mod assets;
 pub mod document;
 
 pub mod config;
@@ -17,6 +18,8 @@ pub mod snapshot;
 
 pub mod lifecycle;
 pub mod wake;
+
+pub mod session;
 
 pub mod artifact;
 pub mod runner;

@@ -12,14 +12,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::access::Access;
 use crate::admin::{self, Admin};
-use crate::artifact::Artifacts;
+use crate::artifact::{Artifacts, AssetBytes};
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
 use crate::config::{self, Config, Running, SecretSource};
 use crate::contract::Contract;
 use crate::control::{Commit, Control, Prepare, Reloader};
 use crate::id::Environment;
-use crate::proxy::{self, EdgeProxy, ProxyLimits, Serving};
+use crate::proxy::{self, EdgeProxy, Gate, ProxyLimits, ProxyParts, Serving};
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
+use crate::session::{
+    HttpStore, KeyRing, RedisStore, SessionRoutes, Sessions, StoreSecrets, Stores, Tokens,
+};
 use crate::snapshot::Publisher;
 use crate::store::observed::Observed;
 use crate::store::{Options, RocksStore, StateStore};
@@ -153,6 +156,7 @@ async fn compose(
         Arc::new(opened.await.context("opening the store")??)
     };
     let artifacts = Arc::new(Artifacts::local(&dir.join("artifacts"), &dir.join("trees"))?);
+    let files = Arc::new(AssetBytes::new(Arc::clone(&artifacts), config.assets.memory));
     let runner: Arc<dyn Runner> = Arc::new(ProcessRunner::new(ProcessRunnerOptions {
         run_dir: dir.join("run"),
         log_bytes: config.runner.log_bytes,
@@ -168,6 +172,7 @@ async fn compose(
     });
     let store: Arc<dyn StateStore> =
         Arc::new(Observed::new(store, Arc::clone(&clock), Arc::clone(&telemetry) as _));
+    let secrets = Arc::new(OperatorSecrets(Arc::clone(&running)));
     let worker = Arc::new(Worker {
         node: node_name(dir)?,
         store: Arc::clone(&store),
@@ -176,7 +181,7 @@ async fn compose(
         snapshots: snapshots.clone(),
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
-        secrets: Arc::new(OperatorSecrets(Arc::clone(&running))),
+        secrets: Arc::clone(&secrets) as _,
         backoff: BackoffPolicy {
             first: config.runner.backoff.first,
             max: config.runner.backoff.max,
@@ -193,6 +198,7 @@ async fn compose(
         let (clock, entropy) = (Arc::clone(&clock), Arc::clone(&entropy));
         HoldQueues::new(hold_limits(config), snapshots.clone(), clock, entropy, wake_again)
     };
+    let sessions = sessions(config, &store, &clock, &entropy, secrets, runtime)?;
     let control = Arc::new(Control {
         store,
         worker: Arc::clone(&worker),
@@ -212,8 +218,12 @@ async fn compose(
         limits: Arc::clone(&limits),
         telemetry: Arc::clone(&telemetry),
         access: Arc::clone(access),
+        sessions: Arc::clone(&sessions),
+        clock: Arc::clone(&clock),
+        entropy: Arc::clone(&entropy),
     });
-    let proxy = EdgeProxy::new(snapshots, queues, worker, clock, entropy, telemetry, limits);
+    let gate = Gate { snapshots, queues, worker, clock, entropy, sessions };
+    let proxy = EdgeProxy::new(ProxyParts { gate, files, telemetry, limits });
     let serving = Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
     let edge = Edge {
         reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare)),
@@ -244,17 +254,24 @@ struct Parts {
     limits: Arc<ArcSwap<ProxyLimits>>,
     telemetry: Arc<Telemetry>,
     access: Arc<ArcSwap<Access>>,
+    sessions: Arc<Sessions>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
 }
 
 /// How a reloaded configuration reaches these parts.
 fn prepare(parts: Parts) -> Prepare {
     Box::new(move |config| {
         let access = Access::new(&config.admin).map_err(|e| vec![e.to_string()])?;
+        let keys = &config.affinity.keys;
+        let affinity = KeyRing::load(keys, &config.state.dir, &*parts.clock, &*parts.entropy)
+            .map_err(|e| vec![e.to_string()])?;
         let (hold, proxy) = (hold_limits(config), proxy_limits(config));
         let (ring, level) = (config.trace.ring, config.log.level);
         let parts = parts.clone();
         let commit: Commit = Box::new(move || {
             parts.access.store(Arc::new(access));
+            parts.sessions.tokens.reload(affinity);
             parts.queues.set_limits(hold);
             parts.limits.store(Arc::new(proxy));
             parts.telemetry.ring.resize(ring);
@@ -262,6 +279,26 @@ fn prepare(parts: Parts) -> Prepare {
         });
         Ok(commit)
     })
+}
+
+fn sessions(
+    config: &Config,
+    store: &Arc<dyn StateStore>,
+    clock: &Arc<dyn Clock>,
+    entropy: &Arc<dyn Entropy>,
+    secrets: Arc<OperatorSecrets>,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<Arc<Sessions>> {
+    let affinity = &config.affinity;
+    let ring = KeyRing::load(&affinity.keys, &config.state.dir, &**clock, &**entropy)?;
+    let (routes, queued) = SessionRoutes::new(Arc::clone(store), Arc::clone(clock));
+    runtime.spawn(Arc::clone(&routes).write(queued));
+    let redis = Box::new(RedisStore::new(secrets));
+    Ok(Arc::new(Sessions {
+        tokens: Tokens::new(ring, affinity.lasts, Arc::clone(entropy)),
+        routes,
+        stores: Stores::new(redis, Box::new(HttpStore), Arc::clone(clock)),
+    }))
 }
 
 fn spawn_loops(edge: &Edge) {
@@ -346,28 +383,37 @@ fn raise_descriptor_limit() {
 /// that a rotated file counts from the next start on.
 struct OperatorSecrets(Arc<Running>);
 
+impl OperatorSecrets {
+    /// The current value of one secret.
+    fn value(&self, environment: &Environment, name: &str) -> Result<String, String> {
+        let config = self.0.load();
+        let app = config.apps.get(environment.app());
+        let production = *environment == Environment::production(environment.app().clone());
+        let sources: Option<&Vec<SecretSource>> = app.and_then(|a| {
+            if production { a.secrets.get(name) } else { a.preview_secrets.get(name) }
+        });
+        let source = sources.and_then(|s| s.first()).ok_or_else(|| {
+            let list = if production { "secrets" } else { "preview_secrets" };
+            format!("the app asks for the secret {name}: add it to `{list}` in its conf/apps file")
+        })?;
+        let secret = config::read_secret(source).map_err(|e| format!("secret {name}: {e}"))?;
+        Ok(secret.expose().to_owned())
+    }
+}
+
+impl StoreSecrets for OperatorSecrets {
+    fn read(&self, environment: &Environment, name: &str) -> Result<String, String> {
+        self.value(environment, name)
+    }
+}
+
 impl Secrets for OperatorSecrets {
     fn of(
         &self,
         environment: &Environment,
         contract: &Contract,
     ) -> Result<Vec<(String, String)>, String> {
-        let config = self.0.load();
-        let app = config.apps.get(environment.app());
-        let production = *environment == Environment::production(environment.app().clone());
-        let mut out = Vec::new();
-        for name in &contract.process.secrets {
-            let sources: Option<&Vec<SecretSource>> = app.and_then(|a| {
-                if production { a.secrets.get(name) } else { a.preview_secrets.get(name) }
-            });
-            let source = sources.and_then(|s| s.first()).ok_or_else(|| {
-                format!(
-                    "the app asks for the secret {name}: add it to `secrets` in its conf/apps file"
-                )
-            })?;
-            let secret = config::read_secret(source).map_err(|e| format!("secret {name}: {e}"))?;
-            out.push((name.clone(), secret.expose().to_owned()));
-        }
-        Ok(out)
+        let value = |name: &String| Ok((name.clone(), self.value(environment, name)?));
+        contract.process.secrets.iter().map(value).collect()
     }
 }

@@ -10,13 +10,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("id", &["clock"]),
     ("document", &[]),
+    ("assets", &["id"]),
     ("config", &["id", "document", "contract"]),
     ("contract", &["id", "document"]),
     ("store::record", &["clock", "id"]),
     ("store::observed", &["clock", "store"]),
     ("store", &["clock", "id", "store"]),
-    ("snapshot", &["clock", "id", "contract", "store::record", "snapshot"]),
-    ("lifecycle", &["clock", "id", "contract", "snapshot", "store::record", "lifecycle"]),
+    ("snapshot", &["assets", "clock", "id", "contract", "store::record", "snapshot"]),
+    ("lifecycle", &["assets", "clock", "id", "contract", "snapshot", "store::record", "lifecycle"]),
     ("wake::machine", &["clock", "id", "snapshot", "store::record", "wake::machine"]),
     ("wake::hold", &["clock", "id", "snapshot", "lifecycle", "wake"]),
     (
@@ -34,12 +35,17 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("wake", &["wake"]),
-    ("artifact", &["clock", "id"]),
+    (
+        "session",
+        &["clock", "id", "config", "contract", "snapshot", "lifecycle", "store", "session"],
+    ),
+    ("artifact", &["assets", "clock", "id"]),
     ("runner", &["clock", "id"]),
     ("control::plan", &["clock", "id", "snapshot", "store::record"]),
     (
         "control",
         &[
+            "assets",
             "clock",
             "id",
             "config",
@@ -54,7 +60,22 @@ const ARROWS: &[(&str, &[&str])] = &[
             "control",
         ],
     ),
-    ("proxy", &["clock", "id", "snapshot", "lifecycle", "wake", "telemetry", "proxy"]),
+    (
+        "proxy",
+        &[
+            "artifact",
+            "clock",
+            "id",
+            "contract",
+            "snapshot",
+            "lifecycle",
+            "store::record",
+            "wake",
+            "session",
+            "telemetry",
+            "proxy",
+        ],
+    ),
     (
         "telemetry",
         &[
@@ -110,6 +131,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "id",
             "proxy",
             "runner",
+            "session",
             "snapshot",
             "store",
             "telemetry",
@@ -210,6 +232,8 @@ fn engines_stay_in_their_rooms() {
         ("axum", &["admin"]),
         ("ureq", &["cli"]),
         ("object_store", &["artifact"]),
+        ("redis::aio", &["session::redis"]),
+        ("ring::aead", &["session"]),
     ];
     let mut wrong = Vec::new();
     for (path, text) in sources() {
@@ -231,8 +255,14 @@ fn engines_stay_in_their_rooms() {
 
 #[test]
 fn the_core_has_no_io_no_clock_and_no_randomness() {
-    let pure =
-        ["lifecycle", "snapshot::compile", "snapshot::model", "wake::machine", "control::plan"];
+    let pure = [
+        "assets",
+        "lifecycle",
+        "snapshot::compile",
+        "snapshot::model",
+        "wake::machine",
+        "control::plan",
+    ];
     let mut wrong = Vec::new();
     for (path, text) in sources() {
         let module = module(&path);

@@ -265,9 +265,11 @@ pub async fn deploy(
     let digest = digest(&request.digest)?;
     admin.control.deploy(digest).await.map(Json).map_err(|e| {
         let status = match &e {
-            DeployError::Artifact(_) | DeployError::Contract(_) | DeployError::Budget(_) => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            DeployError::Artifact(_)
+            | DeployError::Contract(_)
+            | DeployError::Schema { .. }
+            | DeployError::Budget(_)
+            | DeployError::Assets(_) => StatusCode::UNPROCESSABLE_ENTITY,
             DeployError::UnknownApp { .. } => StatusCode::NOT_FOUND,
             DeployError::Static(_) | DeployError::HostTaken { .. } | DeployError::Raced => {
                 StatusCode::CONFLICT
@@ -388,7 +390,7 @@ pub async fn explain(
     let now = c.clock.now();
     let id = RequestId::random(&*c.entropy);
     let facts = Facts::parse(&parts, target.as_bytes(), id, now).map_err(Problem::bad)?;
-    let trace = core::explain(&c.snapshots.load(), facts, now);
+    let trace = core::explain_with(&c.snapshots.load(), facts, &parts.headers, now);
     Ok(Json(Explanation {
         risk: trace.risk().name().into(),
         outcome: trace.outcome.name().into(),

@@ -1,13 +1,30 @@
 //! Reads a layer: checks every entry, and writes the tree if it is asked to. The caller checks the
 //! digest over all bytes before it uses anything of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::{CONTRACT, MAX_BYTES, MAX_CONTRACT, MAX_ENTRIES, MAX_PATH, Verified};
+use sha2::{Digest as _, Sha256};
+
+use crate::id::Digest;
+
+use super::{CONTRACT, MAX_BYTES, MAX_CONTRACT, MAX_ENTRIES, MAX_PATH};
+
+/// What was found in a layer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The text of its contract.
+    pub contract: String,
+    /// Regular files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Digests of the files in the directory that was asked about, by their path below it.
+    pub digests: BTreeMap<String, Digest>,
+}
 
 /// Why a layer could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +42,22 @@ fn refused<T>(why: String) -> Result<T, LayerError> {
 }
 
 /// Reads a whole layer from `input`; with `into`, writes its entries below that empty directory,
-/// files as 0444 or 0555.
-pub fn read(input: impl Read, into: Option<&Path>) -> Result<Verified, LayerError> {
+/// files as 0444 or 0555; with `digest`, hashes the files below that directory of the layer.
+pub fn read(
+    input: impl Read,
+    into: Option<&Path>,
+    digest: Option<&str>,
+) -> Result<Layer, LayerError> {
     let mut archive = tar::Archive::new(input);
-    let mut reading = Reading { seen: HashMap::new(), files: 0, bytes: 0, contract: None, into };
+    let mut reading = Reading {
+        seen: HashMap::new(),
+        files: 0,
+        bytes: 0,
+        contract: None,
+        into,
+        below: digest.map(|dir| format!("{dir}/")),
+        digests: BTreeMap::new(),
+    };
     for entry in archive.entries()? {
         reading.entry(entry?)?;
     }
@@ -37,7 +66,12 @@ pub fn read(input: impl Read, into: Option<&Path>) -> Result<Verified, LayerErro
     match reading.contract {
         None => refused(format!("it has no {CONTRACT}")),
         Some(text) => match String::from_utf8(text) {
-            Ok(contract) => Ok(Verified { contract, files: reading.files, bytes: reading.bytes }),
+            Ok(contract) => Ok(Layer {
+                contract,
+                files: reading.files,
+                bytes: reading.bytes,
+                digests: reading.digests,
+            }),
             Err(_) => refused(format!("{CONTRACT} is not UTF-8")),
         },
     }
@@ -50,6 +84,8 @@ struct Reading<'a> {
     bytes: u64,
     contract: Option<Vec<u8>>,
     into: Option<&'a Path>,
+    below: Option<String>,
+    digests: BTreeMap<String, Digest>,
 }
 
 impl Reading<'_> {
@@ -75,6 +111,14 @@ impl Reading<'_> {
             return refused(format!("its files have more than {MAX_BYTES} bytes"));
         }
         let executable = entry.header().mode()? & 0o111 != 0;
+        let asset = self.below.as_ref().and_then(|below| name.strip_prefix(below.as_str()));
+        if let Some(asset) = asset {
+            let mut hashed = Hashed { inner: &mut entry, hash: Sha256::new() };
+            write(at.as_deref(), &mut hashed, executable)?;
+            let digest = Digest::from_bytes(hashed.hash.finalize().into());
+            self.digests.insert(asset.to_owned(), digest);
+            return Ok(());
+        }
         if name != CONTRACT {
             return write(at.as_deref(), &mut entry, executable);
         }
@@ -102,6 +146,19 @@ impl Reading<'_> {
             return refused(format!("{name:?} is in it twice"));
         }
         Ok(())
+    }
+}
+
+struct Hashed<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(out)?;
+        self.hash.update(&out[..n]);
+        Ok(n)
     }
 }
 
@@ -176,9 +233,9 @@ mod tests {
             let root = around.path().join("root");
             fs::create_dir(&root).unwrap();
             let bytes = layer(entries);
-            let error = read(&bytes[..], Some(&root)).unwrap_err().to_string();
+            let error = read(&bytes[..], Some(&root), None).unwrap_err().to_string();
             assert!(error.contains(expected), "{error} instead of {expected}");
-            assert_eq!(read(&bytes[..], None).unwrap_err().to_string(), error);
+            assert_eq!(read(&bytes[..], None, None).unwrap_err().to_string(), error);
             assert_eq!(fs::read_dir(around.path()).unwrap().count(), 1);
         }
     }
@@ -186,7 +243,7 @@ mod tests {
     #[test]
     fn a_broken_off_layer_is_an_error() {
         let whole = layer(&[(CONTRACT, tar::EntryType::Regular, &[b'x'; 2000])]);
-        assert!(read(&whole[..1500], None).is_err());
-        assert!(read(&whole[..], None).is_ok());
+        assert!(read(&whole[..1500], None, None).is_err());
+        assert!(read(&whole[..], None, None).is_ok());
     }
 }

@@ -14,6 +14,10 @@ pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// Annotation of a manifest that names the index of the static files. An annotation and not a layer,
+/// so that the artifact stays an image that any container runner starts.
+pub const ASSETS: &str = "dev.vango-edge.assets";
+
 /// The content of the `oci-layout` file.
 pub const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -41,9 +45,19 @@ pub struct Manifest {
     pub media_type: String,
     pub config: Descriptor,
     pub layers: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Manifest {
+    /// The index of its static files.
+    pub fn assets(&self, digest: Digest) -> Result<Option<Digest>, ArtifactError> {
+        let Some(text) = self.annotations.get(ASSETS) else { return Ok(None) };
+        let parsed = text.parse();
+        let why = |e| ArtifactError::Malformed { digest, why: format!("annotation {ASSETS}: {e}") };
+        parsed.map(Some).map_err(why)
+    }
+
     /// The one layer of a manifest as [`super::pack`] makes it.
     pub fn read(digest: Digest, bytes: &[u8]) -> Result<Self, ArtifactError> {
         let malformed = |why: String| ArtifactError::Malformed { digest, why };

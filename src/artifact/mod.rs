@@ -5,24 +5,34 @@
 //! no byte reaches a tree's final place before the digest over all of them is right; an artifact
 //! holds directories and regular files only, all below its root.
 //!
-//! Deliberately absent: compression (its output differs between versions of a compressor, and so
-//! would the digest), timestamps and owners (they differ between machines), references that can be
+//! Static files are blobs of their own besides, with their encodings and an index that the manifest
+//! names, so that the edge can answer for them without unpacking or starting anything.
+//!
+//! Deliberately absent: compression of layers (its output differs between versions of a compressor,
+//! and so would the digest; the encoders of static files are pinned for it), timestamps and owners (they differ between machines), references that can be
 //! moved (pointers live in the state store).
 //!
 //! Source: OCI image spec 1.1, `image-layout.md`, `manifest.md`, `layer.md`, `config.md`.
 
+mod assets;
+mod bytes;
+mod encode;
 mod layer;
 mod layout;
 mod pack;
 mod store;
 mod tree;
 
-pub use pack::{Blob, PackProgress, Packed, pack};
+pub use assets::AssetSource;
+pub use bytes::{AssetBytes, Content};
+pub use pack::{Blob, PackProgress, Packed, Phase, pack};
 pub use store::Artifacts;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::assets::AssetIndex;
 use crate::id::Digest;
 
 /// The contract's file in an artifact's root.
@@ -49,6 +59,8 @@ pub struct Verified {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// The digest and content of the index of its static files, where it has one.
+    pub assets: Option<(Digest, Arc<AssetIndex>)>,
 }
 
 /// Why an artifact was refused or could not be used.

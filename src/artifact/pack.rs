@@ -10,13 +10,25 @@ use sha2::{Digest as _, Sha256};
 
 use crate::id::Digest;
 
+use super::assets::{self, AssetSource};
 use super::layout::{self, Descriptor, Image, Index, Manifest, RootFs, digest_of};
 use super::{ArtifactError, CONTRACT, MAX_BYTES, MAX_CONTRACT, MAX_ENTRIES, MAX_PATH};
+
+/// What packing is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Files are put into the layer.
+    Layer,
+    /// Static files are encoded.
+    Assets,
+}
 
 /// How far packing has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackProgress {
-    /// Files packed.
+    /// What it is at.
+    pub phase: Phase,
+    /// Files done.
     pub files: u64,
     /// Of so many.
     pub files_total: u64,
@@ -60,7 +72,7 @@ struct Found {
 }
 
 /// Packs `dir` into an OCI image layout in the existing directory `out`. A folder or file named
-/// `.git` in its root is left out.
+/// `.git` in its root is left out. `assets` says which of its files the edge is to answer for.
 ///
 /// # Errors
 /// [`ArtifactError::Refused`] for what cannot be part of an artifact: symbolic links, devices,
@@ -69,6 +81,7 @@ struct Found {
 pub fn pack(
     dir: &Path,
     out: &Path,
+    assets: Option<&AssetSource<'_>>,
     progress: &mut dyn FnMut(PackProgress),
 ) -> Result<Packed, ArtifactError> {
     let found = walk(dir)?;
@@ -84,7 +97,18 @@ pub fn pack(
         rootfs: RootFs { kind: "layers".into(), diff_ids: vec![layer.digest] },
     };
     let config = write_json(&blobs_dir, layout::CONFIG, &image)?;
+    let total = packing.total;
+    let files: Vec<(&str, &Path)> =
+        found.iter().filter(|f| !f.directory).map(|f| (&*f.name, &*f.path)).collect();
+    let mut blobs = match assets {
+        None => Vec::new(),
+        Some(source) => assets::write(dir, source, &files, &blobs_dir, &mut |done, of| {
+            progress(PackProgress { phase: Phase::Assets, files: done, files_total: of });
+        })?,
+    };
+    let index = blobs.last().map(|b| (layout::ASSETS.to_owned(), b.digest.to_string()));
     let manifest = Manifest {
+        annotations: index.into_iter().collect(),
         schema_version: 2,
         media_type: layout::MANIFEST.into(),
         config: Descriptor::of(config.media_type, config.digest, config.size),
@@ -99,9 +123,12 @@ pub fn pack(
     write(&out.join("oci-layout"), layout::OCI_LAYOUT.as_bytes())?;
     Ok(Packed {
         digest: manifest.digest,
-        files: packing.total,
+        files: total,
         bytes: found.iter().map(|f| f.size).sum(),
-        blobs: vec![layer, config, manifest],
+        blobs: {
+            blobs.extend([layer, config, manifest]);
+            blobs
+        },
         contract,
     })
 }
@@ -265,7 +292,8 @@ impl Packing<'_> {
             return Err(ArtifactError::refused(&one.path, why));
         }
         self.done += 1;
-        (self.progress)(PackProgress { files: self.done, files_total: self.total });
+        let (files, files_total) = (self.done, self.total);
+        (self.progress)(PackProgress { phase: Phase::Layer, files, files_total });
         Ok(())
     }
 }

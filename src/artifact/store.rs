@@ -17,10 +17,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::id::Digest;
 
-use super::layer::{self, LayerError};
+use crate::assets::{AssetIndex, MAX_INDEX};
+
+use super::layer::{self, Layer, LayerError};
 use super::layout::{self, Descriptor, Image, Index, Manifest, digest_of};
 use super::tree::Trees;
-use super::{ArtifactError, MAX_MANIFEST, Verified};
+use super::{ArtifactError, MAX_BYTES, MAX_MANIFEST, Verified, encode};
 
 /// Bytes of an upload that are kept in memory before they are written.
 const CHUNK: usize = 1 << 20;
@@ -107,6 +109,11 @@ impl Artifacts {
         }
     }
 
+    /// Where the blob is, if the artifact store is a directory.
+    pub fn blob_path(&self, digest: &Digest) -> Option<PathBuf> {
+        self.directory.as_ref().map(|d| d.join("blobs/sha256").join(digest.hex()))
+    }
+
     /// A directory's blob is on disk once the file and its directory's entry are.
     async fn flush(&self, digest: &Digest) -> Result<(), ArtifactError> {
         let Some(directory) = &self.directory else { return Ok(()) };
@@ -122,13 +129,67 @@ impl Artifacts {
         .await?
     }
 
-    /// Checks every digest of the artifact `digest` and every entry of its layer.
+    /// Checks every digest of the artifact `digest`, every entry of its layer, and that its static
+    /// files and their encodings are those of the layer.
     ///
     /// # Errors
     /// [`ArtifactError`]: what is missing, damaged or hostile.
     pub async fn verify(&self, digest: &Digest) -> Result<Verified, ArtifactError> {
-        let layer = self.layer_of(digest).await?;
-        self.read_layer(layer, |input| layer::read(input, None)).await
+        let (layer, assets) = self.parts_of(digest).await?;
+        let index = match assets {
+            Some(assets) => Some((assets, self.asset_index(&assets).await?)),
+            None => None,
+        };
+        let dir = index.as_ref().map(|(_, index)| index.dir().to_owned());
+        let read = move |input: &mut dyn Read| layer::read(input, None, dir.as_deref());
+        let found = self.read_layer(layer, read).await?;
+        if let Some((at, index)) = &index {
+            self.verify_assets(*at, index, &found).await?;
+        }
+        let Layer { contract, files, bytes, .. } = found;
+        Ok(Verified { contract, files, bytes, assets: index })
+    }
+
+    /// The index of static files with this digest.
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: it is missing, damaged or not one.
+    pub async fn asset_index(&self, digest: &Digest) -> Result<Arc<AssetIndex>, ArtifactError> {
+        let bytes = self.whole(digest, MAX_INDEX).await?;
+        let malformed =
+            |e| ArtifactError::Malformed { digest: *digest, why: format!("asset index: {e}") };
+        AssetIndex::read(&bytes).map(Arc::new).map_err(malformed)
+    }
+
+    /// Every file of `index` is the layer's, and every encoding decodes to it.
+    async fn verify_assets(
+        &self,
+        at: Digest,
+        index: &Arc<AssetIndex>,
+        layer: &Layer,
+    ) -> Result<(), ArtifactError> {
+        for (path, asset) in index.iter() {
+            let malformed = |why: String| ArtifactError::Malformed { digest: at, why };
+            if layer.digests.get(path) != Some(&asset.identity.digest) {
+                return Err(malformed(format!("{path:?} has other bytes than in the layer")));
+            }
+            let plain = self.whole(&asset.identity.digest, MAX_BYTES).await?;
+            if plain.len() as u64 != asset.identity.size {
+                return Err(malformed(format!("{path:?} has another size than it says")));
+            }
+            for encoded in &asset.encoded {
+                let bytes = self.whole(&encoded.digest, encoded.size).await?;
+                let (Some(coding), plain) = (encoded.coding, plain.clone()) else { continue };
+                let same = tokio::task::spawn_blocking(move || {
+                    encode::decode(coding, &bytes, plain.len()).is_some_and(|d| d == plain)
+                });
+                if !same.await? {
+                    let why = format!("{path:?} does not decode from its {}", coding.name());
+                    return Err(malformed(why));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The unpacked tree of the artifact `digest`: every digest was checked before it was put in
@@ -153,12 +214,12 @@ impl Artifacts {
             return Ok(root);
         }
         log::info!("unpacking {digest}");
-        let layer = self.layer_of(digest).await?;
+        let (layer, _) = self.parts_of(digest).await?;
         let (objects, handle) = (Arc::clone(&self.objects), tokio::runtime::Handle::current());
         let made = tokio::task::spawn_blocking(move || {
             trees.make(&name, |root| {
                 let input = handle.block_on(open(&*objects, layer))?;
-                checked(input, &handle, |input| layer::read(input, Some(root)))
+                checked(input, &handle, |input| layer::read(input, Some(root), None))
             })
         });
         Ok(made.await??.0)
@@ -167,33 +228,42 @@ impl Artifacts {
     async fn read_layer(
         &self,
         layer: Descriptor,
-        read: impl FnOnce(&mut dyn Read) -> Result<Verified, LayerError> + Send + 'static,
-    ) -> Result<Verified, ArtifactError> {
+        read: impl FnOnce(&mut dyn Read) -> Result<Layer, LayerError> + Send + 'static,
+    ) -> Result<Layer, ArtifactError> {
         let input = open(&*self.objects, layer).await?;
         let handle = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || checked(input, &handle, read)).await?
     }
 
-    /// The layer that the manifest and config of `digest` agree on.
-    async fn layer_of(&self, digest: &Digest) -> Result<Descriptor, ArtifactError> {
-        let manifest = Manifest::read(*digest, &self.small(digest).await?)?;
+    /// The layer that the manifest and config of `digest` agree on, and the index of static files.
+    async fn parts_of(
+        &self,
+        digest: &Digest,
+    ) -> Result<(Descriptor, Option<Digest>), ArtifactError> {
+        let manifest = Manifest::read(*digest, &self.whole(digest, MAX_MANIFEST).await?)?;
+        let assets = manifest.assets(*digest)?;
         let config = manifest.config.digest;
-        let image: Image = serde_json::from_slice(&self.small(&config).await?).map_err(|e| {
-            ArtifactError::Malformed { digest: config, why: format!("it is no OCI config: {e}") }
-        })?;
+        let image: Image = serde_json::from_slice(&self.whole(&config, MAX_MANIFEST).await?)
+            .map_err(|e| ArtifactError::Malformed {
+                digest: config,
+                why: format!("it is no OCI config: {e}"),
+            })?;
         let layer = manifest.layers.into_iter().next().expect("`Manifest::read` checked for one");
         if image.rootfs.diff_ids != [layer.digest] {
             let why = "its diff_ids are not the manifest's layer".into();
             return Err(ArtifactError::Malformed { digest: config, why });
         }
-        Ok(layer)
+        Ok((layer, assets))
     }
 
-    /// A whole small blob, its digest checked.
-    async fn small(&self, digest: &Digest) -> Result<Bytes, ArtifactError> {
+    /// A whole blob of at most `limit` bytes, its digest checked.
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: it is missing, damaged or larger.
+    pub async fn whole(&self, digest: &Digest, limit: u64) -> Result<Bytes, ArtifactError> {
         let got = self.objects.get(&key(digest)).await.map_err(|e| missing(digest, e))?;
-        if got.meta.size > MAX_MANIFEST {
-            return Err(ArtifactError::TooLarge { digest: *digest, limit: MAX_MANIFEST });
+        if got.meta.size > limit {
+            return Err(ArtifactError::TooLarge { digest: *digest, limit });
         }
         let bytes = got.bytes().await?;
         let found = digest_of(&bytes);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::admin::types::DeployRequest;
-use crate::artifact;
+use crate::artifact::{self, AssetSource, Phase};
+use crate::contract::{self, Assets};
 use crate::control::Deployed;
 
 use super::client::Client;
@@ -39,15 +40,27 @@ impl Drop for Scratch {
 pub fn deploy(client: &Client, dir: &Path, json: bool) -> Result<()> {
     let scratch = Scratch::new()?;
     let progress = Progress::new(json);
-    let packed = artifact::pack(dir, &scratch.0, &mut |p| {
-        progress.say(&format!("packing {} of {} files", p.files, p.files_total));
+    let assets = assets(dir)?;
+    let source = assets.as_ref().map(|a| AssetSource {
+        dir: &a.dir,
+        prefix: &a.prefix,
+        manifest: a.manifest.as_deref(),
+    });
+    let packed = artifact::pack(dir, &scratch.0, source.as_ref(), &mut |p| {
+        let what = match p.phase {
+            Phase::Layer => "packing",
+            Phase::Assets => "encoding static files",
+        };
+        progress.bar(what, p.files, p.files_total, "files");
     })?;
+    let total = packed.blobs.iter().map(|b| b.size).sum();
+    let mut done = 0;
     for blob in &packed.blobs {
-        if client.has_blob(&blob.digest)? {
-            continue;
+        progress.bar("uploading", done, total, "bytes");
+        if !client.has_blob(&blob.digest)? {
+            client.put_blob(&blob.digest, &blob.path)?;
         }
-        progress.say(&format!("uploading {} ({} bytes)", blob.digest.short(), blob.size));
-        client.put_blob(&blob.digest, &blob.path)?;
+        done += blob.size;
     }
     progress.say("verifying");
     let request = DeployRequest { digest: packed.digest.to_string() };
@@ -74,6 +87,16 @@ pub fn deploy(client: &Client, dir: &Path, json: bool) -> Result<()> {
     ))
 }
 
+/// What the contract says of static files. A contract that is missing is for [`artifact::pack`] to say.
+fn assets(dir: &Path) -> Result<Option<Assets>> {
+    let file = dir.join(artifact::CONTRACT);
+    let Ok(text) = std::fs::read_to_string(&file) else { return Ok(None) };
+    contract::parse(&file, &text).map(|c| c.assets).map_err(|errors| {
+        let all: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("the contract has {} errors\n{}", all.len(), all.join("\n"))
+    })
+}
+
 /// One line that is written over, on a terminal only.
 struct Progress {
     shown: bool,
@@ -88,6 +111,13 @@ impl Progress {
             eprint!("\r\x1b[K{what}");
             let _ = std::io::stderr().flush();
         }
+    }
+    fn bar(&self, what: &str, done: u64, total: u64, unit: &str) {
+        const WIDTH: u64 = 30;
+        let filled = done.saturating_mul(WIDTH).checked_div(total).unwrap_or(WIDTH).min(WIDTH);
+        let (full, empty) = (filled as usize, (WIDTH - filled) as usize);
+        let bar = format!("{}{}", "#".repeat(full), ".".repeat(empty));
+        self.say(&format!("{what} [{bar}] {done} of {total} {unit}"));
     }
     fn end(&self) {
         if self.shown {

@@ -119,7 +119,7 @@ enum Command {
         /// Only this app
         #[arg(long)]
         app: Option<String>,
-        /// Only this class: page, action, webhook, live
+        /// Only this class: page, action, webhook, live, asset
         #[arg(long)]
         class: Option<String>,
         /// Only this request, by the id in its X-Request-Id, with its steps

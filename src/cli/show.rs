@@ -226,7 +226,7 @@ fn steps(steps: &[StepText]) -> String {
     for s in steps {
         let detail = if s.detail.is_empty() { String::new() } else { format!(" ({})", s.detail) };
         out.push_str(&format!(
-            "  {:>10}  {:<13}  {}\n{:29}{}: {}{detail}\n",
+            "  {:>10}  {:<16}  {}\n{:32}{}: {}{detail}\n",
             ms(s.at_us),
             s.actor,
             s.action,
@@ -244,7 +244,7 @@ pub fn explanation(found: &Explanation) -> Result<()> {
     for s in &found.steps {
         let detail = if s.detail.is_empty() { String::new() } else { format!(" ({})", s.detail) };
         out.push_str(&format!(
-            "  {:<13}  {}\n{:17}{}: {}{detail}\n",
+            "  {:<16}  {}\n{:20}{}: {}{detail}\n",
             s.actor, s.action, "", s.truth, s.value
         ));
     }

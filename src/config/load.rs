@@ -13,14 +13,18 @@ use crate::id::{AppName, Host};
 
 use super::secret::SecretSource;
 use super::{
-    Admin, AdminToken, App, Backoff, Config, HostPattern, Limits, LogConfig, Promotion, Role,
-    RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
+    Admin, AdminToken, Affinity, App, AssetsConfig, Backoff, Config, HostPattern, Limits,
+    LogConfig, Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
+
+const DAY: u64 = 86_400;
+/// Most keys that open affinity tokens.
+const MOST_KEYS: usize = 8;
 
 /// Largest configuration file that is read.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -80,7 +84,9 @@ fn node(top: &Table<'_>, base: &Path) -> Config {
         admin: admin(top, base),
         state: state(top, base),
         apps: BTreeMap::new(),
+        affinity: affinity(top, base),
         limits: limits(top),
+        assets: assets(top),
         runner: runner(top),
         log: log_level(top),
         trace: trace(top),
@@ -156,6 +162,22 @@ fn state(top: &Table<'_>, base: &Path) -> StateDir {
     StateDir { dir: base.join(dir) }
 }
 
+fn affinity(top: &Table<'_>, base: &Path) -> Affinity {
+    let t = top.table("affinity");
+    let mut keys = Vec::new();
+    for key in t.tables("keys") {
+        keys.extend(source(&key, base));
+        key.finish();
+    }
+    if keys.len() > MOST_KEYS {
+        t.error("keys", format!("expected at most {MOST_KEYS}, found {}", keys.len()));
+    }
+    let affinity =
+        Affinity { keys, lasts: t.duration("lasts", secs(60)..=secs(30 * DAY), secs(DAY)) };
+    t.finish();
+    affinity
+}
+
 fn limits(top: &Table<'_>) -> Limits {
     let t = top.table("limits");
     let limits = Limits {
@@ -168,6 +190,13 @@ fn limits(top: &Table<'_>) -> Limits {
     };
     t.finish();
     limits
+}
+
+fn assets(top: &Table<'_>) -> AssetsConfig {
+    let t = top.table("assets");
+    let assets = AssetsConfig { memory: t.size("memory", 0..=1 << 40).unwrap_or(64 << 20) };
+    t.finish();
+    assets
 }
 
 fn runner(top: &Table<'_>) -> RunnerConfig {

@@ -32,8 +32,12 @@ pub struct Config {
     pub state: StateDir,
     /// Apps by name.
     pub apps: BTreeMap<AppName, App>,
+    /// How browsers come back to their allocation.
+    pub affinity: Affinity,
     /// Bounds.
     pub limits: Limits,
+    /// Static files.
+    pub assets: AssetsConfig,
     /// How processes are run.
     pub runner: RunnerConfig,
     /// What is logged.
@@ -89,6 +93,16 @@ pub struct StateDir {
     pub dir: PathBuf,
 }
 
+/// `[affinity]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Affinity {
+    /// Keys that seal the token; the first is the current one. None: the edge's own, which it keeps
+    /// in its state directory.
+    pub keys: Vec<SecretSource>,
+    /// How long a token lasts.
+    pub lasts: Duration,
+}
+
 /// `[limits]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -104,6 +118,13 @@ pub struct Limits {
     pub keepalive_requests: u32,
     /// A pooled connection to an allocation is closed after so long unused.
     pub idle_keepalive: Duration,
+}
+
+/// `[assets]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AssetsConfig {
+    /// Bytes of static files kept in memory.
+    pub memory: u64,
 }
 
 /// `[runner]`

@@ -27,6 +27,8 @@ pub fn plan(running: &Config, file: Config) -> Reload {
     keep(&mut restart, "server.threads", &running.server.threads, &mut effective.server.threads);
     keep(&mut restart, "admin.listen", &running.admin.listen, &mut effective.admin.listen);
     keep(&mut restart, "state.dir", &running.state, &mut effective.state);
+    let lasts = &mut effective.affinity.lasts;
+    keep(&mut restart, "affinity.lasts", &running.affinity.lasts, lasts);
     keep_runner(&mut restart, running.runner, &mut effective.runner);
     Reload { changed: changed(running, &effective), effective, restart }
 }
@@ -56,6 +58,7 @@ fn changed(running: &Config, next: &Config) -> Vec<String> {
     let (old, new) = (&running.limits, &next.limits);
     let keys = [
         ("server.grace", running.server.grace != next.server.grace),
+        ("affinity.keys", running.affinity.keys != next.affinity.keys),
         ("limits.max_held", old.max_held != new.max_held),
         ("limits.max_held_bytes", old.max_held_bytes != new.max_held_bytes),
         ("limits.connect_timeout", old.connect_timeout != new.connect_timeout),

@@ -39,9 +39,30 @@ pub struct Contract {
 }
 
 impl Contract {
-    /// The first route that matches a normalised path, with its index.
+    /// The first route that matches a normalised path, with its index. `None` for the path by which
+    /// the edge asks the app for its sessions: that one is nobody else's.
     pub fn route(&self, path: &str) -> Option<(usize, &Route)> {
+        if self.is_session_path(path) {
+            return None;
+        }
         self.routes.iter().enumerate().find(|(_, r)| r.path.matches(path))
+    }
+
+    fn is_session_path(&self, path: &str) -> bool {
+        let Some(SessionStore::Http { path: asked }) =
+            self.state.as_ref().and_then(|s| s.store.as_ref())
+        else {
+            return false;
+        };
+        asked.split_once("{id}").is_some_and(|(before, _)| path.starts_with(before))
+    }
+
+    /// The first live route, whose session sources count for the app's pages too.
+    pub fn live(&self) -> Option<&Live> {
+        self.routes.iter().find_map(|r| match &r.class {
+            RouteClass::Live(live) => Some(live),
+            _ => None,
+        })
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::artifact::ArtifactError;
+use crate::assets::AssetIndex;
 use crate::config::{self, App, Diagnostic};
-use crate::contract;
+use crate::contract::{self, Contract};
 use crate::id::{AppName, DeploymentId, Digest, Environment, Epoch, Host};
 use crate::store::record::{Deployment, Record, RecordError, RouteOwner, key};
 use crate::store::{StoreError, Txn};
@@ -22,6 +23,9 @@ pub enum DeployError {
     /// Its contract has errors.
     #[error("the artifact's vango-edge.toml has {} errors", .0.len())]
     Contract(Vec<Diagnostic>),
+    /// Its static files are not those of its contract.
+    #[error("the artifact's index of static files is not of its contract: {0}; deploy it again")]
+    Assets(&'static str),
     /// The operator has no such app.
     #[error(
         "this edge has no app {app}: add conf/apps/{app}.toml with `app = \"{app}\"` and its hosts; \
@@ -36,6 +40,14 @@ pub enum DeployError {
     /// Somebody else runs the app.
     #[error("{0} has upstreams that somebody else runs; it takes no deployments")]
     Static(AppName),
+    /// Its `state.schema_file` carries no hash.
+    #[error("state.schema_file {file}: {why}")]
+    Schema {
+        /// The file, as the contract names it.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Another app owns a host.
     #[error("{host} is owned by {owner}; take it off that app first")]
     HostTaken {
@@ -96,6 +108,16 @@ pub struct Deployed {
     pub hosts: Vec<Host>,
 }
 
+/// An artifact without an index is one that another tool made: its app answers for its static files.
+fn check_assets(contract: &Contract, index: Option<&AssetIndex>) -> Result<(), DeployError> {
+    match (&contract.assets, index) {
+        (_, None) => Ok(()),
+        (None, Some(_)) => Err(DeployError::Assets("the contract has no [assets]")),
+        (Some(a), Some(index)) if a.dir == index.dir() && a.prefix == index.prefix() => Ok(()),
+        _ => Err(DeployError::Assets("[assets] has another dir or prefix")),
+    }
+}
+
 impl Control {
     /// Makes a deployment of the uploaded artifact `digest`.
     ///
@@ -106,8 +128,10 @@ impl Control {
         let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
             .map_err(DeployError::Contract)?;
         self.app(&contract.app)?;
+        check_assets(&contract, verified.assets.as_ref().map(|(_, index)| &**index))?;
         // Unpacked now, so that the first wake need not, and a full disk is told to who deploys.
-        self.artifacts.tree(&digest).await?;
+        let tree = self.artifacts.tree(&digest).await?;
+        let schema = schema_of(&contract, &tree).await?;
         let environment = Environment::production(contract.app.clone());
         // A reload waits: owners follow the configuration that is in force when they are written.
         let _owners = self.changing_owners.lock().await;
@@ -125,6 +149,10 @@ impl Control {
             created: self.clock.wall(),
             files: verified.files,
             bytes: verified.bytes,
+            assets: verified.assets.as_ref().map(|(digest, _)| *digest),
+            replaced: None,
+            promoted_from: None,
+            schema,
         };
         let mut seen = BTreeMap::new();
         let mut owned = false;
@@ -183,4 +211,30 @@ impl Control {
         }
         Ok(app.clone())
     }
+}
+
+/// Largest schema file that is read.
+const MAX_SCHEMA: u64 = 1024 * 1024;
+
+/// The hash in the artifact's `state.schema_file`, where the contract names one: Vango's
+/// `vango_state_schema.json` has it under `schemaHash`.
+async fn schema_of(contract: &Contract, tree: &Path) -> Result<Option<Digest>, DeployError> {
+    let Some(file) = contract.state.as_ref().and_then(|s| s.schema_file.clone()) else {
+        return Ok(None);
+    };
+    #[derive(serde::Deserialize)]
+    struct Schema {
+        #[serde(rename = "schemaHash")]
+        hash: Digest,
+    }
+    let wrong = |why: String| DeployError::Schema { file: file.clone(), why };
+    let path = tree.join(&file);
+    let size = tokio::fs::metadata(&path).await.map_err(|e| wrong(e.to_string()))?.len();
+    if size > MAX_SCHEMA {
+        return Err(wrong(format!("larger than {MAX_SCHEMA} bytes")));
+    }
+    let text = tokio::fs::read(&path).await.map_err(|e| wrong(e.to_string()))?;
+    let schema: Schema = serde_json::from_slice(&text)
+        .map_err(|e| wrong(format!("expected an object with \"schemaHash\": \"sha256:…\": {e}")))?;
+    Ok(Some(schema.hash))
 }

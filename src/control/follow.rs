@@ -15,6 +15,9 @@ use super::Control;
 /// Pause before the store is listed again after it could not be followed.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// How long routing waits for one asset index.
+const INDEX_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Entries asked for at a time.
 const PAGE: usize = 1000;
 
@@ -63,6 +66,7 @@ impl Control {
         }
         let now = self.clock.now();
         let changes = listing.iter().map(|(key, entry)| Change { key, value: Some(&entry.value) });
+        self.supply(publisher, changes.clone()).await;
         let (touched, read) = publisher.rebuild(changes, from - 1, now);
         self.published(touched, read.err());
         if let Some(ready) = ready.take() {
@@ -85,6 +89,7 @@ impl Control {
                     EventKind::Delete => None,
                 },
             });
+            self.supply(publisher, changes.clone()).await;
             let (touched, read) = publisher.publish(changes, revision, self.clock.now());
             self.published(touched, read.err());
             for event in &events {
@@ -94,6 +99,25 @@ impl Control {
                     && let Ok(environment) = environment.parse()
                 {
                     self.worker.consider(&environment);
+                }
+            }
+        }
+    }
+
+    /// Reads the asset indexes that `changes` name from the artifact store. One that cannot be had is
+    /// left out: routing answers for it that it is unavailable.
+    async fn supply<'a>(
+        &self,
+        publisher: &mut Publisher,
+        changes: impl IntoIterator<Item = Change<'a>>,
+    ) {
+        for digest in publisher.lacking(changes) {
+            let read = self.artifacts.asset_index(&digest);
+            match tokio::time::timeout(INDEX_DEADLINE, read).await {
+                Ok(Ok(index)) => publisher.supply(digest, index),
+                Ok(Err(e)) => log::error!("static files are unavailable: {e}"),
+                Err(_) => {
+                    log::error!("static files are unavailable: {digest} was not read in time")
                 }
             }
         }

@@ -123,6 +123,10 @@ mod tests {
             created: Wall(0),
             files: 0,
             bytes: 0,
+            assets: None,
+            replaced: None,
+            promoted_from: None,
+            schema: None,
         }
     }
     fn host(s: &str) -> Host {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Mono;
+use crate::contract::Route;
 use crate::id::{AllocationId, OperationId};
 use crate::snapshot::{EnvView, OperationView};
 use crate::store::record::WakeState;
@@ -16,6 +17,10 @@ use super::place::{self, Choice, Placement};
 use super::reply::{Forwarded, Problem, Reply};
 use super::retry::{self, MAX_ATTEMPTS, UpstreamFailure};
 use super::trace::{HoldEnd, KeyVerdict, Outcome, QueueBound, StepKind, Trace};
+
+mod live;
+
+use live::{AskFirst, Live};
 
 /// What the shell is to do.
 #[derive(Debug)]
@@ -31,6 +36,9 @@ pub enum Next {
     /// Wait in the environment's hold queue until the deadline, then report with
     /// [`Journey::held`].
     Hold,
+    /// Ask the app's durable store whether the live session is there, report with
+    /// [`Journey::store_answered`], and decide again with this place.
+    AskStore(Placement),
     /// Answer it.
     Reply(Reply),
 }
@@ -65,6 +73,8 @@ pub struct Journey {
     attempts: u32,
     operation: Option<OperationId>,
     hold: Hold,
+    /// Only of a live socket.
+    live: Option<Box<Live>>,
     explaining: bool,
     /// What was decided so far.
     pub trace: Trace,
@@ -86,6 +96,7 @@ impl Journey {
         Self {
             deadline: facts.received + view.contract.wake.budget,
             trace: Trace::new(facts.id, facts.received),
+            live: Live::of(&facts),
             facts,
             view,
             route,
@@ -114,6 +125,10 @@ impl Journey {
     /// What its class means.
     pub fn posture(&self) -> Posture {
         self.posture
+    }
+    /// The route of the contract it takes.
+    pub fn route(&self) -> Option<&Route> {
+        self.view.contract.routes.get(self.route)
     }
     /// The route's class, for metrics.
     pub fn class(&self) -> &'static str {
@@ -163,8 +178,16 @@ impl Journey {
         let first = self.trace.steps.is_empty();
         let changed = posture != self.posture;
         (self.route, self.posture) = (route, posture);
+        // After the store's answer, the owner is told again only if it changed meanwhile.
+        let unchanged =
+            self.store_was_asked() && granted.is_some() && Arc::ptr_eq(view, &self.view);
         self.view = Arc::clone(view);
-        self.trace.push(now, StepKind::LoadOwner(Arc::clone(view)));
+        if first || !unchanged {
+            self.trace.push(now, StepKind::LoadOwner(Arc::clone(view)));
+        }
+        if first {
+            self.find_session(now);
+        }
         if let Some(refused) = self.refusal(first || changed, now) {
             return self.answer(now, refused);
         }
@@ -176,8 +199,7 @@ impl Journey {
         let choice = if overtaking && !view.ready.is_empty() && !self.explaining {
             Choice::Full
         } else {
-            let affinity = self.facts.affinity.as_ref();
-            place::choose(view, affinity, &self.excluded, pick, !self.explaining)
+            place::choose(view, &self.wish(), &self.excluded, pick, !self.explaining)
         };
         match choice {
             Choice::Place(placed) => self.forward(now, placed),
@@ -208,8 +230,13 @@ impl Journey {
     }
 
     fn forward(&mut self, now: Mono, placed: Placement) -> Next {
+        let decided = match self.decide_session(&placed) {
+            Err(AskFirst) => return Next::AskStore(placed),
+            Ok(decided) => decided,
+        };
         self.attempts += 1;
         self.trace.push(now, StepKind::Select(Arc::clone(&placed.allocation), placed.affinity));
+        self.session_decided(now, &placed, decided);
         Next::Forward(placed)
     }
 
@@ -480,7 +507,10 @@ impl Journey {
 
     /// The app answered with `status`.
     pub fn served(&mut self, status: Option<u16>, now: Mono) {
-        self.trace.push(now, StepKind::Run { status });
+        let pinned = self.pinned(now, status);
+        if !pinned {
+            self.trace.push(now, StepKind::Run { status });
+        }
         if self.posture == Posture::AppIdempotent {
             self.trace.push(now, StepKind::AttachRetry);
         }
@@ -489,7 +519,7 @@ impl Journey {
         } else if self.hold.total > Duration::ZERO {
             Outcome::Held
         } else {
-            if self.posture == Posture::Safe {
+            if self.posture == Posture::Safe && !pinned {
                 self.trace.push(now, StepKind::NoMutation(self.view.owner.epoch));
             }
             Outcome::Hot

@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
+use http::header::HeaderMap;
+
 use crate::clock::Mono;
 use crate::snapshot::Snapshot;
 use crate::store::record::{WakePhases, WakeState};
 
 use super::admit::{Journey, Next};
+use super::asset::{Action, Visit};
 use super::classify::{Posture, classify};
 use super::facts::Facts;
 use super::reply::Problem;
@@ -15,13 +18,22 @@ use super::trace::{Outcome, StepKind, Trace};
 
 /// The trace of `facts` on `snapshot` at `now`.
 pub fn explain(snapshot: &Snapshot, facts: Facts, now: Mono) -> Trace {
+    explain_with(snapshot, facts, &HeaderMap::new(), now)
+}
+
+/// The same, for a request with these `headers`: they decide how an asset is sent.
+pub fn explain_with(snapshot: &Snapshot, facts: Facts, headers: &HeaderMap, now: Mono) -> Trace {
     let Some(classified) = classify(snapshot, &facts) else {
         return Trace::unowned(&facts, now).0;
     };
     let view = std::sync::Arc::clone(&classified.view);
+    let facts = match Visit::begin(facts, &view, headers, false, now) {
+        Ok(visit) => return asset_later(visit, now),
+        Err(facts) => *facts,
+    };
     let mut journey = Journey::begin_explaining(facts, classified);
     match journey.decide(Some(&view), None, now, 0) {
-        Next::Forward(_) => journey.served(None, now),
+        Next::Forward(_) | Next::AskStore(_) => journey.served(None, now),
         Next::Reply(_) => {}
         Next::Wake { hold } => {
             let safe = journey.posture() == Posture::Safe;
@@ -39,6 +51,16 @@ pub fn explain(snapshot: &Snapshot, facts: Facts, now: Mono) -> Trace {
         }
     }
     journey.trace
+}
+
+fn asset_later(visit: Visit, now: Mono) -> Trace {
+    let Visit { action, mut trace, .. } = visit;
+    if let Action::Serve(plan) = action {
+        trace.push(now, StepKind::ServeAsset { status: None, source: plan.representation });
+        trace.push(now, StepKind::NoAllocation);
+        trace.outcome = Outcome::Asset;
+    }
+    trace
 }
 
 fn woken_later(journey: &mut Journey, now: Mono, state: Option<WakeState>) {

@@ -12,7 +12,9 @@ use http::request::Parts;
 use http::{Method, Version};
 
 use crate::clock::Mono;
-use crate::id::{AllocationId, RequestId};
+use crate::id::RequestId;
+
+use super::affinity::{Prior, SessionId};
 
 /// Why a request could not be read; each is answered 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -86,8 +88,11 @@ pub struct Facts {
     pub error_form: ErrorForm,
     /// Its idempotency key.
     pub key: IdempotencyKey,
-    /// The allocation its session was placed on before, if an affinity token said so.
-    pub affinity: Option<AllocationId>,
+    /// Where its session was before, if the edge's token says so. Filled in once it is known whose
+    /// request it is.
+    pub affinity: Option<Prior>,
+    /// The app's session id, where its contract says how to find one.
+    pub session: Option<SessionId>,
 }
 
 impl Facts {
@@ -120,6 +125,7 @@ impl Facts {
             error_form: error_form(&parts.method, headers),
             key: idempotency_key(headers),
             affinity: None,
+            session: None,
         })
     }
 

@@ -3,18 +3,23 @@
 //!
 //! Read the files in the order a request meets them: [`facts`] says what it is, [`classify`] whose
 //! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
-//! [`place`] where it goes, [`retry`] what a failure allows, [`reply`] what the edge answers itself,
-//! and [`trace`] keeps what was decided and why. [`explain`] asks the same questions of a request
+//! [`asset`] whether the artifact answers without the app, [`place`] where it goes, [`retry`] what a
+//! failure allows, [`reply`] what the edge answers itself,
+//! and [`trace`] keeps what was decided and why. [`affinity`] says where a session was before, and
+//! [`resume`] what a live socket's app is told about it. [`explain`] asks the same questions of a request
 //! that is never sent.
 //!
 //! A cold request is a hot request plus one bounded wait: after the wait, [`admit::Journey`]
 //! decides again, on the newest snapshot.
 
 pub mod admit;
+pub mod affinity;
+pub mod asset;
 pub mod classify;
 pub mod explain;
 pub mod facts;
 pub mod place;
 pub mod reply;
+pub mod resume;
 pub mod retry;
 pub mod trace;

@@ -1,6 +1,11 @@
-//! Which ready allocation takes a request: the session's own if it is still ready, otherwise the
-//! less loaded of two picked at random (Mitzenmacher, "The Power of Two Choices", 2001). Health and
-//! load choose **among** the owner's allocations; nothing here can reach outside them.
+//! Which ready allocation takes a request: the session's own if it is still ready; otherwise, for a
+//! session that has an id, the one that the ring gives it; otherwise the less loaded of two picked
+//! at random (Mitzenmacher, "The Power of Two Choices", 2001). Health and load choose **among** the
+//! owner's allocations; nothing here can reach outside them.
+//!
+//! The ring is rendezvous hashing (Thaler and Ravishankar, 1998) with bounded loads (Mirrokni,
+//! Thorup, Zadimoghaddam, 2016): every edge gives a session the same allocation without asking
+//! another, and one that has a quarter more than its share is passed over.
 
 use std::sync::Arc;
 
@@ -29,6 +34,15 @@ pub enum Affinity {
     Lost,
 }
 
+/// Where a request would like to go.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// To the session's own allocation.
+    pub allocation: Option<AllocationId>,
+    /// Without one that is ready: where on the ring its session stands.
+    pub ring: Option<u64>,
+}
+
 /// Whether there is a place.
 #[derive(Debug)]
 pub enum Choice {
@@ -45,7 +59,7 @@ pub enum Choice {
 /// Chooses, and takes the place if `reserve`. `pick` is 64 random bits.
 pub fn choose(
     view: &EnvView,
-    wanted: Option<&AllocationId>,
+    wish: &Wish,
     excluded: &[AllocationId],
     pick: u64,
     reserve: bool,
@@ -61,6 +75,7 @@ pub fn choose(
         };
         Some(Choice::Place(Placement { allocation: Arc::clone(a), slot, affinity }))
     };
+    let wanted = wish.allocation.as_ref();
     let own = wanted.and_then(|id| view.ready.iter().filter(allowed).find(|a| a.id == *id));
     if let Some(placed) = own.and_then(|a| take(a, Affinity::Kept)) {
         return placed;
@@ -70,10 +85,18 @@ pub fn choose(
     if n == 0 {
         return Choice::Cold;
     }
-    let (a, b) = two_of(n, pick);
-    let (a, b) = (&view.ready[a], &view.ready[b]);
-    let (first, second) = if b.load.in_flight() < a.load.in_flight() { (b, a) } else { (a, b) };
-    // The two picked, then every other: a free place anywhere is taken before anyone waits.
+    let (first, second) = match wish.ring {
+        Some(session) if n > 1 => {
+            let first = on_ring(view, session);
+            (first, first)
+        }
+        _ => {
+            let (a, b) = two_of(n, pick);
+            let (a, b) = (&view.ready[a], &view.ready[b]);
+            if b.load.in_flight() < a.load.in_flight() { (b, a) } else { (a, b) }
+        }
+    };
+    // Those picked, then every other: a free place anywhere is taken before anyone waits.
     let candidates = [first, second].into_iter().chain(&view.ready).filter(allowed);
     let mut any = false;
     for candidate in candidates {
@@ -83,6 +106,31 @@ pub fn choose(
         }
     }
     if any { Choice::Full } else { Choice::Refused }
+}
+
+/// The ready allocation with the highest weight for the session among those whose load is within a
+/// quarter of the average, counting the request to be placed. There is always one: the least loaded.
+fn on_ring(view: &EnvView, session: u64) -> &Arc<AllocationView> {
+    let n = view.ready.len() as u64;
+    let total: u64 = view.ready.iter().map(|a| u64::from(a.load.in_flight())).sum();
+    let bound = ((total + 1) * 5).div_ceil(n * 4);
+    let within = |a: &&Arc<AllocationView>| u64::from(a.load.in_flight()) < bound;
+    let weight = |a: &&Arc<AllocationView>| mixed(session ^ mixed(hash_of(a.id.as_str())));
+    // `max_by_key` is `None` only for none within the bound, and the least loaded always is.
+    view.ready.iter().filter(within).max_by_key(weight).unwrap_or(&view.ready[0])
+}
+
+/// FNV-1a, 64 bits: the same in every build and on every node.
+fn hash_of(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// The finalizer of SplitMix64: each bit of the input moves half of the output's.
+fn mixed(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 /// Two different indices below `n`, or the same one when there is only one.

@@ -51,11 +51,15 @@ pub enum Problem {
     OutcomeUnknown,
     /// 503: the edge is stopping.
     ShuttingDown,
+    /// 404: a fingerprinted file that no kept artifact has.
+    AssetNotFound,
+    /// 503: the artifact is missing or damaged; nothing else is served in its place.
+    ArtifactUnavailable,
 }
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
@@ -74,6 +78,8 @@ impl Problem {
         Self::UpstreamTimeout,
         Self::OutcomeUnknown,
         Self::ShuttingDown,
+        Self::AssetNotFound,
+        Self::ArtifactUnavailable,
     ];
 
     /// Last part of its `type`, and its label in metrics.
@@ -97,6 +103,8 @@ impl Problem {
             Self::UpstreamTimeout => "upstream-timeout",
             Self::OutcomeUnknown => "outcome-unknown",
             Self::ShuttingDown => "shutting-down",
+            Self::AssetNotFound => "asset-not-found",
+            Self::ArtifactUnavailable => "artifact-unavailable",
         }
     }
 
@@ -123,13 +131,15 @@ impl Problem {
             Self::UpstreamTimeout => "The app did not answer in time",
             Self::OutcomeUnknown => "The app may or may not have carried this out",
             Self::ShuttingDown => "This edge is stopping; nothing was sent",
+            Self::AssetNotFound => "There is no such file",
+            Self::ArtifactUnavailable => "The artifact cannot be had",
         }
     }
 
     /// The error type of RFC 9209 §2.3, where one fits.
     fn proxy_status(self, status: u16) -> &'static str {
         match self {
-            Self::NoRoute => "destination_not_found",
+            Self::NoRoute | Self::AssetNotFound => "destination_not_found",
             Self::BadHost | Self::BadPath => "http_request_error",
             Self::IdempotencyKeyMissing | Self::IdempotencyKeyInvalid | Self::ContentTooLarge => {
                 "http_request_denied"
@@ -139,6 +149,7 @@ impl Problem {
             | Self::AppCold
             | Self::LedgerUnavailable
             | Self::VerifierUnavailable
+            | Self::ArtifactUnavailable
             | Self::ShuttingDown => "destination_unavailable",
             Self::HoldQueueFull | Self::Saturated => "connection_limit_reached",
             Self::NotForwarded => "connection_refused",
@@ -213,6 +224,14 @@ impl Reply {
     /// 404 for a host or path that nobody owns.
     pub fn no_route(host: &str) -> Self {
         Self::refused(Problem::NoRoute, 404, format!("Nothing is routed for {host} and this path."))
+    }
+
+    /// 503 for an artifact that is missing or damaged.
+    pub fn artifact_unavailable() -> Self {
+        let detail = "What is to answer here is missing from the artifact store, or damaged. \
+                      Nothing else is served in its place; its operator has to deploy it again.";
+        Self::refused(Problem::ArtifactUnavailable, 503, detail)
+            .retry_after(Duration::from_secs(30))
     }
 
     /// 413 for a body above `most` bytes.

@@ -5,16 +5,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::assets::Asset;
 use crate::clock::Mono;
-use crate::id::{Epoch, OperationId, RequestId};
+use crate::id::{Digest, Epoch, OperationId, RequestId};
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::{WakePhases, WakeState};
 
+use super::asset::Source;
 use super::classify::Posture;
 use super::facts::{BadRequest, Facts};
 use super::place::Affinity;
 use super::reply::{Problem, Reply};
+use super::resume::{StoreStep, Verdict};
 use super::retry::UpstreamFailure;
+
+mod live;
+
+pub use live::Found;
+use live::{found_values, hydrate_values, store_values};
 
 /// Who took a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +37,10 @@ pub enum Actor {
     ControlPlane,
     /// The app's own state.
     App,
+    /// Keeps the artifacts' bytes.
+    ObjectStore,
+    /// A service the app keeps state in.
+    RuntimeService,
 }
 
 impl Actor {
@@ -40,6 +52,8 @@ impl Actor {
             Self::Allocation => "Allocation",
             Self::ControlPlane => "Control plane",
             Self::App => "App",
+            Self::ObjectStore => "Object store/CDN",
+            Self::RuntimeService => "Runtime service",
         }
     }
 }
@@ -125,6 +139,19 @@ pub enum StepKind {
         /// The operation's state then.
         state: Option<WakeState>,
     },
+    /// A live socket's session was looked for.
+    FindSession(Box<Found>),
+    /// The app's durable session store was asked, or need not be.
+    CheckStore(StoreStep),
+    /// What the app is told about the session.
+    Hydrate {
+        /// `None` when only explaining, and the store would have to be asked.
+        verdict: Option<Verdict>,
+        /// The schema it was written under, and the target's.
+        schemas: Box<(Option<Digest>, Option<Digest>)>,
+    },
+    /// The app accepted the socket: it stays there.
+    Pin(Arc<AllocationView>),
     /// An allocation was chosen.
     Select(Arc<AllocationView>, Affinity),
     /// A connection could not be made; nothing was sent.
@@ -140,6 +167,22 @@ pub enum StepKind {
     AttachRetry,
     /// Nothing in the control plane was changed for this request.
     NoMutation(Epoch),
+    /// The path was looked up in the artifact's index.
+    FindAsset {
+        /// What it found; `None` for a file that is gone, or an index that cannot be read.
+        asset: Option<Arc<Asset>>,
+        /// The artifact that has it.
+        artifact: Digest,
+    },
+    /// Bytes of the artifact were sent.
+    ServeAsset {
+        /// The status; `None` when only explaining.
+        status: Option<u16>,
+        /// Which bytes; `None` when none were acceptable.
+        source: Option<Source>,
+    },
+    /// Nothing was needed of the app.
+    NoAllocation,
     /// The edge answered.
     Answer(Problem, u16),
 }
@@ -250,6 +293,24 @@ impl StepKind {
                 "Hold until an allocation has a free place.",
                 "Regional runtime registry",
             ),
+            Self::FindSession(_) => (
+                Actor::Edge,
+                "Find prior session affinity if resumable cookie/session id exists.",
+                "Session routing record",
+            ),
+            Self::CheckStore(_) => (
+                Actor::RuntimeService,
+                "Check durable session store if cross-allocation resume is promised.",
+                "Session store",
+            ),
+            Self::Hydrate { .. } => (
+                Actor::Allocation,
+                "Hydrate declared state or start fresh session.",
+                "Vango state schema",
+            ),
+            Self::Pin(_) => {
+                (Actor::Edge, "Keep live socket pinned after accept.", "Allocation affinity")
+            }
             Self::Select(..) => (
                 Actor::Edge,
                 "Select ready allocation with session affinity if present.",
@@ -275,6 +336,15 @@ impl StepKind {
                 "No mutation required; logs are observability only.",
                 "Operation table unchanged",
             ),
+            Self::FindAsset { .. } => {
+                (Actor::Edge, "Recognize immutable asset path/digest.", "Artifact asset manifest")
+            }
+            Self::ServeAsset { .. } => {
+                (Actor::ObjectStore, "Serve bytes without app compute.", "Artifact store")
+            }
+            Self::NoAllocation => {
+                (Actor::Allocation, "No app allocation needed.", "No session state")
+            }
             Self::Answer(..) => (Actor::Edge, "Answer for the app.", "Route policy"),
         }
     }
@@ -321,6 +391,16 @@ impl StepKind {
             ),
             Self::Start { view, state, phases } => start_values(view, *state, phases),
             Self::Hold { held, end, state } => hold_values(*held, *end, *state),
+            Self::FindSession(found) => found_values(found),
+            Self::CheckStore(step) => {
+                let (value, detail) = store_values(*step);
+                (value.into(), detail.into())
+            }
+            Self::Hydrate { verdict, schemas } => hydrate_values(*verdict, **schemas),
+            Self::Pin(a) => (
+                format!("{} generation {}", a.id, a.generation),
+                "until either end closes it".into(),
+            ),
             Self::Select(a, affinity) => (
                 format!("{} generation {}", a.id, a.generation),
                 match affinity {
@@ -344,6 +424,26 @@ impl StepKind {
             ),
             Self::AttachRetry => ("key passed to the app".into(), String::new()),
             Self::NoMutation(epoch) => (format!("epoch {epoch}"), String::new()),
+            Self::FindAsset { asset, artifact } => (
+                asset.as_ref().map_or_else(
+                    || "none".into(),
+                    |a| format!("sha256:{}", a.identity.digest.short()),
+                ),
+                match asset.as_ref().map(|a| a.fingerprinted) {
+                    Some(true) => format!("artifact {}, immutable", artifact.short()),
+                    Some(false) => format!("artifact {}, revalidated", artifact.short()),
+                    None => format!("artifact {}", artifact.short()),
+                },
+            ),
+            Self::ServeAsset { status, source } => (
+                source.map_or_else(|| "none".into(), |s| format!("sha256:{}", s.digest.short())),
+                format!(
+                    "{}, {}",
+                    source.and_then(|s| s.coding).map_or("as it is", |c| c.name()),
+                    status.map_or_else(|| "would be sent".into(), |s| format!("status {s}")),
+                ),
+            ),
+            Self::NoAllocation => ("nothing woken, nothing held".into(), String::new()),
             Self::Answer(problem, status) => (problem.name().into(), format!("status {status}")),
         }
     }
@@ -391,6 +491,8 @@ pub enum Outcome {
     Woken,
     /// Answered by the app after waiting for a place.
     Held,
+    /// Answered from the artifact, without the app.
+    Asset,
     /// Answered by the edge.
     Refused(Problem),
     /// The client left first; what was sent, if anything, is in the steps.
@@ -400,7 +502,7 @@ pub enum Outcome {
 impl Outcome {
     /// Every way a request can end, for metrics.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Open, Self::Hot, Self::Woken, Self::Held, Self::ClientLeft]
+        [Self::Open, Self::Hot, Self::Woken, Self::Held, Self::ClientLeft, Self::Asset]
             .into_iter()
             .chain(Problem::ALL.into_iter().map(Self::Refused))
     }
@@ -413,7 +515,8 @@ impl Outcome {
             Self::Woken => 2,
             Self::Held => 3,
             Self::ClientLeft => 4,
-            Self::Refused(p) => 5 + p as usize,
+            Self::Asset => 5,
+            Self::Refused(p) => 6 + p as usize,
         }
     }
 
@@ -424,6 +527,7 @@ impl Outcome {
             Self::Hot => "hot",
             Self::Woken => "woken",
             Self::Held => "held",
+            Self::Asset => "asset",
             Self::Refused(p) => p.name(),
             Self::ClientLeft => "client-left",
         }
@@ -524,7 +628,9 @@ impl Trace {
         let mut risk = Risk::Low;
         for step in &self.steps {
             match step.kind {
-                StepKind::Classify(Posture::Safe, ..) | StepKind::Wake { .. } => {
+                StepKind::Classify(Posture::Safe, ..)
+                | StepKind::Wake { .. }
+                | StepKind::FindSession(_) => {
                     risk = Risk::Medium;
                 }
                 StepKind::Classify(..) | StepKind::VerifySignature(_) => return Risk::High,
@@ -543,9 +649,19 @@ impl Trace {
             Outcome::Refused(Problem::BadHost | Problem::BadPath) => {
                 return "Refuse: a request with two readings is how one is smuggled.";
             }
+            Outcome::Asset => {
+                return "Serve from edge/object storage. Do not wake the app.";
+            }
+            Outcome::Refused(Problem::AssetNotFound) => {
+                return "Refuse: the file is in no artifact. Do not wake the app for it.";
+            }
+            Outcome::Refused(Problem::ArtifactUnavailable) => {
+                return "Refuse: nothing is served in place of an artifact that cannot be had.";
+            }
             _ => {}
         }
         let woke = self.steps.iter().any(|s| matches!(s.kind, StepKind::Wake { .. }));
+        let live = self.steps.iter().any(|s| matches!(s.kind, StepKind::FindSession(_)));
         match self.risk() {
             Risk::High
                 if self.steps.iter().any(|s| matches!(s.kind, StepKind::VerifySignature(_))) =>
@@ -555,6 +671,10 @@ impl Trace {
             Risk::High => {
                 "Do not silently replay. Require explicit idempotency or return controlled \
                  retryable failure."
+            }
+            Risk::Medium if live => {
+                "Prefer original allocation. Hydrate only if durable store and schema compatibility \
+                 prove it."
             }
             Risk::Medium if woke => {
                 "Wake and hold within budget. Return clear retry/503 if readiness misses the budget."

@@ -11,7 +11,9 @@ use crate::id::{Environment, RequestId};
 use crate::lifecycle::admit::{Journey, Next, Woke};
 use crate::lifecycle::place::Placement;
 use crate::lifecycle::reply::Reply;
+use crate::lifecycle::resume::StoreAnswer;
 use crate::lifecycle::trace::HoldEnd;
+use crate::session::{Ask, Sessions};
 use crate::snapshot::{Live, SnapshotReader};
 use crate::wake::hold::{HoldQueues, Release, Ticket};
 use crate::wake::worker::Worker;
@@ -20,11 +22,18 @@ use super::watch;
 
 /// What the gate works with.
 pub struct Gate {
+    /// What routing sees.
     pub snapshots: SnapshotReader,
+    /// Those who wait.
     pub queues: Arc<HoldQueues>,
+    /// Performs wakes.
     pub worker: Arc<Worker>,
+    /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Randomness.
     pub entropy: Arc<dyn Entropy>,
+    /// Where sessions were.
+    pub sessions: Arc<Sessions>,
 }
 
 /// A request's place in an allocation. Giving it back tells those who wait.
@@ -39,6 +48,11 @@ impl Placed {
     /// Where.
     pub fn placement(&self) -> Option<&Placement> {
         self.placement.as_ref()
+    }
+
+    /// The place itself and whose it is; from here on the caller gives it back.
+    fn into_placement(mut self) -> Option<(Placement, Environment)> {
+        Some((self.placement.take()?, self.environment.clone()))
     }
 }
 
@@ -68,6 +82,10 @@ impl Gate {
     /// either ends or waits for a change, and after the deadline nothing waits.
     pub async fn pass(&self, session: &mut Session, journey: &mut Journey) -> Passed {
         let mut granted: Option<(Placement, Environment)> = None;
+        if let Some(id) = journey.session().filter(|_| journey.trace.steps.is_empty()).cloned() {
+            let environment = journey.view().environment.clone();
+            journey.recorded(self.sessions.look_up(&environment, &id).await);
+        }
         loop {
             let (now, pick) = (self.clock.now(), self.entropy.next_u64());
             let (placement, from) = granted.take().unzip();
@@ -86,6 +104,13 @@ impl Gate {
                     return Passed::Forward(self.placed(journey, placement));
                 }
                 Next::Reply(reply) => return Passed::Reply(reply),
+                Next::AskStore(placement) => {
+                    // With its place kept, so that the answer is about where it will be.
+                    let placed = self.placed(journey, placement);
+                    let answer = self.ask_store(journey, &placed).await;
+                    journey.store_answered(answer);
+                    granted = placed.into_placement();
+                }
                 Next::Wake { hold: false } => {
                     let woke = self.wake(journey).await;
                     match journey.woke(&woke, false, self.clock.now()) {
@@ -102,6 +127,16 @@ impl Gate {
                     }
                 }
             }
+        }
+    }
+
+    async fn ask_store(&self, journey: &Journey, placed: &Placed) -> StoreAnswer {
+        match (placed.placement(), journey.session()) {
+            (Some(placement), Some(id)) => {
+                let target = &placement.allocation;
+                self.sessions.ask(&Ask { view: journey.view(), target, id }).await
+            }
+            _ => StoreAnswer::Unavailable,
         }
     }
 
@@ -128,7 +163,7 @@ impl Gate {
         let entered = self.queues.enter(
             &view,
             facts.header_bytes,
-            facts.affinity.clone(),
+            journey.wish(),
             journey.excluded().to_vec(),
             wake,
             journey.waits_cold(),
@@ -167,6 +202,8 @@ impl Gate {
             // First: a client that is gone and a place that came in the same moment mean gone.
             () = watch::client_left(session, body_unread) => (HoldEnd::ClientLeft, None),
             told = ticket.released() => match told {
+                // The place goes to the next one with the grant.
+                Release::Granted(_) if watch::has_left(session) => (HoldEnd::ClientLeft, None),
                 Release::Granted(grant) => (HoldEnd::Released, grant.take()),
                 Release::Recheck => (HoldEnd::Recheck, None),
                 Release::ShuttingDown => (HoldEnd::ShuttingDown, None),

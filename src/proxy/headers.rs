@@ -8,6 +8,7 @@ use pingora::http::RequestHeader;
 
 use crate::clock::Entropy;
 use crate::lifecycle::facts::Facts;
+use crate::lifecycle::resume::Verdict;
 use crate::snapshot::AllocationView;
 
 /// Names that only the edge may set, whoever else sent them.
@@ -31,6 +32,7 @@ pub fn for_app(
     upstream: &mut RequestHeader,
     facts: &Facts,
     allocation: &AllocationView,
+    verdict: Option<Verdict>,
     client: Option<SocketAddr>,
     tls: bool,
     entropy: &dyn Entropy,
@@ -64,6 +66,10 @@ pub fn for_app(
     }
     for (name, value) in &allocation.headers {
         upstream.insert_header(name.clone(), value.clone())?;
+    }
+    if let Some(verdict) = verdict {
+        upstream.insert_header("vango-edge-resume", verdict.name())?;
+        upstream.insert_header("vango-edge-resume-reason", verdict.reason())?;
     }
     if facts.path_changed {
         // The app routes on the same reading of the path that the edge did.

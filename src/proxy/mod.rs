@@ -1,16 +1,18 @@
 //! The Pingora shell: it performs what [`crate::lifecycle`] decides, and decides nothing itself.
 //!
-//! `early_request_filter` reads the facts and classifies, `request_filter` gates and holds,
+//! `early_request_filter` reads the facts, looks for an asset and classifies, `request_filter` gates and holds,
 //! `upstream_peer` places (again, after a failed connection). [`serve`] accepts connections: the
 //! edge runs Pingora's HTTP engine on its own runtime, since Pingora's server owns signals,
 //! shutdown and listening sockets in ways that an edge with reload and drain cannot use.
 
 mod answer;
+mod asset;
 mod gate;
 mod headers;
 mod serve;
 mod service;
 mod watch;
 
+pub use gate::Gate;
 pub use serve::{Listener, Serving, bind};
-pub use service::{EdgeProxy, ProxyLimits};
+pub use service::{EdgeProxy, ProxyLimits, ProxyParts};

@@ -7,27 +7,29 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, HttpPeer};
 use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
-use crate::clock::{Clock, Entropy, Mono};
+use crate::artifact::AssetBytes;
+use crate::clock::Mono;
 use crate::id::RequestId;
 use crate::lifecycle::admit::Journey;
-use crate::lifecycle::classify::classify;
+use crate::lifecycle::affinity;
+use crate::lifecycle::asset::{Action, Visit};
+use crate::lifecycle::classify::{Classified, classify};
 use crate::lifecycle::facts::{ErrorForm, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::{Outcome, Trace};
-use crate::snapshot::SnapshotReader;
-use crate::telemetry::{NO_CLASS, Telemetry, TraceRecord};
-use crate::wake::hold::HoldQueues;
-use crate::wake::worker::Worker;
+use crate::snapshot::AllocationView;
+use crate::store::record::SessionRoute;
+use crate::telemetry::{ASSET, NO_CLASS, Telemetry, TraceRecord};
 
 use super::gate::{Gate, Passed, Placed};
-use super::{answer, headers};
+use super::{answer, asset, headers};
 
 /// Timeouts toward allocations. Pingora's own default for each is none.
 #[derive(Debug, Clone, Copy)]
@@ -40,9 +42,22 @@ pub struct ProxyLimits {
     pub idle_timeout: Duration,
 }
 
+/// What the proxy works with.
+pub struct ProxyParts {
+    /// Decides where requests go.
+    pub gate: Gate,
+    /// Bytes of static files.
+    pub files: Arc<AssetBytes>,
+    /// Where finished requests are told.
+    pub telemetry: Arc<Telemetry>,
+    /// Timeouts; a reload swaps them.
+    pub limits: Arc<ArcSwap<ProxyLimits>>,
+}
+
 /// The edge, as Pingora sees it.
 pub struct EdgeProxy {
     gate: Gate,
+    files: Arc<AssetBytes>,
     telemetry: Arc<Telemetry>,
     limits: Arc<ArcSwap<ProxyLimits>>,
 }
@@ -55,6 +70,8 @@ pub struct Ctx {
     body_unread: bool,
     body_bytes: u64,
     journey: Option<Journey>,
+    /// A request for an asset, which makes no journey either.
+    visit: Option<Visit>,
     /// What is traced of a request that nobody owns, which makes no journey.
     unrouted: Option<TraceRecord>,
     /// The answer to give instead of forwarding.
@@ -68,16 +85,9 @@ pub struct Ctx {
 
 impl EdgeProxy {
     /// The proxy over its parts.
-    pub fn new(
-        snapshots: SnapshotReader,
-        queues: Arc<HoldQueues>,
-        worker: Arc<Worker>,
-        clock: Arc<dyn Clock>,
-        entropy: Arc<dyn Entropy>,
-        telemetry: Arc<Telemetry>,
-        limits: Arc<ArcSwap<ProxyLimits>>,
-    ) -> Self {
-        Self { gate: Gate { snapshots, queues, worker, clock, entropy }, telemetry, limits }
+    pub fn new(parts: ProxyParts) -> Self {
+        let ProxyParts { gate, files, telemetry, limits } = parts;
+        Self { gate, files, telemetry, limits }
     }
 
     fn now(&self) -> Mono {
@@ -114,6 +124,62 @@ impl EdgeProxy {
         }
     }
 
+    /// Sends an asset, or says why not.
+    async fn serve_asset(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        mut visit: Visit,
+    ) -> pingora::Result<()> {
+        let sent = match &visit.action {
+            Action::Serve(plan) => {
+                asset::send(session, plan, &self.files, ctx.id, ctx.body_unread).await
+            }
+            Action::Reply(reply) => {
+                ctx.reply = Some(reply.clone());
+                Ok(())
+            }
+        };
+        let sent = match sent {
+            Ok(()) => {
+                visit.served(self.now());
+                Ok(())
+            }
+            Err(asset::Failed::Unavailable(why)) => {
+                log::error!("{}: {why}", visit.view().environment);
+                ctx.reply = Some(visit.unavailable(self.now()));
+                Ok(())
+            }
+            Err(asset::Failed::Broken(e)) => {
+                visit.client_left();
+                Err(e)
+            }
+        };
+        ctx.visit = Some(visit);
+        sent?;
+        if ctx.reply.is_some() { self.answer(session, ctx).await } else { Ok(()) }
+    }
+
+    /// Closes the trace of a request for an asset. It counts for the class `asset` and is no activity:
+    /// an open page's pictures keep no app awake.
+    fn visited(&self, visit: Visit, status: Option<u16>, now: Mono) {
+        let (facts, view) = (visit.facts(), Arc::clone(visit.view()));
+        let record = TraceRecord {
+            method: facts.method.clone(),
+            host: facts.host.clone(),
+            path: facts.path.clone(),
+            class: ASSET,
+            environment: Some(view.environment.clone()),
+            status,
+            operation: None,
+            held: Duration::ZERO,
+            total: now.since(facts.received),
+            at: self.gate.clock.wall(),
+            trace: visit.trace,
+        };
+        self.telemetry.finished(record, &view.live);
+    }
+
     /// Keeps the answer and the trace of a request that nobody owns.
     fn unrouted(
         &self,
@@ -139,6 +205,68 @@ impl EdgeProxy {
         ctx.reply = Some(reply);
     }
 
+    /// Reads what names an earlier place of the request's session. Only apps with a live route have
+    /// sessions that are somewhere.
+    fn recognise(&self, session: &Session, classified: &Classified, facts: &mut Facts) {
+        let view = &classified.view;
+        if view.contract.live().is_none() {
+            return;
+        }
+        let headers = &session.req_header().headers;
+        if headers.contains_key(header::COOKIE) {
+            let now = self.gate.clock.wall();
+            let tls = is_tls(session);
+            let tokens = &self.gate.sessions.tokens;
+            facts.affinity = tokens.read(headers, &facts.host, tls, &view.environment, now);
+        }
+        // A page's is only for the ring, and with one allocation there is nothing to choose.
+        if facts.websocket || (facts.affinity.is_none() && view.ready.len() > 1) {
+            let query = facts.query.as_deref();
+            facts.session = affinity::session_id(&view.contract, classified.route, headers, query);
+        }
+    }
+
+    /// Adds the token to a response that may carry one, if the browser needs a new one.
+    fn keep_affinity(
+        &self,
+        session: &Session,
+        response: &mut ResponseHeader,
+        ctx: &Ctx,
+    ) -> pingora::Result<()> {
+        let (Some(journey), Some(placement)) =
+            (&ctx.journey, ctx.placed.as_ref().and_then(Placed::placement))
+        else {
+            return Ok(());
+        };
+        let (view, facts, target) = (journey.view(), journey.facts(), &placement.allocation);
+        let carries = view.contract.live().is_some()
+            && journey.route().is_some_and(|r| {
+                affinity::may_carry_token(&r.class, response.status.as_u16(), &response.headers)
+            });
+        let tokens = &self.gate.sessions.tokens;
+        let now = self.gate.clock.wall();
+        if carries
+            && affinity::token_due(facts.affinity.as_ref(), &target.id, now, tokens.lasts())
+            && let Some(cookie) = tokens.cookie(view, target, &facts.host, is_tls(session), now)
+        {
+            response.append_header(header::SET_COOKIE, cookie)?;
+        }
+        Ok(())
+    }
+
+    /// Notes where a live socket was accepted, off this request's way.
+    fn note_accepted(&self, journey: &Journey, target: &AllocationView) {
+        let Some(id) = journey.session() else { return };
+        let route = SessionRoute {
+            allocation: target.id.clone(),
+            generation: target.generation,
+            digest: target.digest,
+            schema: journey.view().schema,
+            at: self.gate.clock.wall(),
+        };
+        self.gate.sessions.routes.note(&journey.view().environment, id.name(), route);
+    }
+
     fn peer(&self, ctx: &Ctx) -> Option<HttpPeer> {
         let allocation = &ctx.placed.as_ref()?.placement()?.allocation;
         let mut peer = HttpPeer::new(allocation.address?, false, String::new());
@@ -157,6 +285,10 @@ impl EdgeProxy {
     }
 }
 
+fn is_tls(session: &Session) -> bool {
+    session.digest().is_some_and(|d| d.ssl_digest.is_some())
+}
+
 #[async_trait]
 impl ProxyHttp for EdgeProxy {
     type CTX = Ctx;
@@ -169,6 +301,7 @@ impl ProxyHttp for EdgeProxy {
             body_unread: false,
             body_bytes: 0,
             journey: None,
+            visit: None,
             unrouted: None,
             reply: None,
             placed: None,
@@ -201,8 +334,15 @@ impl ProxyHttp for EdgeProxy {
         ctx.body_unread = facts.body;
         match classify(&self.gate.snapshots.load(), &facts) {
             Some(classified) => {
-                classified.view.live.touch(ctx.received);
-                ctx.journey = Some(Journey::begin(facts, classified));
+                let now = self.now();
+                match Visit::begin(facts, &classified.view, &head.headers, false, now) {
+                    Ok(visit) => ctx.visit = Some(visit),
+                    Err(mut facts) => {
+                        classified.view.live.touch(ctx.received);
+                        self.recognise(session, &classified, &mut facts);
+                        ctx.journey = Some(Journey::begin(*facts, classified));
+                    }
+                }
             }
             None => {
                 let refused = Trace::unowned(&facts, self.now());
@@ -214,6 +354,10 @@ impl ProxyHttp for EdgeProxy {
 
     /// Gates and holds.
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
+        if let Some(visit) = ctx.visit.take() {
+            self.serve_asset(session, ctx, visit).await?;
+            return Ok(true);
+        }
         if ctx.reply.is_none() && self.pass(session, ctx).await {
             return Ok(false);
         }
@@ -252,7 +396,9 @@ impl ProxyHttp for EdgeProxy {
         };
         let client = session.client_addr().and_then(|a| a.as_inet()).copied();
         let entropy = &*self.gate.entropy;
-        headers::for_app(upstream, journey.facts(), &placement.allocation, client, false, entropy)
+        let (facts, target) = (journey.facts(), &placement.allocation);
+        let verdict = journey.verdict();
+        headers::for_app(upstream, facts, target, verdict, client, is_tls(session), entropy)
     }
 
     /// Counts a body whose length the head did not say, or said wrongly.
@@ -275,11 +421,18 @@ impl ProxyHttp for EdgeProxy {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
         ctx.first_byte.get_or_insert_with(|| self.gate.clock.now());
+        self.keep_affinity(session, response, ctx)?;
+        if response.status == StatusCode::SWITCHING_PROTOCOLS
+            && let (Some(journey), Some(placement)) =
+                (&ctx.journey, ctx.placed.as_ref().and_then(Placed::placement))
+        {
+            self.note_accepted(journey, &placement.allocation);
+        }
         response.insert_header("x-request-id", ctx.id.to_string())
     }
 
@@ -360,6 +513,9 @@ impl ProxyHttp for EdgeProxy {
         drop(ctx.placed.take());
         let now = self.now();
         let status = session.response_written().map(|r| r.status.as_u16());
+        if let Some(visit) = ctx.visit.take() {
+            return self.visited(visit, status, now);
+        }
         let Some(mut journey) = ctx.journey.take() else {
             if let Some(record) = ctx.unrouted.take() {
                 let total = now.since(ctx.received);

@@ -28,12 +28,15 @@ pub async fn client_left(session: &mut Session, body_unread: bool) {
         return;
     }
     // Reading would eat a byte of the body. The kernel knows whether a FIN or RST came.
-    loop {
+    while !has_left(session) {
         tokio::time::sleep(LOOK_EVERY).await;
-        let info =
-            downstream.digest().and_then(|d| d.socket_digest.as_ref()).and_then(|s| s.tcp_info());
-        if info.is_some_and(|i| matches!(i.tcpi_state, CLOSE_WAIT | CLOSED)) {
-            return;
-        }
     }
+}
+
+/// Whether the kernel has been told that the client left. Asked once more when a place was given:
+/// [`client_left`] learns of it a moment later, and a request that is sent then is sent for nobody.
+pub fn has_left(session: &mut Session) -> bool {
+    let downstream = session.as_downstream_mut();
+    let socket = downstream.digest().and_then(|d| d.socket_digest.as_ref());
+    socket.and_then(|s| s.tcp_info()).is_some_and(|i| matches!(i.tcpi_state, CLOSE_WAIT | CLOSED))
 }

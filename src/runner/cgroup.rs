@@ -36,7 +36,11 @@ impl Cgroups {
     /// Makes the group of an allocation.
     pub fn make(&self, allocation: &AllocationId) -> io::Result<Cgroup> {
         let dir = self.0.join(allocation.as_str());
-        fs::create_dir(&dir)?;
+        match fs::create_dir(&dir) {
+            // Another edge of this machine took the empty directory with it as it ended.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&dir)?,
+            made => made?,
+        }
         Ok(Cgroup(dir))
     }
 

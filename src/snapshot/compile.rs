@@ -3,7 +3,7 @@
 //! [`Records`] is the store's content as far as routing needs it, fed with watch events. It says
 //! which environments an event touches; [`compile`] makes those anew and shares the rest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use std::time::Duration;
 use foldhash::quality::FixedState;
 use http::{HeaderName, HeaderValue};
 
-use crate::clock::Mono;
+use crate::assets::AssetIndex;
+use crate::clock::{Mono, Wall};
 use crate::contract::{self, Contract};
 use crate::id::{AllocationId, DeploymentId, Digest, Environment, Host};
 use crate::store::record::{
@@ -21,7 +22,7 @@ use crate::store::record::{
 };
 
 use super::model::{
-    AllocationView, EnvView, Live, Load, OperationView, OwnerView, Snapshot, WakeStats,
+    AllocationView, EnvView, Live, Load, OperationView, OwnerView, Shelf, Snapshot, WakeStats,
 };
 
 /// One change of one key, as a watch reports it: its new value, or `None` when it was deleted.
@@ -36,15 +37,33 @@ pub struct Change<'a> {
 #[derive(Debug, Default)]
 struct EnvRecords {
     owners: BTreeMap<String, RouteOwner>,
-    deployments: BTreeMap<DeploymentId, (Digest, Arc<Contract>)>,
+    deployments: BTreeMap<DeploymentId, Deployed>,
     allocations: BTreeMap<AllocationId, Allocation>,
     operation: Option<(Operation, Mono)>,
+}
+
+impl EnvRecords {
+    fn names_index(&self, index: &Digest) -> bool {
+        self.deployments.values().any(|d| d.assets == Some(*index))
+    }
+}
+
+/// What routing needs of a deployment.
+#[derive(Debug)]
+struct Deployed {
+    digest: Digest,
+    contract: Arc<Contract>,
+    schema: Option<Digest>,
+    assets: Option<Digest>,
+    replaced: Option<Wall>,
 }
 
 /// The routing records of the store.
 #[derive(Debug, Default)]
 pub struct Records {
     environments: BTreeMap<Environment, EnvRecords>,
+    /// Asset indexes that deployments name, by digest. The shell reads them from the artifact store.
+    indexes: HashMap<Digest, Arc<AssetIndex>>,
     /// Which environment a host's owner key belongs to, so that a move or delete finds it.
     owner_keys: BTreeMap<String, Environment>,
 }
@@ -151,15 +170,52 @@ impl Records {
                 // Verified when the deployment was made; a contract this build cannot read any
                 // more leaves the environment out, and its hosts answer no-route.
                 if let Ok(contract) = contract::parse(Path::new("vango-edge.toml"), &d.contract) {
-                    env.deployments.insert(id, (d.digest, Arc::new(contract)));
+                    let known = Deployed {
+                        digest: d.digest,
+                        schema: contract.state.as_ref().and_then(|s| s.schema).or(d.schema),
+                        contract: Arc::new(contract),
+                        assets: d.assets,
+                        replaced: d.replaced,
+                    };
+                    env.deployments.insert(id, known);
                 }
             }
             None => {
-                env.deployments.remove(&id);
+                let gone = env.deployments.remove(&id).and_then(|d| d.assets);
+                if let Some(index) = gone
+                    && !self.environments.values().any(|e| e.names_index(&index))
+                {
+                    self.indexes.remove(&index);
+                }
             }
         }
         touched.insert(environment);
         Ok(())
+    }
+
+    /// Indexes that deployments among `changes` name and that were not supplied.
+    pub fn lacking<'a>(&self, changes: impl IntoIterator<Item = Change<'a>>) -> Vec<Digest> {
+        let deployments =
+            changes.into_iter().filter(|c| c.key.starts_with(key::DEPLOYMENTS)).filter_map(|c| {
+                // One that cannot be read is an error when it is applied.
+                Deployment::decode(c.value?).ok()?.assets
+            });
+        let mut lacking: Vec<_> =
+            deployments.filter(|digest| !self.indexes.contains_key(digest)).collect();
+        lacking.sort_unstable();
+        lacking.dedup();
+        lacking
+    }
+
+    /// Takes an index in.
+    pub fn supply(&mut self, digest: Digest, index: Arc<AssetIndex>) {
+        self.indexes.insert(digest, index);
+    }
+
+    /// Forgets every record. Indexes are kept: their names say what is in them.
+    pub fn forget_all(&mut self) {
+        let indexes = std::mem::take(&mut self.indexes);
+        *self = Self { indexes, ..Self::default() };
     }
 
     /// Every environment there is a record of.
@@ -188,7 +244,10 @@ pub fn compile(
     next.revision = revision;
     for environment in touched {
         let before = previous.environment(environment);
-        let view = records.environments.get(environment).and_then(|r| view(environment, r, before));
+        let view = records
+            .environments
+            .get(environment)
+            .and_then(|r| view(environment, r, &records.indexes, before));
         if let (Some(before), Some(view)) = (before, &view)
             && view.owner.epoch < before.owner.epoch
         {
@@ -219,6 +278,7 @@ pub fn compile(
 fn view(
     environment: &Environment,
     records: &EnvRecords,
+    indexes: &HashMap<Digest, Arc<AssetIndex>>,
     before: Option<&Arc<EnvView>>,
 ) -> Option<EnvView> {
     let newest = records.owners.values().max_by_key(|o| o.epoch)?;
@@ -227,10 +287,11 @@ fn view(
         deployment: newest.deployment.clone(),
         digest: newest.digest,
     };
-    let (digest, contract) = records.deployments.get(&owner.deployment)?;
-    if *digest != owner.digest {
+    let deployed = records.deployments.get(&owner.deployment)?;
+    if deployed.digest != owner.digest {
         return None;
     }
+    let contract = &deployed.contract;
     let hosts: Vec<Host> = records
         .owners
         .values()
@@ -250,14 +311,42 @@ fn view(
         });
     Some(EnvView {
         environment: environment.clone(),
+        assets: shelves(records, deployed, indexes),
         operation: records.operation.as_ref().map(|(o, seen)| operation_view(o, *seen)),
         owner,
         hosts,
         contract: Arc::clone(contract),
+        schema: deployed.schema,
         ready,
         others,
         live,
     })
+}
+
+/// The owner's files, then those of the deployments that it replaced: a page that was opened before
+/// a deploy still finds what it names. How long those are kept is for who removes deployments.
+fn shelves(
+    records: &EnvRecords,
+    owner: &Deployed,
+    indexes: &HashMap<Digest, Arc<AssetIndex>>,
+) -> Vec<Shelf> {
+    let mut before: Vec<&Deployed> =
+        records.deployments.values().filter(|d| d.replaced.is_some()).collect();
+    before.sort_by_key(|d| std::cmp::Reverse((d.replaced, d.digest)));
+    let mut shelves: Vec<Shelf> = Vec::new();
+    for deployed in std::iter::once(owner).chain(before) {
+        let (Some(index), Some(assets)) = (deployed.assets, &deployed.contract.assets) else {
+            continue;
+        };
+        if shelves.iter().all(|s| s.artifact != deployed.digest) {
+            shelves.push(Shelf {
+                artifact: deployed.digest,
+                prefix: assets.prefix.clone(),
+                index: indexes.get(&index).cloned(),
+            });
+        }
+    }
+    shelves
 }
 
 fn allocation_view(

@@ -12,7 +12,7 @@ mod shards;
 
 pub use compile::{Change, Records, compile};
 pub use model::{
-    AllocationView, EnvView, Live, Load, MAX_CLASSES, MAX_OUTCOMES, OperationView, OwnerView, Slot,
-    Snapshot, WakeStats,
+    AllocationView, EnvView, Live, Load, MAX_CLASSES, MAX_OUTCOMES, OperationView, OwnerView,
+    Shelf, Slot, Snapshot, WakeStats,
 };
 pub use publish::{Publisher, SnapshotReader};

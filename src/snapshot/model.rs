@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+use crate::assets::AssetIndex;
 use crate::clock::Mono;
 use crate::contract::Contract;
 use crate::id::{
@@ -78,14 +79,30 @@ pub struct EnvView {
     pub hosts: Vec<Host>,
     /// The owner's artifact's contract.
     pub contract: Arc<Contract>,
+    /// The schema under which the owner's artifact writes its sessions' state.
+    pub schema: Option<Digest>,
     /// Ready allocations of the owner's epoch and digest: the only ones that get new requests.
     pub ready: Vec<Arc<AllocationView>>,
     /// Every other recorded allocation, for people.
     pub others: Vec<Arc<AllocationView>>,
+    /// Static files: the owner's artifact's first, then those of artifacts that owned it before,
+    /// newest first. Empty when the owner's contract has none.
+    pub assets: Vec<Shelf>,
     /// The last wake of this environment.
     pub operation: Option<OperationView>,
     /// Counters of the environment.
     pub live: Arc<Live>,
+}
+
+/// The static files of one artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shelf {
+    /// The artifact.
+    pub artifact: Digest,
+    /// The path prefix under which they are asked for.
+    pub prefix: String,
+    /// Which files; `None` when the artifact's index cannot be had.
+    pub index: Option<Arc<AssetIndex>>,
 }
 
 /// A wake operation, as of one snapshot.
@@ -196,9 +213,9 @@ pub struct Live {
 }
 
 /// Classes that are counted apart.
-pub const MAX_CLASSES: usize = 4;
+pub const MAX_CLASSES: usize = 5;
 /// Outcomes that are counted apart.
-pub const MAX_OUTCOMES: usize = 32;
+pub const MAX_OUTCOMES: usize = 64;
 
 impl Live {
     /// Requests held for it now.
@@ -222,7 +239,8 @@ impl Live {
     }
     /// Counts one request. Indices beyond the bounds are not counted.
     pub fn count(&self, class: usize, outcome: usize) {
-        let served = self.served.get_or_init(Box::default);
+        let none = || std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)));
+        let served = self.served.get_or_init(|| Box::new(none()));
         if let Some(n) = served.get(class).and_then(|c| c.get(outcome)) {
             n.fetch_add(1, Ordering::Relaxed);
         }

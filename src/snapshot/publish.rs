@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::assets::AssetIndex;
 use crate::clock::Mono;
-use crate::id::Environment;
+use crate::id::{Digest, Environment};
 use crate::store::record::RecordError;
 
 use super::compile::{Change, Records, compile};
@@ -55,6 +56,17 @@ impl Publisher {
         self.reader.clone()
     }
 
+    /// Asset indexes that `changes` name and that are not here: to be given to [`Self::supply`]
+    /// before the changes are published. One that cannot be had is left out.
+    pub fn lacking<'a>(&self, changes: impl IntoIterator<Item = Change<'a>>) -> Vec<Digest> {
+        self.records.lacking(changes)
+    }
+
+    /// Takes an asset index in; it counts from the next publish on.
+    pub fn supply(&mut self, digest: Digest, index: Arc<AssetIndex>) {
+        self.records.supply(digest, index);
+    }
+
     /// Takes changes in and publishes them as `revision`; returns the environments they touched.
     ///
     /// # Errors
@@ -86,7 +98,7 @@ impl Publisher {
         now: Mono,
     ) -> (BTreeSet<Environment>, Result<(), RecordError>) {
         let mut touched: BTreeSet<_> = self.records.environments().cloned().collect();
-        self.records = Records::default();
+        self.records.forget_all();
         let mut outcome = Ok(());
         for change in listing {
             if let Err(e) = self.records.apply(change, now, &mut touched) {

@@ -18,6 +18,10 @@ use crate::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, Host, OperationId,
 };
 
+mod session;
+
+pub use session::SessionRoute;
+
 /// Why a stored value could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -128,6 +132,19 @@ pub struct Deployment {
     pub files: u64,
     /// Bytes in those files.
     pub bytes: u64,
+    /// The index of its static files, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assets: Option<Digest>,
+    /// When another deployment took the environment's routes over; `None` for the one that owns them
+    /// and for one that never did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<Wall>,
+    /// The deployment that was promoted to this one: the same artifact in another environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_from: Option<DeploymentId>,
+    /// The hash in the artifact's `state.schema_file`, where its contract names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Digest>,
 }
 impl Record for Deployment {
     const KIND: &'static str = "deployment";
@@ -384,6 +401,8 @@ pub mod key {
     pub const DEPLOYMENTS: &str = "d/";
     /// Hosts that nobody owns any more.
     pub const RETIRED: &str = "retired";
+    /// Prefix of all sessions' routes.
+    pub const SESSIONS: &str = "s/";
     /// Prefix of finished operations, oldest first.
     pub const HISTORY: &str = "oplog/";
 
@@ -414,6 +433,10 @@ pub mod key {
     /// One deployment.
     pub fn deployment(environment: &Environment, id: &DeploymentId) -> String {
         format!("d/{environment}/{id}")
+    }
+    /// Where one session was; `name` stands for its id, which is in no key.
+    pub fn session(environment: &Environment, name: &impl std::fmt::Display) -> String {
+        format!("s/{environment}/{name}")
     }
     /// The environment's start counter.
     pub fn starts(environment: &Environment) -> String {

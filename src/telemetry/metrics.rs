@@ -38,7 +38,7 @@ pub struct Metrics {
     registry: Registry,
     /// The process's own figures, under the names that every exporter gives them.
     process: Registry,
-    requests: [Histogram; 4],
+    requests: [Histogram; 5],
     held: Histogram,
     wakes: IntCounterVec,
     phases: HashMap<&'static str, Histogram>,
@@ -99,6 +99,7 @@ impl Metrics {
                 request(CLASSES[1])?,
                 request(CLASSES[2])?,
                 request(CLASSES[3])?,
+                request(CLASSES[4])?,
             ],
             held: histogram("hold_seconds", "How long held requests were held.", &[])?,
             phases,
@@ -263,7 +264,7 @@ impl Requests {
     fn new(snapshots: SnapshotReader) -> Result<Self, prometheus::Error> {
         let labels = ["environment", "class", "outcome"].map(str::to_owned).to_vec();
         let desc = Desc::new(
-            "vango_edge_requests_total".into(),
+            "requests_total".into(),
             "Requests by environment, class and outcome.".into(),
             labels,
             HashMap::new(),
@@ -279,7 +280,7 @@ impl Collector for Requests {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let snapshot = self.snapshots.load();
-        let opts = Opts::new("requests_total", self.desc.help.clone()).namespace("vango_edge");
+        let opts = Opts::new("requests_total", self.desc.help.clone());
         let Ok(counter) = IntCounterVec::new(opts, &["environment", "class", "outcome"]) else {
             return Vec::new();
         };

@@ -21,7 +21,10 @@ use crate::store::record::Operation;
 use crate::wake::worker::Observer;
 
 /// Classes as metrics name them; see [`crate::contract::RouteClass::name`].
-pub const CLASSES: [&str; 4] = ["page", "action", "webhook", "live"];
+pub const CLASSES: [&str; 5] = ["page", "action", "webhook", "live", "asset"];
+
+/// The class of a request that the artifact answers; it has no route.
+pub const ASSET: &str = CLASSES[4];
 
 /// The class of a request that nobody owns.
 pub const NO_CLASS: &str = "none";

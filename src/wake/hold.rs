@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Entropy};
 use crate::id::{AllocationId, Environment};
-use crate::lifecycle::place::{self, Choice, Placement};
+use crate::lifecycle::place::{self, Choice, Placement, Wish};
 use crate::lifecycle::trace::QueueBound;
 use crate::snapshot::{EnvView, Live, SnapshotReader};
 
@@ -67,7 +67,7 @@ impl Drop for Grant {
 
 struct Waiter {
     release: oneshot::Sender<Release>,
-    wanted: Option<AllocationId>,
+    wish: Wish,
     excluded: Vec<AllocationId>,
     waits_cold: bool,
 }
@@ -208,7 +208,7 @@ impl HoldQueues {
         self: &Arc<Self>,
         view: &EnvView,
         bytes: usize,
-        wanted: Option<AllocationId>,
+        wish: Wish,
         excluded: Vec<AllocationId>,
         asks: bool,
         waits_cold: bool,
@@ -239,7 +239,7 @@ impl HoldQueues {
             }
             let number = q.next;
             q.next += 1;
-            q.waiters.insert(number, Waiter { release, wanted, excluded, waits_cold });
+            q.waiters.insert(number, Waiter { release, wish, excluded, waits_cold });
             q.count();
             number
         };
@@ -317,7 +317,7 @@ impl HoldQueues {
         while let Some((&number, waiter)) = q.waiters.range(from..).next() {
             from = number + 1;
             let pick = self.entropy.next_u64();
-            match place::choose(view, waiter.wanted.as_ref(), &waiter.excluded, pick, true) {
+            match place::choose(view, &waiter.wish, &waiter.excluded, pick, true) {
                 Choice::Place(placement) => {
                     let Some(waiter) = q.waiters.remove(&number) else { continue };
                     let grant = Grant {

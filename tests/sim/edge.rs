@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use vango_edge::clock::Entropy;
-use vango_edge::id::{AllocationId, Environment, RequestId};
+use vango_edge::clock::{Entropy, Wall};
+use vango_edge::id::{Environment, Generation, RequestId};
 use vango_edge::lifecycle::admit::{Journey, Next, Woke};
+use vango_edge::lifecycle::affinity::{KnownBy, Prior};
 use vango_edge::lifecycle::classify::{Posture, classify};
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::place::Placement;
@@ -112,7 +113,7 @@ impl Sim {
         let (parts, ()) = request.body(()).unwrap().into_parts();
         let id = RequestId::random(&*self.entropy);
         let mut facts = Facts::parse(&parts, path.as_bytes(), id, self.now()).unwrap();
-        facts.affinity = self.some_allocation();
+        facts.affinity = self.some_prior();
         let Some(classified) = classify(&self.snapshots.load(), &facts) else {
             self.note(|_| format!("{method} {path} at {host}: nobody's"));
             *self.story.endings.entry("no-route").or_default() += 1;
@@ -152,9 +153,21 @@ impl Sim {
     }
 
     /// An affinity token may name anything that ever was.
-    fn some_allocation(&self) -> Option<AllocationId> {
+    /// What an affinity token may say: some allocation that runs, or the start before it.
+    fn some_prior(&self) -> Option<Prior> {
         let all: Vec<_> = self.processes.keys().collect();
-        (!all.is_empty() && self.dice.one_in(4)).then(|| (*self.dice.pick(&all)).clone())
+        if all.is_empty() || !self.dice.one_in(4) {
+            return None;
+        }
+        let allocation = (*self.dice.pick(&all)).clone();
+        let view = self.snapshots.load();
+        let generation = view
+            .environments()
+            .flat_map(|e| e.ready.iter().chain(&e.others))
+            .find(|a| a.id == allocation)
+            .map_or(Generation(0), |a| a.generation);
+        let known_by = KnownBy::Token { expires: Wall(u64::MAX) };
+        Some(Prior { allocation, generation, schema: None, known_by })
     }
 
     fn newest(&self, n: usize) -> Option<Arc<EnvView>> {
@@ -218,6 +231,7 @@ impl Sim {
             }
             Next::Wake { hold: true } => self.hold(n, true),
             Next::Hold => self.hold(n, false),
+            Next::AskStore(_) => unreachable!("{NO_STORE}"),
         }
     }
 
@@ -228,7 +242,7 @@ impl Sim {
         let entered = self.queues.enter(
             &view,
             facts.header_bytes,
-            facts.affinity.clone(),
+            journey.wish(),
             journey.excluded().to_vec(),
             wake,
             journey.waits_cold(),
@@ -479,11 +493,15 @@ impl Sim {
     }
 }
 
+/// Sessions that move have golden tests of their own.
+pub const NO_STORE: &str = "no contract here promises that a session may move";
+
 fn brief(next: &Next) -> String {
     match next {
         Next::Forward(p) => format!("forward to {}", p.allocation.id),
         Next::Wake { hold } => format!("wake, hold: {hold}"),
         Next::Hold => "hold".into(),
+        Next::AskStore(_) => unreachable!("{NO_STORE}"),
         Next::Reply(r) => format!("answer {}", r.problem.name()),
     }
 }

@@ -11,7 +11,7 @@ use vango_edge::lifecycle::trace::{Outcome, StepKind};
 use vango_edge::snapshot::EnvView;
 use vango_edge::store::record::{Allocation, AllocationState, Operation, Record, WakeState, key};
 
-use crate::edge::{State, by_the_app, says_not_sent};
+use crate::edge::{NO_STORE, State, by_the_app, says_not_sent};
 use crate::world::Sim;
 
 impl Sim {
@@ -214,6 +214,7 @@ impl Sim {
                 }
             }
             Next::Wake { hold: false } | Next::Reply(_) => {}
+            Next::AskStore(_) => unreachable!("{NO_STORE}"),
         }
     }
 

@@ -330,6 +330,10 @@ impl Sim {
             created: self.clock.wall(),
             files: 1,
             bytes: 1,
+            assets: None,
+            replaced: None,
+            promoted_from: None,
+            schema: None,
         };
         let at = key::deployment(environment, &deployment.id);
         let txn = Txn::new().absent(&at).put(&at, deployment.encode());

@@ -145,7 +145,7 @@ fn a_request_is_judged_by_the_contract_it_would_be_forwarded_under() {
     // fewer routes.
     let contract = "[app]\nname = \"studylab\"\n[process]\ncommand = [\"./studylab\"]\n\
                     [[route]]\npath = \"/*\"\nclass = \"action\"\nidempotency = \"none\"\n";
-    world.deploy_with(2, vango_edge::id::Epoch(2), contract);
+    world.deploy_with(2, vango_edge::id::Epoch(2), contract, None);
     for journey in [&mut safe, &mut keyed] {
         assert_eq!(journey.held(HoldEnd::Recheck, Some(&world.view()), world.now, 0), None);
         assert!(matches!(world.decide(journey), Next::Wake { hold: false }));

@@ -8,6 +8,7 @@ use vango_edge::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId,
 };
 use vango_edge::lifecycle::admit::{Journey, Next};
+use vango_edge::lifecycle::affinity::{KnownBy, Prior};
 use vango_edge::lifecycle::classify::classify;
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::trace::{Step, StepText};
@@ -74,7 +75,7 @@ pub fn environment() -> Environment {
 pub fn al(c: char) -> AllocationId {
     format!("al-{}", c.to_string().repeat(16)).parse().unwrap()
 }
-fn dp(n: u8) -> DeploymentId {
+pub fn dp(n: u8) -> DeploymentId {
     format!("dp-{}", char::from(b'a' + n).to_string().repeat(16)).parse().unwrap()
 }
 
@@ -101,20 +102,12 @@ impl World {
     }
 
     pub fn deploy(&mut self, n: u8, epoch: Epoch) {
-        self.deploy_with(n, epoch, CONTRACT);
+        self.deploy_with(n, epoch, CONTRACT, None);
     }
 
-    pub fn deploy_with(&mut self, n: u8, epoch: Epoch, contract: &str) {
-        let deployment = Deployment {
-            id: dp(n),
-            environment: environment(),
-            digest: digest(n),
-            contract: contract.into(),
-            created: Wall(0),
-            files: 1,
-            bytes: 1,
-        };
-        self.put(&key::deployment(&environment(), &dp(n)), Some(&deployment.encode()));
+    /// The same, with another contract and the index of the artifact's static files.
+    pub fn deploy_with(&mut self, n: u8, epoch: Epoch, contract: &str, assets: Option<Digest>) {
+        self.deployment(n, contract, assets, None);
         let owner = RouteOwner {
             host: "studylab.localhost".parse().unwrap(),
             path: "/".into(),
@@ -124,6 +117,30 @@ impl World {
             epoch,
         };
         self.put(&key::owner(&owner.host, "/"), Some(&owner.encode()));
+    }
+
+    /// A deployment's record alone.
+    pub fn deployment(
+        &mut self,
+        n: u8,
+        contract: &str,
+        assets: Option<Digest>,
+        replaced: Option<Wall>,
+    ) {
+        let deployment = Deployment {
+            id: dp(n),
+            environment: environment(),
+            digest: digest(n),
+            contract: contract.into(),
+            created: Wall(0),
+            files: 1,
+            bytes: 1,
+            assets,
+            replaced,
+            promoted_from: None,
+            schema: None,
+        };
+        self.put(&key::deployment(&environment(), &dp(n)), Some(&deployment.encode()));
     }
 
     pub fn allocation(&mut self, c: char, epoch: Epoch, n: u8, state: AllocationState) {
@@ -203,6 +220,12 @@ impl World {
     pub fn decide(&self, journey: &mut Journey) -> Next {
         journey.decide(Some(&self.view()), None, self.now, 0)
     }
+}
+
+/// A token that names allocation `c`.
+pub fn prior(c: char) -> Prior {
+    let known_by = KnownBy::Token { expires: Wall(u64::MAX) };
+    Prior { allocation: al(c), generation: Generation(1), schema: None, known_by }
 }
 
 /// The steps of a journey as text.

@@ -9,7 +9,7 @@ use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::trace::{Outcome, Risk};
 use vango_edge::store::record::AllocationState;
 
-use crate::given::{World, al, lines, steps};
+use crate::given::{World, al, lines, prior, steps};
 use crate::seed;
 
 const TITLE: &str = "GET Page While Hot";
@@ -64,7 +64,7 @@ fn the_session_keeps_its_allocation_and_is_placed_again_when_that_is_gone() {
     world.allocation('b', Epoch(1), 1, AllocationState::Ready);
     for _ in 0..20 {
         let mut facts = world.facts(get(), "/dashboard");
-        facts.affinity = Some(al('b'));
+        facts.affinity = Some(prior('b'));
         let classified =
             vango_edge::lifecycle::classify::classify(&world.publisher.reader().load(), &facts)
                 .unwrap();
@@ -75,7 +75,7 @@ fn the_session_keeps_its_allocation_and_is_placed_again_when_that_is_gone() {
     }
     world.gone('b');
     let mut facts = world.facts(get(), "/dashboard");
-    facts.affinity = Some(al('b'));
+    facts.affinity = Some(prior('b'));
     let classified =
         vango_edge::lifecycle::classify::classify(&world.publisher.reader().load(), &facts)
             .unwrap();

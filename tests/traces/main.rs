@@ -6,4 +6,6 @@ mod cold_get;
 mod cold_post;
 mod given;
 mod hot_get;
+mod immutable_asset;
 mod seed;
+mod websocket_reconnect;

@@ -1,0 +1,324 @@
+//! The index of an artifact's static files: which path has which bytes, in which encodings.
+//!
+//! It is made at deploy, is a blob of the artifact named by its manifest, and is read back here,
+//! once, into a type that cannot be wrong: every path plain and unique, every header value ready to
+//! send. A request's path is only ever looked up in it; no name from a request reaches a file system.
+//!
+//! Deliberately absent: modification times (they differ between machines, and an entity tag says
+//! more), and the bytes themselves.
+
+mod names;
+
+pub use names::looks_fingerprinted;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use serde::{Deserialize, Serialize};
+
+use crate::id::Digest;
+
+/// Media type of the index.
+pub const MEDIA_TYPE: &str = "application/vnd.vango-edge.assets.v1+json";
+/// Bytes of an index, at most.
+pub const MAX_INDEX: u64 = 32 << 20;
+/// Files in an index, at most.
+pub const MAX_ASSETS: usize = 50_000;
+
+/// A content coding (RFC 9110 §8.4.1; br: RFC 7932, zstd: RFC 8878).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Coding {
+    /// Brotli.
+    Br,
+    /// Zstandard, with a window of at most 8 MiB (RFC 9659).
+    Zstd,
+    /// Gzip.
+    Gzip,
+}
+
+impl Coding {
+    /// As `Content-Encoding` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Br => "br",
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+        }
+    }
+}
+
+/// One file as it is written into an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Its path below the index's directory, `/` between names; also its path below the prefix, once
+    /// decoded.
+    pub path: String,
+    /// Its media type.
+    #[serde(rename = "type")]
+    pub media_type: String,
+    /// Its name changes with its content: it may be kept for ever.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fingerprinted: bool,
+    /// Its bytes.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+    /// The same bytes, encoded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub encodings: Vec<Encoded>,
+}
+
+/// An encoding of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encoded {
+    /// Which.
+    pub coding: Coding,
+    /// The encoded bytes.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Document {
+    media_type: String,
+    dir: String,
+    prefix: String,
+    assets: Vec<Entry>,
+}
+
+/// Why an index was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// Not JSON of this form.
+    #[error("it is no asset index: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Something in it cannot be.
+    #[error("{path:?}: {why}")]
+    Refused {
+        /// Where.
+        path: String,
+        /// Why.
+        why: &'static str,
+    },
+}
+
+fn refused<T>(path: &str, why: &'static str) -> Result<T, IndexError> {
+    Err(IndexError::Refused { path: path.chars().take(100).collect(), why })
+}
+
+/// One way to send a file, with the header values that go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Representation {
+    /// `None`: as it is.
+    pub coding: Option<Coding>,
+    /// Of exactly the bytes that are sent.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+    /// A strong entity tag: the digest (RFC 9110 §8.8.3).
+    pub etag: HeaderValue,
+    /// `Repr-Digest` (RFC 9530 §3).
+    pub repr_digest: HeaderValue,
+}
+
+impl Representation {
+    fn new(coding: Option<Coding>, digest: Digest, size: u64) -> Self {
+        let value = |text: String| {
+            let value = HeaderValue::try_from(text);
+            assert!(value.is_ok(), "hex and base64 are visible ASCII");
+            value.unwrap_or_else(|_| HeaderValue::from_static(""))
+        };
+        Self {
+            coding,
+            digest,
+            size,
+            etag: value(format!("\"{}\"", digest.hex())),
+            repr_digest: value(format!("sha-256=:{}:", STANDARD.encode(digest.as_bytes()))),
+        }
+    }
+}
+
+/// A file of an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asset {
+    /// `Content-Type`.
+    pub media_type: HeaderValue,
+    /// Its name changes with its content.
+    pub fingerprinted: bool,
+    /// As it is.
+    pub identity: Representation,
+    /// Encoded, smallest first.
+    pub encoded: Vec<Representation>,
+}
+
+impl Asset {
+    /// Every representation, the plain one first.
+    pub fn representations(&self) -> impl Iterator<Item = &Representation> {
+        std::iter::once(&self.identity).chain(&self.encoded)
+    }
+}
+
+/// An index that was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssetIndex {
+    dir: String,
+    prefix: String,
+    assets: HashMap<Box<str>, Arc<Asset>>,
+}
+
+impl AssetIndex {
+    /// The bytes of an index of the files in `dir`, asked for under `prefix`; the same for the same
+    /// files, in whatever order they come.
+    pub fn write(dir: &str, prefix: &str, mut assets: Vec<Entry>) -> Vec<u8> {
+        assets.sort_by(|a, b| a.path.cmp(&b.path));
+        for asset in &mut assets {
+            asset.encodings.sort_by_key(|e| e.coding);
+        }
+        let document = Document {
+            media_type: MEDIA_TYPE.into(),
+            dir: dir.into(),
+            prefix: prefix.into(),
+            assets,
+        };
+        let bytes = serde_json::to_vec(&document);
+        assert!(bytes.is_ok(), "an index has string keys and whole numbers only");
+        bytes.unwrap_or_default()
+    }
+
+    /// Reads an index.
+    ///
+    /// # Errors
+    /// [`IndexError`]: what in it cannot be.
+    pub fn read(bytes: &[u8]) -> Result<Self, IndexError> {
+        let document: Document = serde_json::from_slice(bytes)?;
+        if document.media_type != MEDIA_TYPE {
+            return refused(&document.media_type, "it has another media type");
+        }
+        let prefix = &document.prefix;
+        if !(prefix.starts_with('/') && prefix.ends_with('/')) {
+            return refused(prefix, "a prefix begins and ends with /");
+        }
+        if document.assets.len() > MAX_ASSETS {
+            return refused("", "it has too many files");
+        }
+        let mut assets = HashMap::with_capacity(document.assets.len());
+        for entry in document.assets {
+            let asset = asset(&entry)?;
+            if assets.insert(entry.path.as_str().into(), Arc::new(asset)).is_some() {
+                return refused(&entry.path, "it is in it twice");
+            }
+        }
+        Ok(Self { dir: document.dir, prefix: document.prefix, assets })
+    }
+
+    /// The directory in the artifact that its files are in.
+    pub fn dir(&self) -> &str {
+        &self.dir
+    }
+    /// The path prefix under which they are asked for.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+    /// The file with this decoded path below the prefix.
+    pub fn get(&self, path: &str) -> Option<&Arc<Asset>> {
+        self.assets.get(path)
+    }
+    /// All files with their paths, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Asset>)> {
+        self.assets.iter().map(|(path, asset)| (&**path, asset))
+    }
+    /// How many files it has.
+    pub fn len(&self) -> usize {
+        self.assets.len()
+    }
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.assets.is_empty()
+    }
+}
+
+fn asset(entry: &Entry) -> Result<Asset, IndexError> {
+    let path = entry.path.as_str();
+    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+    if path.len() > 1024 || path.chars().any(char::is_control) || !path.split('/').all(plain) {
+        return refused(path, "a path of plain names was expected");
+    }
+    let Ok(media_type) = HeaderValue::from_str(&entry.media_type) else {
+        return refused(path, "its media type cannot be sent");
+    };
+    let mut encoded: Vec<Representation> = Vec::new();
+    for e in &entry.encodings {
+        if encoded.iter().any(|r| r.coding == Some(e.coding)) {
+            return refused(path, "it has one encoding twice");
+        }
+        if e.size >= entry.size {
+            return refused(path, "an encoding does not make it smaller");
+        }
+        encoded.push(Representation::new(Some(e.coding), e.digest, e.size));
+    }
+    encoded.sort_by_key(|r| (r.size, r.coding));
+    Ok(Asset {
+        media_type,
+        fingerprinted: entry.fingerprinted,
+        identity: Representation::new(None, entry.digest, entry.size),
+        encoded,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str) -> Entry {
+        let encodings = vec![
+            Encoded { coding: Coding::Gzip, digest: Digest::from_bytes([2; 32]), size: 60 },
+            Encoded { coding: Coding::Br, digest: Digest::from_bytes([3; 32]), size: 50 },
+        ];
+        Entry {
+            path: path.into(),
+            media_type: "text/css".into(),
+            fingerprinted: false,
+            digest: Digest::from_bytes([1; 32]),
+            size: 100,
+            encodings,
+        }
+    }
+
+    #[test]
+    fn an_index_is_the_same_in_any_order_and_reads_back() {
+        let a = AssetIndex::write("public", "/assets/", vec![entry("a"), entry("b/c")]);
+        let b = AssetIndex::write("public", "/assets/", vec![entry("b/c"), entry("a")]);
+        assert_eq!(a, b);
+        let index = AssetIndex::read(&a).unwrap();
+        let asset = index.get("b/c").unwrap();
+        assert_eq!((index.len(), index.prefix(), index.dir()), (2, "/assets/", "public"));
+        assert_eq!(asset.encoded[0].coding, Some(Coding::Br), "smallest first");
+        assert_eq!(asset.identity.etag.to_str().unwrap(), format!("\"{}\"", "01".repeat(32)));
+        assert!(index.get("../a").is_none() && index.get("").is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let twice = AssetIndex::write("p", "/a/", vec![entry("a"), entry("a")]);
+        assert!(AssetIndex::read(&twice).unwrap_err().to_string().contains("twice"));
+        for path in ["../a", "/a", "a//b", "a/./b", "", "a\nb"] {
+            let bytes = AssetIndex::write("p", "/a/", vec![entry(path)]);
+            assert!(AssetIndex::read(&bytes).is_err(), "{path:?}");
+        }
+        let mut large = entry("a");
+        large.encodings[0].size = 100;
+        assert!(AssetIndex::read(&AssetIndex::write("p", "/a/", vec![large])).is_err());
+        let mut split = entry("a");
+        split.media_type = "text/css\r\nset-cookie: a=b".into();
+        assert!(AssetIndex::read(&AssetIndex::write("p", "/a/", vec![split])).is_err());
+        assert!(AssetIndex::read(&AssetIndex::write("p", "a", vec![])).is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! A live socket's part of its journey: its session is looked for before it is placed, and what the
+//! app is told about it is decided once it is known where.
+
+use std::sync::Arc;
+
+use crate::clock::Mono;
+use crate::lifecycle::affinity::SessionId;
+use crate::lifecycle::facts::Facts;
+use crate::lifecycle::place::{Placement, Wish};
+use crate::lifecycle::resume::{
+    self, Decision, Lookup, Original, Session, StoreAnswer, StoreStep, Verdict,
+};
+use crate::lifecycle::trace::{Found, StepKind};
+use crate::snapshot::AllocationView;
+
+use super::Journey;
+
+/// What is known of a live socket's session.
+#[derive(Debug)]
+pub(super) struct Live {
+    session: Session,
+    verdict: Option<Verdict>,
+    /// Where it was last placed.
+    placed_on: Option<Arc<AllocationView>>,
+}
+
+impl Live {
+    pub(super) fn of(facts: &Facts) -> Option<Box<Self>> {
+        facts.websocket.then(|| {
+            let (id, token) = (facts.session.clone(), facts.affinity.clone());
+            let session = Session { id, token, ..Session::default() };
+            Box::new(Self { session, verdict: None, placed_on: None })
+        })
+    }
+}
+
+/// The durable store must be asked before anything is forwarded.
+pub(super) struct AskFirst;
+
+/// The store's part in a verdict and the verdict; `None` when only explaining, and the store would
+/// have to be asked.
+type Decided = (StoreStep, Option<Verdict>);
+
+impl Journey {
+    /// The live session's id. Its routing record is looked up before the first decision.
+    pub fn session(&self) -> Option<&SessionId> {
+        self.live.as_ref()?.session.id.as_ref()
+    }
+    /// Reports what came of looking it up.
+    pub fn recorded(&mut self, record: Lookup) {
+        if let Some(live) = &mut self.live {
+            live.session.record = record;
+        }
+    }
+    /// Reports what the durable store answered, after [`Next::AskStore`].
+    pub fn store_answered(&mut self, answer: StoreAnswer) {
+        if let Some(live) = &mut self.live {
+            live.session.store = answer;
+        }
+    }
+    pub(super) fn store_was_asked(&self) -> bool {
+        self.live.as_ref().is_some_and(|l| l.session.store != StoreAnswer::NotAsked)
+    }
+    /// What the app is told about a live socket's session.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.live.as_ref()?.verdict
+    }
+    /// Where it would like to go.
+    pub fn wish(&self) -> Wish {
+        let prior = match &self.live {
+            Some(live) => live.session.prior(),
+            None => self.facts.affinity.as_ref(),
+        };
+        Wish {
+            allocation: prior.map(|p| p.allocation.clone()),
+            ring: self.facts.session.as_ref().map(|s| s.name().ring()),
+        }
+    }
+
+    pub(super) fn find_session(&mut self, now: Mono) {
+        let Some(live) = &self.live else { return };
+        let session = &live.session;
+        let found = Found {
+            prior: session.prior().cloned(),
+            original: session.prior().map(|p| Original::of(&self.view, p)),
+            has_id: session.id.is_some(),
+            record_unavailable: session.record == Lookup::Unavailable,
+        };
+        self.trace.push(now, StepKind::FindSession(Box::new(found)));
+    }
+
+    /// Decides about the session of a live socket that is to be forwarded to `placed`; `None` for
+    /// other requests.
+    pub(super) fn decide_session(&self, placed: &Placement) -> Result<Option<Decided>, AskFirst> {
+        let Some(live) = &self.live else { return Ok(None) };
+        let route = self.view.contract.routes.get(self.route).map(|r| &r.class);
+        match resume::decide(&live.session, route, &self.view, &placed.allocation) {
+            Decision::Ask if !self.explaining => Err(AskFirst),
+            Decision::Ask => Ok(Some((StoreStep::Asked(StoreAnswer::NotAsked), None))),
+            Decision::Decided(step, verdict) => Ok(Some((step, Some(verdict)))),
+        }
+    }
+
+    pub(super) fn session_decided(
+        &mut self,
+        now: Mono,
+        placed: &Placement,
+        decided: Option<Decided>,
+    ) {
+        let (Some(live), Some((step, verdict))) = (&mut self.live, decided) else { return };
+        live.placed_on = Some(Arc::clone(&placed.allocation));
+        live.verdict = verdict;
+        let written = live.session.prior().and_then(|p| p.schema);
+        self.trace.push(now, StepKind::CheckStore(step));
+        let schemas = Box::new((written, self.view.schema));
+        self.trace.push(now, StepKind::Hydrate { verdict, schemas });
+    }
+
+    /// Whether `status` means that the app accepted a live socket; then the step is recorded.
+    pub(super) fn pinned(&mut self, now: Mono, status: Option<u16>) -> bool {
+        let accepted = matches!(status, Some(101) | None);
+        let Some(pinned) =
+            self.live.as_ref().filter(|_| accepted).and_then(|l| l.placed_on.clone())
+        else {
+            return false;
+        };
+        self.trace.push(now, StepKind::Pin(pinned));
+        true
+    }
+}

@@ -1,0 +1,393 @@
+//! Where a session was before: what the edge's own token says, what the session routing record
+//! says, and the session's own id.
+//!
+//! All three are hints, never an authorization and never an address: they name an allocation, and
+//! [`super::place`] looks for it among the owner's ready ones only. What cannot be read, is of
+//! another environment or has run out is ignored, and never an error.
+//!
+//! The token's text is data here. It is sealed and opened, with keys, in [`crate::session`].
+
+use std::fmt;
+use std::time::Duration;
+
+use http::header::{self, HeaderMap};
+use sha2::{Digest as _, Sha256};
+
+use crate::clock::Wall;
+use crate::contract::{Contract, RouteClass, SessionSource};
+use crate::id::{AllocationId, Digest, Environment, Generation};
+
+/// Longest session id that is taken from a request, in bytes.
+pub const SESSION_ID_BYTES: usize = 128;
+
+/// Where a session was, as far as known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prior {
+    /// On this allocation,
+    pub allocation: AllocationId,
+    /// which was this start of its environment.
+    pub generation: Generation,
+    /// The schema its state was written under; `None` when the artifact declared none.
+    pub schema: Option<Digest>,
+    /// Who says so.
+    pub known_by: KnownBy,
+}
+
+/// Who says where a session was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownBy {
+    /// The edge's token, which is one browser's.
+    Token {
+        /// Until when it is believed.
+        expires: Wall,
+    },
+    /// The routing record of the session's own id.
+    Record,
+}
+
+impl KnownBy {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Token { .. } => "token",
+            Self::Record => "record",
+        }
+    }
+}
+
+/// Why a token was ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ignored {
+    /// Not sealed by a key in use for this host: forged, damaged, of another host, or too old.
+    Unsealed,
+    /// Sealed by us, in a form this build does not read.
+    Malformed,
+    /// Of another app or environment.
+    OtherEnvironment,
+    /// Past its date.
+    Expired,
+}
+
+/// What a token says, as it is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token<'a> {
+    /// `app/environment`.
+    pub environment: &'a str,
+    /// The allocation.
+    pub allocation: &'a str,
+    /// Its generation.
+    pub generation: Generation,
+    /// The artifact it runs.
+    pub digest: Digest,
+    /// The schema its artifact declares.
+    pub schema: Option<Digest>,
+    /// When it runs out.
+    pub expires: Wall,
+}
+
+const WITH_SCHEMA: u8 = 1;
+
+impl<'a> Token<'a> {
+    /// Appends the text that is sealed.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(if self.schema.is_some() { WITH_SCHEMA } else { 0 });
+        out.extend_from_slice(&self.expires.0.to_be_bytes());
+        out.extend_from_slice(&self.generation.0.to_be_bytes());
+        out.extend_from_slice(self.digest.as_bytes());
+        if let Some(schema) = &self.schema {
+            out.extend_from_slice(schema.as_bytes());
+        }
+        out.extend_from_slice(self.environment.as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(self.allocation.as_bytes());
+    }
+
+    /// Reads the text again.
+    ///
+    /// # Errors
+    /// [`Ignored::Malformed`].
+    pub fn decode(text: &'a [u8]) -> Result<Self, Ignored> {
+        let wrong = Ignored::Malformed;
+        let (&flags, rest) = text.split_first().ok_or(wrong)?;
+        let (expires, rest) = rest.split_first_chunk::<8>().ok_or(wrong)?;
+        let (generation, rest) = rest.split_first_chunk::<8>().ok_or(wrong)?;
+        let (digest, rest) = rest.split_first_chunk::<32>().ok_or(wrong)?;
+        let (schema, rest) = match flags {
+            0 => (None, rest),
+            WITH_SCHEMA => {
+                let (schema, rest) = rest.split_first_chunk::<32>().ok_or(wrong)?;
+                (Some(Digest::from_bytes(*schema)), rest)
+            }
+            _ => return Err(wrong),
+        };
+        let names = std::str::from_utf8(rest).map_err(|_| wrong)?;
+        let (environment, allocation) = names.split_once(' ').ok_or(wrong)?;
+        Ok(Self {
+            environment,
+            allocation,
+            generation: Generation(u64::from_be_bytes(*generation)),
+            digest: Digest::from_bytes(*digest),
+            schema,
+            expires: Wall(u64::from_be_bytes(*expires)),
+        })
+    }
+
+    /// What the token means for a request to `environment` at `now`.
+    ///
+    /// # Errors
+    /// Why it means nothing.
+    pub fn read(&self, environment: &Environment, now: Wall) -> Result<Prior, Ignored> {
+        let same = self.environment.split_once('/').is_some_and(|(app, name)| {
+            app == environment.app().as_str() && name == environment.name().as_str()
+        });
+        if !same {
+            return Err(Ignored::OtherEnvironment);
+        }
+        if now >= self.expires {
+            return Err(Ignored::Expired);
+        }
+        Ok(Prior {
+            allocation: self.allocation.parse().map_err(|_| Ignored::Malformed)?,
+            generation: self.generation,
+            schema: self.schema,
+            known_by: KnownBy::Token { expires: self.expires },
+        })
+    }
+}
+
+/// Whether a response of `allocation` is to carry a new token: there was none, it named another
+/// allocation, or less than half of its time is left.
+pub fn token_due(
+    seen: Option<&Prior>,
+    allocation: &AllocationId,
+    now: Wall,
+    lasts: Duration,
+) -> bool {
+    match seen.map(|p| (p, p.known_by)) {
+        Some((prior, KnownBy::Token { expires })) => {
+            prior.allocation != *allocation || expires.since(now) < lasts / 2
+        }
+        _ => true,
+    }
+}
+
+/// Whether a response may carry a token: an answer of a page or of a live socket that is not an
+/// error, and that no shared cache may keep, since the cookie would go to whoever asks the cache.
+pub fn may_carry_token(class: &RouteClass, status: u16, headers: &HeaderMap) -> bool {
+    let class_and_status = match class {
+        RouteClass::Page => (200..400).contains(&status) && status != 304,
+        RouteClass::Live(_) => status == 101,
+        RouteClass::Action(_) | RouteClass::Webhook(_) => false,
+    };
+    let shared = |value: &str| {
+        value.split(',').map(str::trim).any(|directive| {
+            directive.eq_ignore_ascii_case("public")
+                || directive.eq_ignore_ascii_case("immutable")
+                || directive.get(..9).is_some_and(|d| d.eq_ignore_ascii_case("s-maxage="))
+        })
+    };
+    class_and_status
+        && !headers
+            .get_all(header::CACHE_CONTROL)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .any(shared)
+}
+
+/// Where a session id was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundIn {
+    /// A cookie: one browser's, whose tabs share it.
+    Cookie,
+    /// The query: one tab's.
+    Query,
+    /// A Vango client's hello: one tab's.
+    Hello,
+}
+
+/// An app's session id. Whoever has it may be the session, so nothing prints it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SessionId {
+    text: Box<str>,
+    /// Where it was found.
+    pub found_in: FoundIn,
+}
+
+impl SessionId {
+    /// `None` when `text` is empty, longer than [`SESSION_ID_BYTES`], or has a character that is
+    /// neither a letter, a digit, nor one of `-_.~`: such ids go into keys and paths.
+    pub fn new(text: &str, found_in: FoundIn) -> Option<Self> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
+        let fits = (1..=SESSION_ID_BYTES).contains(&text.len()) && text.bytes().all(plain);
+        (fits && !text.bytes().all(|b| b == b'.')).then(|| Self { text: text.into(), found_in })
+    }
+
+    /// The id itself, for the session store.
+    pub fn expose(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether each tab has its own, so that a new socket of it replaces an older one.
+    pub fn is_one_tabs(&self) -> bool {
+        self.found_in != FoundIn::Cookie
+    }
+
+    /// A name for records and placement: 128 bits of its SHA-256.
+    pub fn name(&self) -> SessionName {
+        let hash = Sha256::digest(self.text.as_bytes());
+        let mut name = [0u8; 16];
+        name.copy_from_slice(&hash[..16]);
+        SessionName(u128::from_be_bytes(name))
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({:?})", self.found_in)
+    }
+}
+
+/// Stands for a session id where the id itself must not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionName(pub u128);
+
+impl SessionName {
+    /// Where on the ring the session stands; the same on every edge.
+    pub fn ring(self) -> u64 {
+        (self.0 >> 64) as u64
+    }
+}
+
+impl fmt::Display for SessionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// The session id of a request, by the sources its live route names, in their order. A page is
+/// looked at by the sources of the contract's first live route, so that a page and its socket
+/// agree.
+pub fn session_id(
+    contract: &Contract,
+    route: usize,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Option<SessionId> {
+    let own = contract.routes.get(route).map(|r| &r.class);
+    let live = match own {
+        Some(RouteClass::Live(live)) => live,
+        _ => contract.live()?,
+    };
+    live.session.iter().find_map(|source| match source {
+        SessionSource::Cookie(name) => SessionId::new(cookie(headers, name)?, FoundIn::Cookie),
+        SessionSource::Query(name) => {
+            let pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
+            let value = pairs.filter(|(n, _)| n == name).map(|(_, v)| v).next()?;
+            SessionId::new(value, FoundIn::Query)
+        }
+        SessionSource::VangoHello => None,
+    })
+}
+
+/// The first cookie of that name (RFC 6265 §5.4 sends the most specific first).
+pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .find_map(|pair| pair.trim_start().strip_prefix(name)?.strip_prefix('='))
+        .map(|value| value.trim_end().trim_matches('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> Token<'static> {
+        Token {
+            environment: "studylab/production",
+            allocation: "al-aaaaaaaaaaaaaaaa",
+            generation: Generation(3),
+            digest: Digest::from_bytes([1; 32]),
+            schema: Some(Digest::from_bytes([2; 32])),
+            expires: Wall(10_000),
+        }
+    }
+
+    #[test]
+    fn a_token_reads_back_whole_and_no_part_of_it_does() {
+        for schema in [None, Some(Digest::from_bytes([2; 32]))] {
+            let token = Token { schema, ..token() };
+            let mut text = Vec::new();
+            token.encode(&mut text);
+            assert_eq!(Token::decode(&text), Ok(token));
+            for cut in 0..text.len() {
+                let whole = Token::decode(&text[..cut])
+                    .and_then(|t| t.read(&"studylab".parse().unwrap(), Wall(0)));
+                assert!(whole.is_err(), "{cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_environments_or_an_old_token_means_nothing() {
+        let at = |env: &str, now| token().read(&env.parse().unwrap(), Wall(now)).map(|p| p.schema);
+        assert_eq!(at("studylab", 9_999), Ok(Some(Digest::from_bytes([2; 32]))));
+        assert_eq!(at("studylab", 10_000), Err(Ignored::Expired));
+        assert_eq!(at("studylab/pr-7", 0), Err(Ignored::OtherEnvironment));
+        assert_eq!(at("other", 0), Err(Ignored::OtherEnvironment));
+    }
+
+    #[test]
+    fn a_token_is_renewed_when_it_must_be() {
+        let a: AllocationId = "al-aaaaaaaaaaaaaaaa".parse().unwrap();
+        let b: AllocationId = "al-bbbbbbbbbbbbbbbb".parse().unwrap();
+        let prior = token().read(&"studylab".parse().unwrap(), Wall(0)).unwrap();
+        let lasts = Duration::from_secs(10);
+        assert!(token_due(None, &a, Wall(0), lasts));
+        assert!(!token_due(Some(&prior), &a, Wall(5_000), lasts));
+        assert!(token_due(Some(&prior), &a, Wall(5_001), lasts));
+        assert!(token_due(Some(&prior), &b, Wall(0), lasts));
+        let record = Prior { known_by: KnownBy::Record, ..prior };
+        assert!(token_due(Some(&record), &a, Wall(0), lasts));
+    }
+
+    #[test]
+    fn a_token_is_on_pages_and_sockets_and_on_nothing_a_shared_cache_keeps() {
+        let page = RouteClass::Page;
+        let empty = HeaderMap::new();
+        for (status, may) in [(200, true), (303, true), (304, false), (404, false), (503, false)] {
+            assert_eq!(may_carry_token(&page, status, &empty), may, "{status}");
+        }
+        let resume = crate::contract::Resume::SameAllocation;
+        let live = RouteClass::Live(crate::contract::Live { session: Vec::new(), resume });
+        assert!(may_carry_token(&live, 101, &empty) && !may_carry_token(&live, 200, &empty));
+        for (control, may) in [
+            ("no-store", true),
+            ("private, max-age=3", true),
+            ("Public, max-age=3", false),
+            ("max-age=3, immutable", false),
+            ("S-MaxAge=3", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::CACHE_CONTROL, control.parse().unwrap())]);
+            assert_eq!(may_carry_token(&page, 200, &headers), may, "{control}");
+        }
+    }
+
+    #[test]
+    fn a_session_id_is_found_where_the_contract_says_and_printed_nowhere() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::COOKIE, "a=1; xsid=no".parse().unwrap());
+        headers.append(header::COOKIE, "sid=s-1; sid=s-2".parse().unwrap());
+        assert_eq!(cookie(&headers, "sid"), Some("s-1"));
+        assert_eq!(cookie(&headers, "si"), None);
+        for bad in ["", "a b", "a/b", "..", "a%2f", &"s".repeat(129)] {
+            assert!(SessionId::new(bad, FoundIn::Query).is_none(), "{bad:?}");
+        }
+        let id = SessionId::new("geheim", FoundIn::Cookie).unwrap();
+        assert!(!format!("{id:?} {}", id.name()).contains("geheim"));
+        assert!(!id.is_one_tabs());
+        assert_eq!(id.name(), SessionId::new("geheim", FoundIn::Hello).unwrap().name());
+    }
+}

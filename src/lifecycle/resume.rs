@@ -1,0 +1,238 @@
+//! What a live socket's app is told about the session's state: `resume`, `hydrate` or `fresh`.
+//!
+//! Hydrating is promised only on proof: the contract says that sessions may move, the app's own
+//! durable store answers that this one is there, and the target's artifact declares that it reads
+//! the schema the session was written under. Anything unproven is fresh, with the reason.
+
+use crate::contract::{Contract, Resume, RouteClass};
+use crate::id::Digest;
+use crate::snapshot::{AllocationView, EnvView};
+use crate::store::record::AllocationState;
+
+use super::affinity::{Prior, SessionId};
+
+/// What was found about a session before it is placed.
+#[derive(Debug, Clone, Default)]
+pub struct Session {
+    /// Its own id, where the contract's sources have one.
+    pub id: Option<SessionId>,
+    /// What the edge's token says.
+    pub token: Option<Prior>,
+    /// What its routing record says.
+    pub record: Lookup,
+    /// What the durable store says.
+    pub store: StoreAnswer,
+}
+
+impl Session {
+    /// Where the session was. A record is of this very session, a token of the browser it is in:
+    /// the record counts where there is one.
+    pub fn prior(&self) -> Option<&Prior> {
+        match &self.record {
+            Lookup::Found(prior) => Some(prior),
+            _ => self.token.as_ref(),
+        }
+    }
+}
+
+/// What came of looking for the session's routing record.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Lookup {
+    /// Nobody looked: there is no id to look for, or nothing is looked up when only explaining.
+    #[default]
+    NotAsked,
+    /// It is there.
+    Found(Prior),
+    /// There is none.
+    Absent,
+    /// It could not be read in time.
+    Unavailable,
+}
+
+/// What the app's durable session store answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StoreAnswer {
+    /// It was not asked.
+    #[default]
+    NotAsked,
+    /// The session is there.
+    Present,
+    /// It is not.
+    Absent,
+    /// No answer within the deadline, an error, or a circuit that is open.
+    Unavailable,
+}
+
+/// What the app is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The session's own allocation: its state is in memory, as far as the edge can know.
+    Resume,
+    /// Another allocation, for which it is proved that it can read the session's state.
+    Hydrate,
+    /// Begin anew, because of this.
+    Fresh(Why),
+}
+
+/// Why a session begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing names an earlier place of it.
+    NoSession,
+    /// It has an id, but no record of it, and no token: it is new, or was too long ago.
+    NotRecorded,
+    /// Its allocation is gone, and the route does not promise that sessions move.
+    NotPromised,
+    /// The contract declares no durable store.
+    NoStore,
+    /// There is no session id by which to ask the store.
+    NoSessionId,
+    /// The store says that it is not there.
+    NotInStore,
+    /// The store did not answer.
+    StoreUnavailable,
+    /// The session's schema, or the target's, is not declared.
+    SchemaUnknown,
+    /// The target does not read the session's schema.
+    SchemaNotAccepted,
+}
+
+impl Verdict {
+    /// For the app: `vango-edge-resume`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resume => "resume",
+            Self::Hydrate => "hydrate",
+            Self::Fresh(_) => "fresh",
+        }
+    }
+
+    /// For the app: `vango-edge-resume-reason`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Resume => "original-allocation",
+            Self::Hydrate => "store-and-schema",
+            Self::Fresh(Why::NoSession) => "no-session",
+            Self::Fresh(Why::NotRecorded) => "not-recorded",
+            Self::Fresh(Why::NotPromised) => "not-promised",
+            Self::Fresh(Why::NoStore) => "no-store",
+            Self::Fresh(Why::NoSessionId) => "no-session-id",
+            Self::Fresh(Why::NotInStore) => "not-in-store",
+            Self::Fresh(Why::StoreUnavailable) => "store-unavailable",
+            Self::Fresh(Why::SchemaUnknown) => "schema-unknown",
+            Self::Fresh(Why::SchemaNotAccepted) => "schema-not-accepted",
+        }
+    }
+}
+
+/// What the durable store has to do with a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreStep {
+    /// Not asked: the original allocation takes the session.
+    Original,
+    /// Not asked: there is no session to look for.
+    NoSession,
+    /// Not asked: the contract does not promise that sessions move.
+    NotPromised,
+    /// Not asked: the contract declares none.
+    NoStore,
+    /// Asked, or to be asked.
+    Asked(StoreAnswer),
+}
+
+/// How far the decision is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// The durable store must be asked first.
+    Ask,
+    /// Decided.
+    Decided(StoreStep, Verdict),
+}
+
+/// Decides for a session that was placed on `target`, by the contract that `target` runs.
+pub fn decide(
+    session: &Session,
+    route: Option<&RouteClass>,
+    view: &EnvView,
+    target: &AllocationView,
+) -> Decision {
+    let fresh = |step, why| Decision::Decided(step, Verdict::Fresh(why));
+    let Some(prior) = session.prior() else {
+        let why = if session.id.is_some() { Why::NotRecorded } else { Why::NoSession };
+        return fresh(StoreStep::NoSession, why);
+    };
+    if prior.allocation == target.id && prior.generation == target.generation {
+        return Decision::Decided(StoreStep::Original, Verdict::Resume);
+    }
+    let promised =
+        matches!(route, Some(RouteClass::Live(live)) if live.resume == Resume::CrossAllocation);
+    if !promised {
+        return fresh(StoreStep::NotPromised, Why::NotPromised);
+    }
+    if view.contract.state.as_ref().is_none_or(|s| s.store.is_none()) {
+        return fresh(StoreStep::NoStore, Why::NoStore);
+    }
+    if session.id.is_none() {
+        return fresh(StoreStep::NoSession, Why::NoSessionId);
+    }
+    let step = StoreStep::Asked(session.store);
+    match session.store {
+        StoreAnswer::NotAsked => Decision::Ask,
+        StoreAnswer::Absent => fresh(step, Why::NotInStore),
+        StoreAnswer::Unavailable => fresh(step, Why::StoreUnavailable),
+        StoreAnswer::Present => {
+            Decision::Decided(step, schema(prior.schema, view.schema, &view.contract))
+        }
+    }
+}
+
+fn schema(written: Option<Digest>, target: Option<Digest>, contract: &Contract) -> Verdict {
+    match (written, target) {
+        (Some(written), Some(target)) if written == target => Verdict::Hydrate,
+        (Some(written), Some(_))
+            if contract.state.as_ref().is_some_and(|s| s.accepts.contains(&written)) =>
+        {
+            Verdict::Hydrate
+        }
+        (Some(_), Some(_)) => Verdict::Fresh(Why::SchemaNotAccepted),
+        _ => Verdict::Fresh(Why::SchemaUnknown),
+    }
+}
+
+/// What became of the allocation a session was on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Original {
+    /// Ready, under the owner's epoch.
+    Ready,
+    /// Takes no new requests.
+    Draining,
+    /// Runs for an epoch that owns nothing any more.
+    EarlierEpoch,
+    /// In the registry no more.
+    Gone,
+}
+
+impl Original {
+    /// Looks for it.
+    pub fn of(view: &EnvView, prior: &Prior) -> Self {
+        let is = |a: &AllocationView| a.id == prior.allocation && a.generation == prior.generation;
+        if view.ready.iter().any(|a| is(a)) {
+            return Self::Ready;
+        }
+        match view.others.iter().find(|a| is(a)) {
+            Some(a) if a.state == AllocationState::Draining => Self::Draining,
+            Some(_) => Self::EarlierEpoch,
+            None => Self::Gone,
+        }
+    }
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::EarlierEpoch => "of an earlier epoch",
+            Self::Gone => "gone",
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Deploying: the same directory is the same artifact, and what cannot be one is refused.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::support::{Artifact, Edge};
+
+fn deploy(edge: &Edge, artifact: &Artifact) -> Output {
+    edge.command(&["deploy", artifact.write().to_str().unwrap()])
+}
+
+#[track_caller]
+fn assert_refused(output: &Output, words: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(words.iter().all(|w| said.contains(w)), "{words:?} in {said}");
+}
+
+#[test]
+fn the_same_directory_is_the_same_artifact() {
+    let edge = Edge::start();
+    let (one, copy) = (Artifact::new(), Artifact::new());
+    let first = edge.deploy(&one);
+    let again = edge.deploy(&one);
+    let elsewhere = edge.deploy(&copy);
+    assert_eq!(first["digest"], again["digest"]);
+    assert_eq!(first["digest"], elsewhere["digest"], "another place and time");
+    assert_ne!(first["deployment"], again["deployment"]);
+    assert_eq!((&first["epoch"], &again["epoch"]), (&json!(1), &Value::Null));
+    let other = edge.deploy(&Artifact::new().env("LOG", "debug"));
+    assert_ne!(first["digest"], other["digest"]);
+    let all = edge.list(&["deployments"]);
+    let current: Vec<_> = all.iter().filter(|d| d["current"] == true).collect();
+    assert_eq!((all.len(), current.len()), (4, 1));
+    assert_eq!(current[0]["id"], first["deployment"], "the first one owns the app's hosts");
+}
+
+#[test]
+fn what_cannot_be_an_artifact_is_refused_with_the_reason() {
+    let edge = Edge::start();
+    let linked = Artifact::new();
+    symlink("/etc/passwd", linked.write().join("public/passwd")).unwrap();
+    assert_refused(&deploy(&edge, &linked), &["public/passwd", "symbolic link"]);
+
+    let bare = Artifact::new();
+    fs::remove_file(bare.write().join("vango-edge.toml")).unwrap();
+    // Not written again.
+    let output = edge.command(&["deploy", bare.path().to_str().unwrap()]);
+    assert_refused(&output, &["vango-edge.toml"]);
+
+    let wrong = Artifact::new().set("wake", "budgte", "\"1s\"").set("scale", "max", "\"one\"");
+    assert_refused(
+        &deploy(&edge, &wrong),
+        &["2 errors", "did you mean `budget`?", "found \"one\""],
+    );
+
+    let unknown = Artifact::new().replace("name = \"studylab\"", "name = \"other\"");
+    assert_refused(&deploy(&edge, &unknown), &["no app other", "it has studylab"]);
+
+    let output = edge.command(&["deploy", "/does/not/exist"]);
+    assert_refused(&output, &["/does/not/exist"]);
+    assert_eq!(edge.list(&["deployments"]), [] as [Value; 0], "nothing was half done");
+    assert_eq!(edge.list(&["routes"]), [] as [Value; 0]);
+}

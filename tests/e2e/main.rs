@@ -1,0 +1,19 @@
+//! The real binary, real processes of the sample app, raw sockets and a browser: what the issue
+//! asks for, seen from outside.
+//!
+//! Each test has an edge of its own, in a directory of its own, on ports that the kernel chose.
+//! Tests wait for conditions, never for a time; [`support::eventually`] is the only place that
+//! sleeps.
+
+mod support;
+
+mod browser;
+mod check;
+mod cold_start;
+mod crash;
+mod deploy;
+mod headers;
+mod held;
+mod herd;
+mod refusals;
+mod sleep;

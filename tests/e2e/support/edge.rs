@@ -1,0 +1,319 @@
+//! An edge process with its directory, and the command line that talks to it.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Answer, Artifact, Connection, PATIENCE, eventually, eventually_some, within};
+
+/// The program under test.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_vango-edge"))
+}
+
+/// The herd takes the machine for itself, so that neither it nor the others are measured wrongly.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// Held only to be let go.
+#[expect(dead_code, reason = "a guard is there to be dropped")]
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+    /// The test has another edge, which has the turn.
+    Another,
+}
+
+/// An edge with its directory. Dropping it stops it and asserts that nothing of it is left.
+pub struct Edge {
+    dir: TempDir,
+    child: Option<Child>,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Its admin API.
+    pub admin: SocketAddr,
+    _turn: Turn,
+}
+
+/// Writes the smallest configuration that does not disturb other edges, with `more` after it.
+pub fn write_config(dir: &Path, more: &str) -> PathBuf {
+    let apps = dir.join("apps");
+    fs::create_dir_all(&apps).unwrap();
+    let app = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/apps/studylab.toml");
+    fs::copy(app, apps.join("studylab.toml")).unwrap();
+    let config = dir.join("edge.toml");
+    let node = "[server]\nlisten = [\"127.0.0.1:0\"]\ngrace = \"300s\"\n\
+                [admin]\nlisten = \"127.0.0.1:0\"\n\
+                [state]\ndir = \"state\"\n[apps]\ndir = \"apps\"\n";
+    fs::write(&config, format!("{node}{more}")).unwrap();
+    config
+}
+
+impl Edge {
+    pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With more in its `edge.toml`.
+    pub fn start_with(config: &str) -> Self {
+        let turn = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+        Self::start_in_turn(config, Turn::Shared(turn))
+    }
+
+    /// Another one beside this, with a directory of its own.
+    pub fn start_beside(&self) -> Self {
+        Self::start_in_turn("", Turn::Another)
+    }
+
+    /// With the machine for itself.
+    pub fn start_alone(config: &str) -> Self {
+        let turn = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        Self::start_in_turn(config, Turn::Alone(turn))
+    }
+
+    fn start_in_turn(config: &str, turn: Turn) -> Self {
+        // A short path: sockets are below it, whose paths have at most 107 bytes.
+        let dir = tempfile::Builder::new().prefix("ve-").tempdir_in("/tmp").unwrap();
+        write_config(dir.path(), config);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut edge = Self { dir, child: None, listen: nowhere, admin: nowhere, _turn: turn };
+        edge.start_again();
+        edge
+    }
+
+    /// Starts a process on this directory; there must be none.
+    pub fn start_again(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        let log = File::options().append(true).create(true).open(self.dir.path().join("log"));
+        let mut child = Command::new(binary())
+            .args(["run", "-c"])
+            .arg(self.config())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log.unwrap())
+            .spawn()
+            .unwrap();
+        let out = child.stdout.take().unwrap();
+        self.child = Some(child);
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(out).read_line(&mut line);
+            let _ = tell.send(line);
+        });
+        let line = told.recv_timeout(PATIENCE).expect("the edge prints its addresses in time");
+        let said: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|e| panic!("no addresses, but {line:?}: {e}\n{}", self.log()));
+        self.listen = said["listen"][0].as_str().unwrap().parse().unwrap();
+        self.admin = said["admin"].as_str().unwrap().parse().unwrap();
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("edge.toml")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// What it wrote to stderr.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.take().unwrap().wait().unwrap();
+    }
+
+    /// SIGTERM, and its end.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        let child = self.child.as_mut().unwrap();
+        let ended = eventually_some("the edge stops", || child.try_wait().unwrap());
+        self.child = None;
+        ended
+    }
+
+    /// Every process that this edge started and that is still there, by the home it was given.
+    pub fn processes(&self) -> Vec<u32> {
+        let home = format!("HOME={}/", self.state().canonicalize().unwrap().display());
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let env = fs::read(entry.path().join("environ")).ok()?;
+            let text = String::from_utf8_lossy(&env);
+            let ours = text.split('\0').any(|e| e.starts_with(&home));
+            (ours && text.contains("VANGO_EDGE_ALLOCATION=")).then_some(pid)
+        })
+        .collect()
+    }
+
+    /// Runs a command of the command line against this edge.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        Command::new(binary())
+            .args(arguments)
+            .env("VANGO_EDGE_ADMIN", format!("http://{}", self.admin))
+            .output()
+            .unwrap()
+    }
+
+    /// The same with `--json`; it must succeed.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.command(&[arguments, &["--json"]].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The same for a list.
+    #[track_caller]
+    pub fn list(&self, arguments: &[&str]) -> Vec<Value> {
+        self.json(arguments).as_array().unwrap().clone()
+    }
+
+    /// Deploys; what `deploy --json` said.
+    #[track_caller]
+    pub fn deploy(&self, artifact: &Artifact) -> Value {
+        self.json(&["deploy", artifact.write().to_str().unwrap()])
+    }
+
+    pub fn ops(&self) -> Vec<Value> {
+        self.list(&["ops"])
+    }
+
+    pub fn ps(&self) -> Vec<Value> {
+        self.list(&["ps"])
+    }
+
+    /// The one allocation that takes requests, once there is one.
+    pub fn until_hot(&self) -> Value {
+        eventually_some("an allocation is ready", || {
+            let ps = self.ps();
+            ps.into_iter().find(|a| a["state"] == "ready")
+        })
+    }
+
+    /// The trace of a request, which is written after its answer.
+    pub fn trace(&self, request: &str) -> Value {
+        eventually_some("the request's trace", || {
+            self.list(&["traces", "--request", request]).pop()
+        })
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::open(self.listen)
+    }
+
+    /// One request on a connection of its own.
+    #[track_caller]
+    pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let mut connection = self.connect();
+        let length = body.len().to_string();
+        let mut all = vec![("Connection", "close")];
+        if !body.is_empty() {
+            all.push(("Content-Length", &length));
+        }
+        all.extend(headers);
+        connection.send_head(method, path, &all);
+        connection.send(body);
+        connection.answer().expect("an answer")
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, &[], "")
+    }
+
+    /// A request that is sent and waits; returns once the edge holds `held` requests.
+    pub fn hold(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        held: u64,
+    ) -> Connection {
+        let mut connection = self.connect();
+        connection.send_head(method, path, headers);
+        self.until_held(held);
+        connection
+    }
+
+    pub fn until_held(&self, n: u64) {
+        eventually(&format!("{n} requests are held"), || self.held() == n);
+    }
+
+    /// Requests held now, by /metrics.
+    pub fn held(&self) -> u64 {
+        self.metric("vango_edge_held{unit=\"requests\"}")
+    }
+
+    /// A value of /metrics; 0 when it is not there.
+    pub fn metric(&self, name: &str) -> u64 {
+        let mut connection = Connection::open(self.admin);
+        connection.send_head("GET", "/metrics", &[("Host", "localhost"), ("Connection", "close")]);
+        let answer = connection.answer().unwrap();
+        let line = answer.text().lines().find_map(|l| l.strip_prefix(name));
+        line.map_or(0, |value| value.trim().parse().unwrap())
+    }
+
+    /// How often the app itself says that `route` ran, in all its processes so far.
+    pub fn executions(&self, route: &str) -> u64 {
+        let answer = self.get(&format!("/debug/executions?route={route}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()["totals"][route].as_u64().unwrap_or(0)
+    }
+
+    /// Puts the app to sleep and asserts that nothing of it runs.
+    pub fn assert_sleeps_without_a_trace(&self) {
+        self.json(&["sleep", "studylab"]);
+        assert_eq!(self.ps(), [] as [Value; 0]);
+        assert_eq!(self.processes(), [] as [u32; 0]);
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM);
+            // A panic while dropping would hide the test's own.
+            within(Duration::from_secs(30), || child.try_wait().ok().flatten());
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let left = self.processes();
+        for pid in &left {
+            let _ = kill(Pid::from_raw((*pid).try_into().unwrap()), Signal::SIGKILL);
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the edge's log\n{}---", self.log());
+        } else {
+            assert!(left.is_empty(), "processes {left:?} outlived the edge\n{}", self.log());
+        }
+    }
+}
+
+/// Bytes of memory that a process has resident.
+pub fn memory_of(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}

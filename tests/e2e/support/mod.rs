@@ -1,0 +1,45 @@
+//! What the tests stand on: an edge process, artifacts of the sample app, an HTTP client that hides
+//! nothing, and the one function that waits.
+
+mod artifact;
+mod edge;
+mod gate;
+mod http;
+
+pub use artifact::Artifact;
+pub use edge::{Edge, binary, memory_of, write_config};
+pub use gate::Gate;
+pub use http::{Answer, Connection};
+
+use std::time::Duration;
+
+use vango_edge::clock::{Clock, SystemClock};
+
+/// Longer than anything here takes on a busy machine; a test that waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks until `condition` holds.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    eventually_some(what, || condition().then_some(()));
+}
+
+/// Asks until there is an answer, and returns it.
+#[track_caller]
+pub fn eventually_some<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    let Some(found) = within(PATIENCE, ask) else { panic!("not within {PATIENCE:?}: {what}") };
+    found
+}
+
+/// Asks until there is an answer or the time is over. The only place in these tests that sleeps.
+fn within<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let clock = SystemClock::new();
+    let deadline = clock.now() + limit;
+    loop {
+        let found = ask();
+        if found.is_some() || clock.now() >= deadline {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
