@@ -14,9 +14,9 @@ use crate::admin::access::Access;
 use crate::admin::{self, Admin};
 use crate::artifact::{Artifacts, AssetBytes};
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
-use crate::config::{self, Config, Running, SecretSource};
+use crate::config::{self, Config, OnExit, Running, SecretSource};
 use crate::contract::Contract;
-use crate::control::{Commit, Control, Prepare, Reloader};
+use crate::control::{Commit, Control, Prepare, Reloader, TakenOver};
 use crate::id::Environment;
 use crate::proxy::{self, EdgeProxy, Gate, ProxyLimits, ProxyParts, Serving};
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
@@ -63,6 +63,8 @@ struct Edge {
     serving: Arc<Serving>,
     reloader: Arc<Reloader>,
     ready: Arc<AtomicBool>,
+    /// Closed last.
+    store: Arc<RocksStore>,
 }
 
 async fn run_on(
@@ -87,16 +89,20 @@ async fn run_on(
         .with_context(|| format!("admin.listen {}", config.admin.listen))?;
 
     let (edge, publisher) = compose(file, &config, &access, runtime).await?;
-    let left = edge.control.clean_up_after_earlier_process().await?;
-    if left > 0 {
-        log::info!("ended {left} allocations that an earlier process left");
+    let taken = edge.control.take_over().await?;
+    if taken != TakenOver::default() {
+        let TakenOver { adopted, ended, released } = taken;
+        log::info!(
+            "of an earlier process: {adopted} allocations adopted, {ended} ended, {released} \
+             operations claimable again"
+        );
     }
     let (followed, listed) = tokio::sync::oneshot::channel();
     let control = Arc::clone(&edge.control);
     tokio::spawn(async move { control.follow(publisher, followed).await });
     listed.await.context("the store could not be read")?;
     edge.reloader.settle().await.map_err(|errors| anyhow::anyhow!(errors.join("\n")))?;
-    spawn_loops(&edge);
+    let loops = spawn_loops(&edge);
 
     print_addresses(&listeners, &admin_listener)?;
     for listener in listeners {
@@ -119,7 +125,7 @@ async fn run_on(
     edge.ready.store(true, Ordering::Release);
     log::info!("serving");
 
-    let Signals { mut interrupt, mut terminate, mut hangup } = signals;
+    let Signals { mut stop, mut hangup } = signals;
     let reloader = Arc::clone(&edge.reloader);
     // One after another: signals that come while one is at work are one more.
     tokio::spawn(async move {
@@ -127,11 +133,12 @@ async fn run_on(
             reloader.reload().await;
         }
     });
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    stop.told().await;
+    drain(&edge, &mut stop).await;
+    for task in loops {
+        task.abort();
     }
-    stop(&edge).await;
+    leave(&edge).await;
     drop(stop_admin);
     let _ = tokio::time::timeout(Duration::from_secs(2), admin).await;
     Ok(())
@@ -149,7 +156,7 @@ async fn compose(
     let dir = &config.state.dir;
     std::fs::create_dir_all(dir).with_context(|| format!("state.dir {}", dir.display()))?;
     // The store's lock is the node's lock: one process at a time owns this directory.
-    let store: Arc<dyn StateStore> = {
+    let on_disk = {
         let (dir, clock) = (dir.join("store"), Arc::clone(&clock));
         let opened =
             tokio::task::spawn_blocking(move || RocksStore::open(&dir, clock, Options::default()));
@@ -170,8 +177,11 @@ async fn compose(
         metrics: Metrics::new(snapshots.clone())?,
         ring: Ring::new(config.trace.ring),
     });
-    let store: Arc<dyn StateStore> =
-        Arc::new(Observed::new(store, Arc::clone(&clock), Arc::clone(&telemetry) as _));
+    let store: Arc<dyn StateStore> = Arc::new(Observed::new(
+        Arc::clone(&on_disk) as _,
+        Arc::clone(&clock),
+        Arc::clone(&telemetry) as _,
+    ));
     let secrets = Arc::new(OperatorSecrets(Arc::clone(&running)));
     let worker = Arc::new(Worker {
         node: node_name(dir)?,
@@ -231,6 +241,7 @@ async fn compose(
         runner,
         serving: Arc::new(serving),
         ready: Arc::new(AtomicBool::new(false)),
+        store: on_disk,
     };
     Ok((edge, publisher))
 }
@@ -301,45 +312,89 @@ fn sessions(
     }))
 }
 
-fn spawn_loops(edge: &Edge) {
+/// Starts what runs beside requests; returns what must not go on while the edge takes its leave.
+fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 2] {
     if let Some(exits) = edge.runner.exits() {
         let control = Arc::clone(&edge.control);
         tokio::spawn(async move { control.take_exits(exits).await });
     }
     let control = Arc::clone(&edge.control);
-    tokio::spawn(async move { control.put_idle_to_sleep().await });
+    let idle = tokio::spawn(async move { control.put_idle_to_sleep().await });
     let control = Arc::clone(&edge.control);
-    tokio::spawn(async move { control.trim().await });
+    let trim = tokio::spawn(async move { control.trim().await });
+    [idle, trim]
 }
 
-/// Readiness goes first, then those who wait are told, then what is in flight finishes, then the
-/// allocations are stopped: each within its limit.
-async fn stop(edge: &Edge) {
-    log::info!("stopping");
+/// Readiness goes first, so that a balancer in front looks elsewhere; then the listeners close; then
+/// what is in flight and what is held finish, wakes included. Those who are held still at the limit
+/// are told to come again. A second signal cuts the wait short.
+async fn drain(edge: &Edge, stop: &mut StopSignals) {
+    let server = edge.control.config.load().server.clone();
+    log::info!("stopping within {:?}", server.grace);
     edge.ready.store(false, Ordering::Release);
-    edge.control.queues.shut_down();
-    let grace = edge.control.config.load().server.grace;
-    let left = edge.serving.drain(grace).await;
-    if left > 0 {
-        log::warn!("{left} connections were still open after {grace:?}");
+    let in_order = async {
+        tokio::time::sleep(server.unready_for).await;
+        if edge.serving.drain(server.grace).await > 0 {
+            edge.control.queues.shut_down();
+            edge.serving.closed_within(LAST_WORD).await;
+        }
+    };
+    tokio::select! {
+        () = in_order => {}
+        () = stop.told() => {
+            log::warn!("told to stop again: not waiting any longer");
+            edge.control.queues.shut_down();
+            edge.serving.drain(LAST_WORD).await;
+        }
     }
-    match edge.control.clean_up_after_earlier_process().await {
-        Ok(n) => log::info!("stopped {n} allocations"),
+    let left = edge.serving.open();
+    if left > 0 {
+        log::warn!("{left} connections were still open and are cut");
+    }
+}
+
+/// How long what the edge has to say itself may take to be sent, after `server.grace`.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// Allocations stop or are left for the next edge to adopt; then the store is flushed and closed.
+async fn leave(edge: &Edge) {
+    let keep = edge.control.config.load().runner.on_exit == OnExit::Keep;
+    match edge.control.leave(keep).await {
+        Ok((kept, ended)) => log::info!("{ended} allocations stopped, {kept} left running"),
         Err(e) => log::error!("allocations could not be taken off the registry: {e}"),
+    }
+    if let Err(e) = edge.store.close().await {
+        log::error!("the store was not closed in order: {e}");
+    }
+}
+
+/// What tells the edge to stop.
+struct StopSignals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
 struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+    stop: StopSignals,
     hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
     fn new() -> Result<Self> {
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
+            stop: StopSignals {
+                interrupt: signal(SignalKind::interrupt())?,
+                terminate: signal(SignalKind::terminate())?,
+            },
             hangup: signal(SignalKind::hangup())?,
         })
     }

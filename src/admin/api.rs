@@ -7,14 +7,15 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use crate::control::{DeployError, Deployed};
+use crate::control::plan::sleep::SleepFor;
+use crate::control::{DeployError, Deployed, Slept};
 use crate::id::{AllocationId, Digest, Environment, RequestId};
 use crate::lifecycle::admit::Woke;
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::Facts;
 use crate::lifecycle::trace::Outcome;
 use crate::snapshot::{AllocationView, EnvView};
-use crate::store::record::{Deployment, Operation, Record, key};
+use crate::store::record::{AllocationState, Deployment, Operation, Record, WakeState, key};
 use crate::telemetry::TraceRecord;
 
 use super::Admin;
@@ -47,7 +48,10 @@ pub(super) fn state_of(view: &EnvView) -> String {
     match &view.operation {
         _ if !view.ready.is_empty() => "hot".into(),
         Some(o) if o.state.in_progress() => o.state.name().into(),
-        Some(o) if o.state == crate::store::record::WakeState::Failed => "failed".into(),
+        Some(o) if o.state == WakeState::Failed => "failed".into(),
+        _ if view.in_memory().is_some_and(|a| a.state == AllocationState::Frozen) => {
+            "frozen".into()
+        }
         _ => "asleep".into(),
     }
 }
@@ -422,11 +426,17 @@ pub async fn sleep(
     Path((app, name)): Path<(String, String)>,
 ) -> Answer<Done> {
     let environment = environment(&admin, &app, &name)?;
-    let n = admin.control.sleep(&environment).await.map_err(Problem::unavailable)?;
-    let done = match n {
-        0 => "it was asleep".into(),
-        1 => "stopped 1 allocation".into(),
-        n => format!("stopped {n} allocations"),
+    let slept = admin.control.sleep(&environment, SleepFor::Command).await;
+    let Slept { stopped, frozen } = slept.map_err(Problem::unavailable)?;
+    let some = |what: &str, n: usize| match n {
+        1 => format!("{what} 1 allocation"),
+        n => format!("{what} {n} allocations"),
+    };
+    let done = match (stopped, frozen) {
+        (0, 0) => "it was asleep".into(),
+        (n, 0) => some("stopped", n),
+        (0, n) => some("froze", n),
+        (s, f) => format!("{} and {}", some("froze", f), some("stopped", s)),
     };
     Ok(Json(Done { done, operation: None }))
 }

@@ -20,7 +20,7 @@ pub struct RouteRow {
     pub deployment: String,
     /// The owner's artifact.
     pub digest: String,
-    /// `hot`, `asleep`, or the state of the wake that is going on.
+    /// `hot`, `asleep`, `frozen`, or the state of the wake that is going on.
     pub state: String,
 }
 

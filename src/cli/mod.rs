@@ -94,7 +94,7 @@ enum Command {
         /// The allocation, as `ps` shows it
         allocation: String,
     },
-    /// Put an environment to sleep now
+    /// Put an environment to sleep now; one that is frozen is stopped
     Sleep {
         /// app or app/environment
         environment: Environment,

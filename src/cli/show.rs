@@ -134,6 +134,7 @@ pub fn operations(rows: &[OperationRow]) -> String {
             phase(r.phases.artifact_us),
             phase(r.phases.spawn_us),
             phase(r.phases.ready_us),
+            phase(r.phases.thaw_us),
             r.allocation.clone().unwrap_or_else(|| "-".into()),
             why,
         ]
@@ -149,6 +150,7 @@ pub fn operations(rows: &[OperationRow]) -> String {
         "ARTIFACT",
         "START",
         "READY",
+        "THAW",
         "ALLOCATION",
         "REASON",
     ];

@@ -14,7 +14,7 @@ use crate::id::{AppName, Host};
 use super::secret::SecretSource;
 use super::{
     Admin, AdminToken, Affinity, App, AssetsConfig, Backoff, Config, HostPattern, Limits,
-    LogConfig, Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
+    LogConfig, OnExit, Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -117,6 +117,7 @@ fn server(top: &Table<'_>) -> Server {
         listen,
         threads: t.integer("threads", 1..=1024).map_or_else(cores, |n| n as usize),
         grace: t.duration("grace", Duration::ZERO..=secs(3600), secs(30)),
+        unready_for: t.duration("unready_for", Duration::ZERO..=secs(600), Duration::ZERO),
     };
     t.finish();
     server
@@ -216,6 +217,8 @@ fn runner(top: &Table<'_>) -> RunnerConfig {
         max_processes: t.integer("max_processes", 1..=100_000).unwrap_or(256) as usize,
         log_bytes: t.size("log_bytes", 4096..=1 << 40).unwrap_or(1 << 20),
         backoff,
+        frozen_memory: t.size("frozen_memory", 0..=1 << 50).unwrap_or(1 << 30),
+        on_exit: t.word("on_exit", &[("stop", OnExit::Stop), ("keep", OnExit::Keep)], OnExit::Stop),
     };
     t.finish();
     runner

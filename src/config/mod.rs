@@ -53,8 +53,10 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// Threads that serve requests.
     pub threads: usize,
-    /// How long connections may take to finish when the edge stops.
+    /// How long requests in flight and held ones may take to finish when the edge stops.
     pub grace: Duration,
+    /// How long it is not ready, and goes on accepting, before it stops.
+    pub unready_for: Duration,
 }
 
 /// `[admin]`
@@ -138,6 +140,19 @@ pub struct RunnerConfig {
     pub log_bytes: u64,
     /// Pause after failed starts.
     pub backoff: Backoff,
+    /// What becomes of allocations when the edge stops in order.
+    pub on_exit: OnExit,
+    /// Bytes that frozen allocations may hold together.
+    pub frozen_memory: u64,
+}
+
+/// What becomes of allocations when the edge stops in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExit {
+    /// They are stopped.
+    Stop,
+    /// They run on, and the next edge over the same state adopts them.
+    Keep,
 }
 
 /// `[runner.backoff]`

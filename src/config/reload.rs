@@ -59,6 +59,9 @@ fn changed(running: &Config, next: &Config) -> Vec<String> {
     let keys = [
         ("server.grace", running.server.grace != next.server.grace),
         ("affinity.keys", running.affinity.keys != next.affinity.keys),
+        ("server.unready_for", running.server.unready_for != next.server.unready_for),
+        ("runner.frozen_memory", running.runner.frozen_memory != next.runner.frozen_memory),
+        ("runner.on_exit", running.runner.on_exit != next.runner.on_exit),
         ("limits.max_held", old.max_held != new.max_held),
         ("limits.max_held_bytes", old.max_held_bytes != new.max_held_bytes),
         ("limits.connect_timeout", old.connect_timeout != new.connect_timeout),

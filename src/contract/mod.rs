@@ -96,7 +96,7 @@ pub enum Ready {
 }
 
 /// `[wake]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wake {
     /// Longest hold of one request.
     pub budget: Duration,
@@ -104,6 +104,8 @@ pub struct Wake {
     pub max_held: usize,
     /// Longest time one start may take before it is ended.
     pub start_timeout: Duration,
+    /// Parts of `User-Agent`, lower case: requests of these clients never wake it nor keep it awake.
+    pub ignore_agents: Vec<String>,
 }
 
 /// `[sleep]`

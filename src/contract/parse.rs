@@ -111,6 +111,7 @@ fn wake(top: &Table<'_>) -> Wake {
         budget: t.duration("budget", MS..=secs(600), secs(10)),
         max_held: t.integer("max_held", 1..=1_000_000).unwrap_or(10_000) as usize,
         start_timeout: t.duration("start_timeout", MS..=secs(3600), secs(60)),
+        ignore_agents: ignore_agents(&t),
     };
     t.finish();
     wake
@@ -121,7 +122,7 @@ fn sleep(top: &Table<'_>) -> Sleep {
     let modes = [("stop", SleepMode::Stop), ("freeze", SleepMode::Freeze)];
     let policies = [("pins", LivePolicy::Pins), ("traffic", LivePolicy::Traffic)];
     let sleep = Sleep {
-        after: t.duration_or_never("after", secs(1)..=secs(30 * DAY), secs(300)),
+        after: t.duration_or_never("after", 100 * MS..=secs(30 * DAY), secs(300)),
         mode: t.word("mode", &modes, SleepMode::Stop),
         freeze_for: t.duration("freeze_for", secs(1)..=secs(30 * DAY), secs(3600)),
         live: t.word("live", &policies, LivePolicy::Pins),
@@ -226,7 +227,13 @@ pub fn routes(top: &Table<'_>) -> Vec<Route> {
     if let Ok(all) = PathPattern::parse("/*")
         && !routes.iter().any(|r| r.path == all)
     {
-        routes.push(Route { path: all, class: RouteClass::Page, max_body: None });
+        routes.push(Route {
+            path: all,
+            class: RouteClass::Page,
+            max_body: None,
+            wakes: true,
+            asleep_status: None,
+        });
     }
     routes
 }
@@ -250,7 +257,37 @@ fn route(t: &Table<'_>) -> Option<Route> {
         }
     };
     let max_body = t.size("max_body", 0..=1 << 40);
-    Some(Route { path: path?, class: class?, max_body })
+    let wakes = t.boolean("wakes").unwrap_or(true);
+    let asleep_status = asleep_status(t, wakes);
+    Some(Route { path: path?, class: class?, max_body, wakes, asleep_status })
+}
+
+fn asleep_status(t: &Table<'_>, wakes: bool) -> Option<u16> {
+    let status = t.integer("asleep_status", 200..=599)?;
+    if wakes {
+        t.error("asleep_status", "it counts only with wakes = false");
+    }
+    if matches!(status, 204 | 205 | 300..=399) {
+        t.error("asleep_status", "expected a status with a body, from 200 to 299 or 400 to 599");
+    }
+    u16::try_from(status).ok()
+}
+
+/// Shorter parts would match by accident.
+const AGENT: std::ops::RangeInclusive<usize> = 3..=200;
+/// Each is looked for in each request.
+const AGENTS: usize = 64;
+
+fn ignore_agents(t: &Table<'_>) -> Vec<String> {
+    let agents = t.texts("ignore_agents");
+    if agents.len() > AGENTS {
+        t.error("ignore_agents", format!("expected at most {AGENTS}, found {}", agents.len()));
+    }
+    for agent in agents.iter().filter(|a| !AGENT.contains(&a.len()) || !a.is_ascii()) {
+        let expected = "expected a part of a User-Agent, 3 to 200 ASCII characters";
+        t.error("ignore_agents", format!("{expected}, found {agent:?}"));
+    }
+    agents.iter().map(|a| a.to_ascii_lowercase()).collect()
 }
 
 fn action(t: &Table<'_>) -> Action {

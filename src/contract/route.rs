@@ -67,6 +67,10 @@ pub struct Route {
     pub class: RouteClass,
     /// Largest body, in bytes.
     pub max_body: Option<u64>,
+    /// Whether its requests wake the app and keep it awake.
+    pub wakes: bool,
+    /// What is answered instead of 503 while nothing is ready and the request does not wake it.
+    pub asleep_status: Option<u16>,
 }
 
 /// What may be done with a route's requests.

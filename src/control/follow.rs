@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::id::Environment;
 use crate::runner::Exit;
 use crate::snapshot::{Change, Publisher};
-use crate::store::record::{Allocation, Executor, Record, key};
-use crate::store::{EventKind, StoreError, Txn};
+use crate::store::record::key;
+use crate::store::{EventKind, StoreError};
 
 use super::Control;
 
@@ -131,7 +131,14 @@ impl Control {
         if let Some(e) = error {
             log::error!("a record was left out of routing: {e}");
         }
+        let snapshot = Arc::clone(&self.snapshots.load());
         for environment in &touched {
+            // What was being put to sleep and was taken back gives out places again, before those who
+            // wait are looked at.
+            let ready = snapshot.environment(environment).map(|v| v.ready.iter());
+            for allocation in ready.into_iter().flatten() {
+                allocation.load.unseal();
+            }
             self.worker.consider(environment);
             self.queues.pump(environment);
         }
@@ -160,38 +167,6 @@ impl Control {
                 break;
             }
             tokio::time::sleep(AGAIN).await;
-        }
-    }
-
-    /// Ends what an earlier process of this node left running and takes it off the registry, and
-    /// lets go of its claims: the state directory's lock says that the process is gone.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store cannot be read or changed.
-    pub async fn clean_up_after_earlier_process(&self) -> Result<usize, StoreError> {
-        let mut ended = 0;
-        let page = self.store.list(key::EXECUTORS, None, PAGE).await?;
-        for (at, entry) in page.entries {
-            if Executor::decode(&entry.value).is_ok_and(|e| e.node == self.worker.node) {
-                self.store.txn(Txn::new().unchanged(&at, entry.mod_revision).delete(&at)).await?;
-            }
-        }
-        loop {
-            let page = self.store.list(key::ALLOCATIONS, None, PAGE).await?;
-            for (at, entry) in &page.entries {
-                match Allocation::decode(&entry.value) {
-                    Ok(left) => {
-                        self.worker.end_recorded(&left).await;
-                        let txn = Txn::new().unchanged(at, entry.mod_revision).delete(at);
-                        self.store.txn(txn).await?;
-                        ended += 1;
-                    }
-                    Err(e) => log::error!("{at}: {e}"),
-                }
-            }
-            if !page.more {
-                return Ok(ended);
-            }
         }
     }
 }

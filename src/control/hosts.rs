@@ -10,6 +10,7 @@ use crate::store::record::{Record, RecordError, Retired, RouteOwner, key};
 use crate::store::{StoreError, TXN_OPS, Txn};
 
 use super::plan::hosts::{HostChange, reconcile};
+use super::plan::sleep::SleepFor;
 use super::{Control, plan};
 
 /// Tries when the owners change meanwhile.
@@ -95,13 +96,9 @@ impl Control {
             log::info!("{} owns {} no longer", owner.environment, owner.host);
         }
         if change.ends_allocations {
-            // What is in flight finishes first.
-            let (control, environment) = (Arc::clone(self), change.environment.clone());
-            tokio::spawn(async move {
-                if let Err(e) = control.sleep(&environment).await {
-                    log::warn!("{environment} was not put to sleep: {e}");
-                }
-            });
+            // What is in flight finishes first. If routing has yet to show the new owner, this does
+            // nothing, and the next look at what is ready does.
+            self.sleep_detached(&change.environment, SleepFor::Takeover);
         }
     }
 

@@ -6,13 +6,16 @@
 mod deploy;
 mod follow;
 mod hosts;
+mod inherit;
 pub mod plan;
 mod reload;
 mod sleep;
 mod trim;
 
 pub use deploy::{DeployError, Deployed};
+pub use inherit::TakenOver;
 pub use reload::{Attempt, Commit, Prepare, ReloadState, Reloader};
+pub use sleep::Slept;
 
 use std::sync::Arc;
 

@@ -1,13 +1,14 @@
 //! Which records change, decided without touching any.
 
 pub mod hosts;
+pub mod inherit;
+pub mod sleep;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::clock::{Mono, Wall};
+use crate::clock::Wall;
 use crate::id::{Environment, Epoch, Host};
-use crate::snapshot::EnvView;
 use crate::store::record::{Deployment, Retired, RouteOwner, key};
 
 /// An owner's key and the revision it was read at; `None` when there is no such key.
@@ -55,19 +56,6 @@ pub fn take_hosts(
             (record, owner.map(|(_, revision)| *revision))
         })
         .collect())
-}
-
-/// Whether an environment is to be put to sleep: something is ready, nothing is in flight or
-/// waiting, and nothing came for its contract's time. `up_since` is when this process first saw it
-/// ready, for one that no request has reached.
-pub fn is_idle(view: &EnvView, up_since: Mono, now: Mono) -> bool {
-    let Some(after) = view.contract.sleep.after else { return false };
-    let quiet = view.live.idle(now).unwrap_or(Duration::MAX).min(now.since(up_since));
-    !view.ready.is_empty()
-        && view.contract.scale.min == 0
-        && quiet >= after
-        && view.live.waiting() == 0
-        && view.ready.iter().all(|a| a.load.in_flight() == 0)
 }
 
 /// Why a wake budget cannot be kept under a timeout that encloses the wait; `None` when it can.

@@ -1,122 +1,353 @@
-//! Putting environments to sleep: no new requests, then drained, then stopped. A request that
-//! comes in between finds nothing ready and wakes the environment again; none is refused for it.
+//! Putting environments to sleep, in two phases: no new requests, and once nothing is in flight the
+//! process is frozen or stopped.
+//!
+//! Between the two nothing is lost. A request that comes while an allocation drains finds nothing
+//! ready and asks for a wake, which takes the same allocation back. One that still looks at an older
+//! snapshot finds the allocation sealed, and waits for that wake. The change to `stopping` is the
+//! point of no return: a wake that finds it lets the process end, and starts the next.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Mono;
+use crate::contract::SleepMode;
 use crate::id::{AllocationId, Environment};
+use crate::snapshot::{EnvView, Load, Snapshot};
 use crate::store::record::{Allocation, AllocationState, Record, key};
 use crate::store::{StoreError, Txn};
 
-use super::{Control, plan};
+use super::Control;
+use super::plan::sleep::{self as plan, Drain, FrozenOne, SleepFor};
 
-/// How often idleness is looked at.
+/// How often idleness is looked at, and what is frozen; more often where an app that is up asks for
+/// less, down to the shortest.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
+
+/// Pause between two looks at what drains.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// What was put to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Slept {
+    /// Allocations that were stopped.
+    pub stopped: usize,
+    /// Allocations that are frozen now.
+    pub frozen: usize,
+}
+
+/// What this process has seen of allocations: when first, and, once frozen, what they hold.
+#[derive(Default)]
+struct Seen {
+    ready: HashMap<AllocationId, Mono>,
+    frozen: HashMap<AllocationId, (Mono, u64)>,
+    /// The shortest idle time among the contracts of what is up.
+    shortest: Option<Duration>,
+}
 
 impl Control {
-    /// Puts idle environments to sleep for as long as the process runs.
+    /// Puts idle environments to sleep, stops what has been frozen long enough, and wakes what its
+    /// contract keeps up, for as long as the process runs.
     pub async fn put_idle_to_sleep(self: &Arc<Self>) {
-        let mut up_since: HashMap<AllocationId, Mono> = HashMap::new();
+        let mut seen = Seen::default();
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let now = self.clock.now();
+            let shortest = seen.shortest.unwrap_or(LOOK_EVERY) / 5;
+            tokio::time::sleep(shortest.clamp(LOOK_EVERY_MIN, LOOK_EVERY)).await;
             let snapshot = Arc::clone(&self.snapshots.load());
-            let ready = |id: &AllocationId| {
-                snapshot.environments().any(|e| e.ready.iter().any(|a| a.id == *id))
+            self.look_at_ready(&snapshot, &mut seen);
+            self.look_at_frozen(&snapshot, &mut seen).await;
+        }
+    }
+
+    fn look_at_ready(self: &Arc<Self>, snapshot: &Snapshot, seen: &mut Seen) {
+        let now = self.clock.now();
+        let ready: HashMap<_, _> = snapshot
+            .environments()
+            .flat_map(|e| &e.ready)
+            .map(|a| (a.id.clone(), seen.ready.get(&a.id).copied().unwrap_or(now)))
+            .collect();
+        seen.ready = ready;
+        let up = snapshot.environments().filter(|v| !v.ready.is_empty());
+        seen.shortest = up.filter_map(|v| v.contract.sleep.after).min();
+        for view in snapshot.environments() {
+            if plan::is_taken_over(view) {
+                self.sleep_detached(&view.environment, SleepFor::Takeover);
+            }
+            if plan::is_wanted(view) {
+                self.worker.wake_detached(&view.environment);
+            }
+            let Some(newest) = view.ready.iter().filter_map(|a| seen.ready.get(&a.id)).max() else {
+                continue;
             };
-            up_since.retain(|id, _| ready(id));
-            for view in snapshot.environments().filter(|v| !v.ready.is_empty()) {
-                let newest =
-                    view.ready.iter().map(|a| *up_since.entry(a.id.clone()).or_insert(now));
-                let Some(newest) = newest.max() else { continue };
-                if plan::is_idle(view, newest, now) {
-                    let (control, environment) = (Arc::clone(self), view.environment.clone());
-                    tokio::spawn(async move {
-                        if let Err(e) = control.sleep(&environment).await {
-                            log::warn!("{environment} was not put to sleep: {e}");
-                        }
-                    });
-                }
+            if plan::is_idle(view, *newest, now) {
+                self.sleep_detached(&view.environment, SleepFor::Idleness);
             }
         }
     }
 
-    /// Puts `environment` to sleep now: its ready allocations take no new requests, those in
-    /// flight finish within the contract's `process.stop_timeout`, then the processes are stopped.
-    /// Returns how many were.
+    async fn look_at_frozen(self: &Arc<Self>, snapshot: &Snapshot, seen: &mut Seen) {
+        let mut frozen = Vec::new();
+        for view in snapshot.environments() {
+            for a in view.others.iter().filter(|a| a.state == AllocationState::Frozen) {
+                let known = seen.frozen.get(&a.id).copied();
+                let (since, bytes) = match known {
+                    Some(known) => known,
+                    // What stands still does not grow.
+                    None => (self.clock.now(), self.worker.runner.memory(&a.id).await),
+                };
+                frozen.push(FrozenOne {
+                    id: a.id.clone(),
+                    environment: view.environment.clone(),
+                    since,
+                    bytes,
+                    keep_for: view.contract.sleep.freeze_for,
+                    current: view.has_authority(a.epoch, &a.digest),
+                });
+            }
+        }
+        seen.frozen = frozen.iter().map(|f| (f.id.clone(), (f.since, f.bytes))).collect();
+        let cap = self.config.load().runner.frozen_memory;
+        for out in plan::kept_long_enough(&frozen, cap, self.clock.now()) {
+            let control = Arc::clone(self);
+            tokio::spawn(async move {
+                match control.stop_frozen(&out.environment, Some(&out.id)).await {
+                    Ok(0) => {}
+                    Ok(_) => {
+                        log::info!("{}: {} is not kept frozen longer", out.environment, out.id)
+                    }
+                    Err(e) => log::warn!("{}: {} was not stopped: {e}", out.environment, out.id),
+                }
+            });
+        }
+    }
+
+    pub(super) fn sleep_detached(self: &Arc<Self>, environment: &Environment, why: SleepFor) {
+        let (control, environment) = (Arc::clone(self), environment.clone());
+        tokio::spawn(async move {
+            if let Err(e) = control.sleep(&environment, why).await {
+                log::warn!("{environment} was not put to sleep: {e}");
+            }
+        });
+    }
+
+    /// Puts `environment` to sleep now (for a takeover only what another epoch left): its ready allocations take no new requests; those in flight
+    /// finish, for a command within the contract's `process.stop_timeout`; then the processes are
+    /// frozen or stopped, as the contract says. A command stops what is frozen already.
     ///
     /// # Errors
     /// [`StoreError`] when a record cannot be changed; what was not drained goes on serving.
-    pub async fn sleep(&self, environment: &Environment) -> Result<usize, StoreError> {
+    pub async fn sleep(
+        &self,
+        environment: &Environment,
+        why: SleepFor,
+    ) -> Result<Slept, StoreError> {
         {
             let mut sleeping = self.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
             if !sleeping.insert(environment.clone()) {
-                return Ok(0);
+                return Ok(Slept::default());
             }
         }
-        let outcome = self.sleep_once(environment).await;
+        let outcome = self.sleep_once(environment, why).await;
         self.sleeping.lock().unwrap_or_else(PoisonError::into_inner).remove(environment);
         outcome
     }
 
-    async fn sleep_once(&self, environment: &Environment) -> Result<usize, StoreError> {
-        let page = self.store.list(&key::allocations(environment), None, 1000).await?;
+    async fn sleep_once(
+        &self,
+        environment: &Environment,
+        why: SleepFor,
+    ) -> Result<Slept, StoreError> {
+        let mut slept = Slept::default();
         let mut draining = Vec::new();
-        for (at, entry) in page.entries {
-            let Ok(mut record) = Allocation::decode(&entry.value) else { continue };
+        if why == SleepFor::Command {
+            slept.stopped += self.stop_frozen(environment, None).await?;
+        }
+        let view = self.view_of(environment);
+        let serves =
+            |a: &Allocation| view.as_ref().is_none_or(|v| v.has_authority(a.epoch, &a.digest));
+        for (at, record, revision) in self.of_environment(environment).await? {
+            if why == SleepFor::Takeover && serves(&record) {
+                continue;
+            }
             match record.state {
                 AllocationState::Ready => {
-                    record.state = AllocationState::Draining;
-                    let txn = Txn::new().unchanged(&at, entry.mod_revision);
-                    match self.store.txn(txn.put(&at, record.encode())).await {
-                        Ok(revision) => draining.push((at, record, revision)),
-                        // It ended, or another one drains it.
-                        Err(StoreError::Conflict { .. }) => {}
-                        Err(e) => return Err(e),
-                    }
+                    let found = (at, record, revision);
+                    draining.extend(self.change(found, AllocationState::Draining).await?);
                 }
-                AllocationState::Draining => draining.push((at, record, entry.mod_revision)),
-                // A wake is at work on it.
-                AllocationState::Planned | AllocationState::Starting => {}
+                AllocationState::Draining => draining.push((at, record, revision)),
+                // A wake is at work on it, or it sleeps, or another one ends it.
+                AllocationState::Planned
+                | AllocationState::Starting
+                | AllocationState::Frozen
+                | AllocationState::Stopping => {}
             }
         }
-        let stopped = draining.len();
-        for (at, record, revision) in draining {
-            self.drained(environment, &record.id).await;
-            self.worker.end_recorded(&record).await;
-            match self.store.txn(Txn::new().unchanged(&at, revision).delete(&at)).await {
-                Ok(_) | Err(StoreError::Conflict { .. }) => {}
-                Err(e) => return Err(e),
-            }
+        for found in draining {
+            let step = self.put_to_sleep(environment, found, why).await?;
+            slept.stopped += step.stopped;
+            slept.frozen += step.frozen;
         }
-        if stopped > 0 {
+        if slept != Slept::default() {
             log::info!("{environment} sleeps");
+        }
+        Ok(slept)
+    }
+
+    /// From `draining` to `frozen` or to its end, or back to `ready`.
+    async fn put_to_sleep(
+        &self,
+        environment: &Environment,
+        found: Found,
+        why: SleepFor,
+    ) -> Result<Slept, StoreError> {
+        let load = self.load_of(environment, &found.1.id);
+        let sealed = self.drained(environment, &found.1.id, load.as_deref(), why).await;
+        let outcome = if sealed {
+            self.freeze_or_stop(environment, found).await
+        } else {
+            self.change(found, AllocationState::Ready).await.map(|_| Slept::default())
+        };
+        if !matches!(outcome, Ok(slept) if slept != Slept::default())
+            && let Some(load) = load
+        {
+            // A wake took it back meanwhile, or nothing could be recorded: it serves on.
+            load.unseal();
+            self.queues.pump(environment);
+        }
+        outcome
+    }
+
+    async fn freeze_or_stop(
+        &self,
+        environment: &Environment,
+        found: Found,
+    ) -> Result<Slept, StoreError> {
+        let kept = self.view_of(environment).is_some_and(|v| {
+            v.contract.sleep.mode == SleepMode::Freeze
+                && v.has_authority(found.1.epoch, &found.1.digest)
+        });
+        if kept {
+            let id = found.1.id.clone();
+            match self.worker.runner.freeze(&id).await {
+                Ok(()) => {
+                    let frozen = self.change(found, AllocationState::Frozen).await;
+                    if !matches!(frozen, Ok(Some(_))) {
+                        // A wake took it back at the last moment, and counts on it.
+                        let _ = self.worker.runner.thaw(&id).await;
+                    }
+                    return Ok(Slept { frozen: usize::from(frozen?.is_some()), stopped: 0 });
+                }
+                Err(e) => log::warn!("{environment}: {id} was not frozen and is stopped: {e}"),
+            }
+        }
+        let stopped = self.stop_allocation(environment, found).await?;
+        Ok(Slept { stopped: usize::from(stopped), frozen: 0 })
+    }
+
+    /// Past the point of no return, then the process ends, then its record goes. `false` when somebody
+    /// else changed the record first.
+    async fn stop_allocation(
+        &self,
+        environment: &Environment,
+        found: Found,
+    ) -> Result<bool, StoreError> {
+        let Some((at, record, revision)) = self.change(found, AllocationState::Stopping).await?
+        else {
+            return Ok(false);
+        };
+        self.worker.end_recorded(&record, self.stop_timeout(environment)).await;
+        match self.store.txn(Txn::new().unchanged(&at, revision).delete(&at)).await {
+            Ok(_) | Err(StoreError::Conflict { .. }) => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Stops what is frozen: `only` this one, or all of the environment.
+    async fn stop_frozen(
+        &self,
+        environment: &Environment,
+        only: Option<&AllocationId>,
+    ) -> Result<usize, StoreError> {
+        let mut stopped = 0;
+        for found in self.of_environment(environment).await? {
+            let wanted =
+                found.1.state == AllocationState::Frozen && only.is_none_or(|id| found.1.id == *id);
+            if wanted && self.stop_allocation(environment, found).await? {
+                stopped += 1;
+            }
         }
         Ok(stopped)
     }
 
-    /// Waits until nothing is in flight in the allocation, or the contract's limit is over.
-    async fn drained(&self, environment: &Environment, allocation: &AllocationId) {
+    /// The allocation's record in its next state; `None` when somebody else changed it first.
+    async fn change(
+        &self,
+        (at, record, revision): Found,
+        state: AllocationState,
+    ) -> Result<Option<Found>, StoreError> {
+        let next = Allocation { state, ..record };
+        let txn = Txn::new().unchanged(&at, revision).put(&at, next.encode());
+        match self.store.txn(txn).await {
+            Ok(revision) => Ok(Some((at, next, revision))),
+            Err(StoreError::Conflict { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn of_environment(&self, environment: &Environment) -> Result<Vec<Found>, StoreError> {
+        let page = self.store.list(&key::allocations(environment), None, 1000).await?;
+        let decoded = page.entries.into_iter().filter_map(|(at, entry)| {
+            Some((at, Allocation::decode(&entry.value).ok()?, entry.mod_revision))
+        });
+        Ok(decoded.collect())
+    }
+
+    fn view_of(&self, environment: &Environment) -> Option<Arc<EnvView>> {
+        self.snapshots.load().environment(environment).cloned()
+    }
+
+    fn load_of(&self, environment: &Environment, id: &AllocationId) -> Option<Arc<Load>> {
+        let view = self.view_of(environment)?;
+        let found = view.ready.iter().chain(&view.others).find(|a| a.id == *id)?;
+        Some(Arc::clone(&found.load))
+    }
+
+    /// From SIGTERM to SIGKILL, by the environment's contract.
+    pub(super) fn stop_timeout(&self, environment: &Environment) -> Duration {
+        let view = self.view_of(environment);
+        view.map_or(Duration::from_secs(10), |v| v.contract.process.stop_timeout)
+    }
+
+    /// Waits until the allocation is sealed; `false` when it is to take requests again.
+    async fn drained(
+        &self,
+        environment: &Environment,
+        allocation: &AllocationId,
+        load: Option<&Load>,
+        why: SleepFor,
+    ) -> bool {
+        // Not routed: nobody can be on it.
+        let Some(load) = load else { return true };
         let started = self.clock.now();
         loop {
-            let (ready, in_flight, limit) = {
-                let snapshot = self.snapshots.load();
-                let Some(view) = snapshot.environment(environment) else { return };
-                let all = || view.ready.iter().chain(&view.others);
-                let found = all().find(|a| a.id == *allocation);
-                (
-                    view.ready.iter().any(|a| a.id == *allocation),
-                    found.map_or(0, |a| a.load.in_flight()),
-                    view.contract.process.stop_timeout,
-                )
-            };
-            // Not before routing has seen that it drains: until then it may still be chosen.
-            if (!ready && in_flight == 0) || self.clock.now().since(started) >= limit {
-                return;
+            let Some(view) = self.view_of(environment) else { return load.seal() };
+            let routed = view.ready.iter().any(|a| a.id == *allocation);
+            let waited = self.clock.now().since(started);
+            let limit = view.contract.process.stop_timeout;
+            match plan::drain(why, routed, load.in_flight(), waited, limit) {
+                Drain::Resume => return false,
+                Drain::Cut => {
+                    load.seal_anyway();
+                    return true;
+                }
+                // Whoever still looks at an older snapshot may have been quicker.
+                Drain::Seal if load.seal() => return true,
+                Drain::Seal | Drain::Wait => tokio::time::sleep(LOOK_AGAIN).await,
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
+
+/// An allocation's record: its key, itself, and the revision it was read at.
+type Found = (String, Allocation, u64);

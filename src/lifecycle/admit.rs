@@ -11,7 +11,7 @@ use crate::id::{AllocationId, OperationId};
 use crate::snapshot::{EnvView, OperationView};
 use crate::store::record::WakeState;
 
-use super::classify::{Classified, Posture, under};
+use super::classify::{Classified, Posture, under, wakes};
 use super::facts::{Facts, IdempotencyKey};
 use super::place::{self, Choice, Placement};
 use super::reply::{Forwarded, Problem, Reply};
@@ -68,6 +68,7 @@ pub struct Journey {
     view: Arc<EnvView>,
     route: usize,
     posture: Posture,
+    wakes: bool,
     deadline: Mono,
     excluded: Vec<AllocationId>,
     attempts: u32,
@@ -92,7 +93,7 @@ struct Hold {
 impl Journey {
     /// Begins. The deadline is absolute: the contract's wake budget from when the request came.
     pub fn begin(facts: Facts, classified: Classified) -> Self {
-        let Classified { view, route, posture } = classified;
+        let Classified { view, route, posture, wakes } = classified;
         Self {
             deadline: facts.received + view.contract.wake.budget,
             trace: Trace::new(facts.id, facts.received),
@@ -101,6 +102,7 @@ impl Journey {
             view,
             route,
             posture,
+            wakes,
             excluded: Vec::new(),
             attempts: 0,
             operation: None,
@@ -129,6 +131,10 @@ impl Journey {
     /// The route of the contract it takes.
     pub fn route(&self) -> Option<&Route> {
         self.view.contract.routes.get(self.route)
+    }
+    /// Whether it keeps the app awake.
+    pub fn wakes(&self) -> bool {
+        self.wakes
     }
     /// The route's class, for metrics.
     pub fn class(&self) -> &'static str {
@@ -178,6 +184,7 @@ impl Journey {
         let first = self.trace.steps.is_empty();
         let changed = posture != self.posture;
         (self.route, self.posture) = (route, posture);
+        self.wakes = wakes(view, route, &self.facts);
         // After the store's answer, the owner is told again only if it changed meanwhile.
         let unchanged =
             self.store_was_asked() && granted.is_some() && Arc::ptr_eq(view, &self.view);
@@ -204,6 +211,15 @@ impl Journey {
         match choice {
             Choice::Place(placed) => self.forward(now, placed),
             _ if now >= self.deadline => {
+                let reply = self.too_late(now, pick);
+                self.answer(now, reply)
+            }
+            // It is not worth a wake, and so not worth a wait that may end in one.
+            Choice::Cold if !self.wakes => {
+                let reply = self.asleep(now);
+                self.answer(now, reply)
+            }
+            Choice::Full | Choice::Refused if !self.wakes => {
                 let reply = self.too_late(now, pick);
                 self.answer(now, reply)
             }
@@ -350,6 +366,23 @@ impl Journey {
                 }
                 Next::Wake { hold: may_hold }
             }
+        }
+    }
+
+    /// Nothing is ready, and this request is none to change that for.
+    fn asleep(&mut self, now: Mono) -> Reply {
+        let view = Arc::clone(&self.view);
+        if self.posture == Posture::Safe {
+            let classify = StepKind::Classify(self.posture, Arc::clone(&view), self.route);
+            self.trace.push(now, classify);
+        }
+        let status = view.contract.routes.get(self.route).and_then(|r| r.asleep_status);
+        let typical = view.operation.as_ref().map_or(0, |o| o.stats.typical_ms);
+        let detail = "The app is asleep, and its contract says that this request does not wake it.";
+        match status {
+            Some(status) => Reply::refused(Problem::Asleep, status, detail),
+            None => Reply::refused(Problem::Asleep, 503, detail)
+                .retry_after(Duration::from_millis(typical.max(1000))),
         }
     }
 

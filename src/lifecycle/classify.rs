@@ -36,6 +36,9 @@ pub struct Classified {
     pub route: usize,
     /// What the class means.
     pub posture: Posture,
+    /// Whether it may wake the app, and keeps it awake. The contract says of which routes and which
+    /// clients that is not so.
+    pub wakes: bool,
 }
 
 impl Classified {
@@ -49,7 +52,8 @@ impl Classified {
 pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Option<Classified> {
     let view = snapshot.host(&facts.host)?;
     let (route, posture) = under(view, facts)?;
-    Some(Classified { view: Arc::clone(view), route, posture })
+    let wakes = wakes(view, route, facts);
+    Some(Classified { view: Arc::clone(view), route, posture, wakes })
 }
 
 /// Route and posture under one owner's contract: also for a request that was classified before,
@@ -57,6 +61,12 @@ pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Option<Classified> {
 pub fn under(view: &EnvView, facts: &Facts) -> Option<(usize, Posture)> {
     let (route, found) = view.contract.route(&facts.path)?;
     Some((route, posture(&found.class, &facts.method)))
+}
+
+/// Whether the contract lets a request of this route and this client wake the app.
+pub fn wakes(view: &EnvView, route: usize, facts: &Facts) -> bool {
+    view.contract.routes.get(route).is_none_or(|r| r.wakes)
+        && !facts.agent_has(&view.contract.wake.ignore_agents)
 }
 
 fn posture(class: &RouteClass, method: &Method) -> Posture {

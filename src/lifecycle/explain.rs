@@ -67,7 +67,8 @@ fn woken_later(journey: &mut Journey, now: Mono, state: Option<WakeState>) {
     let view = std::sync::Arc::clone(journey.view());
     let asleep = view.ready.is_empty();
     if asleep {
-        let phases = WakePhases::default();
+        let thaw_us = view.in_memory().map(|_| 0);
+        let phases = WakePhases { thaw_us, ..WakePhases::default() };
         journey.trace.push(now, StepKind::Start { view, state, phases });
     }
     let state = asleep.then_some(state.unwrap_or(WakeState::WakeRequested));

@@ -7,7 +7,7 @@
 //! not merged. What has no safe reading (control characters, a backslash, a broken escape, `..`
 //! above the root) is refused.
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Version};
 
@@ -84,6 +84,8 @@ pub struct Facts {
     pub content_length: Option<u64>,
     /// Bytes of header names and values; what holding it costs at least.
     pub header_bytes: usize,
+    /// What the client calls itself, where it says it first.
+    pub user_agent: Option<HeaderValue>,
     /// How errors are told.
     pub error_form: ErrorForm,
     /// Its idempotency key.
@@ -122,11 +124,21 @@ impl Facts {
             body: has_body(headers),
             content_length: content_length(headers),
             header_bytes: headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum(),
+            user_agent: headers.get(header::USER_AGENT).cloned(),
             error_form: error_form(&parts.method, headers),
             key: idempotency_key(headers),
             affinity: None,
             session: None,
         })
+    }
+
+    /// Whether the client's name for itself has one of `parts`, which are lower case, in it.
+    pub fn agent_has(&self, parts: &[String]) -> bool {
+        let Some(agent) = self.user_agent.as_ref().filter(|_| !parts.is_empty()) else {
+            return false;
+        };
+        let agent = agent.as_bytes().to_ascii_lowercase();
+        parts.iter().any(|part| agent.windows(part.len()).any(|w| w == part.as_bytes()))
     }
 
     /// Path and query for the app.

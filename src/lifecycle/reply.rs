@@ -55,11 +55,13 @@ pub enum Problem {
     AssetNotFound,
     /// 503: the artifact is missing or damaged; nothing else is served in its place.
     ArtifactUnavailable,
+    /// 503, or what the contract says: nothing is ready, and the request is none that wakes the app.
+    Asleep,
 }
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
@@ -80,6 +82,7 @@ impl Problem {
         Self::ShuttingDown,
         Self::AssetNotFound,
         Self::ArtifactUnavailable,
+        Self::Asleep,
     ];
 
     /// Last part of its `type`, and its label in metrics.
@@ -105,6 +108,7 @@ impl Problem {
             Self::ShuttingDown => "shutting-down",
             Self::AssetNotFound => "asset-not-found",
             Self::ArtifactUnavailable => "artifact-unavailable",
+            Self::Asleep => "asleep",
         }
     }
 
@@ -133,6 +137,7 @@ impl Problem {
             Self::ShuttingDown => "This edge is stopping; nothing was sent",
             Self::AssetNotFound => "There is no such file",
             Self::ArtifactUnavailable => "The artifact cannot be had",
+            Self::Asleep => "The app is asleep; nothing was sent to it",
         }
     }
 
@@ -150,7 +155,8 @@ impl Problem {
             | Self::LedgerUnavailable
             | Self::VerifierUnavailable
             | Self::ArtifactUnavailable
-            | Self::ShuttingDown => "destination_unavailable",
+            | Self::ShuttingDown
+            | Self::Asleep => "destination_unavailable",
             Self::HoldQueueFull | Self::Saturated => "connection_limit_reached",
             Self::NotForwarded => "connection_refused",
             Self::UpstreamClosed => "connection_terminated",
@@ -248,10 +254,11 @@ impl Reply {
 
     /// Headers besides the common ones: name and value.
     pub fn headers(&self, node: &str) -> Vec<(&'static str, String)> {
-        let mut out = vec![
-            ("cache-control", "no-store".to_owned()),
-            ("proxy-status", format!("{node}; error={}", self.problem.proxy_status(self.status))),
-        ];
+        let mut out = vec![("cache-control", "no-store".to_owned())];
+        if self.status >= 400 {
+            let error = self.problem.proxy_status(self.status);
+            out.push(("proxy-status", format!("{node}; error={error}")));
+        }
         if let Some(seconds) = self.retry_after {
             out.push(("retry-after", seconds.to_string()));
         }
@@ -268,6 +275,10 @@ impl Reply {
     /// Content type and body.
     pub fn body(&self, form: ErrorForm, request: RequestId) -> (&'static str, String) {
         match form {
+            // What a contract has a health check told is no problem.
+            _ if self.status < 400 => {
+                ("text/plain; charset=utf-8", format!("{}\n", self.problem.name()))
+            }
             ErrorForm::Problem => ("application/problem+json", self.problem_json(request)),
             ErrorForm::Page => ("text/html; charset=utf-8", self.page(request)),
         }

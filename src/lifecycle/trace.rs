@@ -280,6 +280,11 @@ impl StepKind {
                 "Wake if policy allows but do not buffer arbitrary body forever.",
                 "Wake operation",
             ),
+            Self::Start { phases: WakePhases { thaw_us: Some(_), .. }, .. } => (
+                Actor::Runner,
+                "Take back the allocation that is still in memory.",
+                "Regional runtime registry",
+            ),
             Self::Start { .. } => {
                 (Actor::Runner, "Start allocation from immutable artifact.", "Artifact digest")
             }
@@ -451,6 +456,15 @@ impl StepKind {
 
 fn start_values(view: &EnvView, state: Option<WakeState>, phases: &WakePhases) -> (String, String) {
     let allocation = view.operation.as_ref().and_then(|o| o.allocation.as_ref());
+    if let Some(us) = phases.thaw_us {
+        let found = view.in_memory().map(|a| &a.id).filter(|_| state.is_none()).or(allocation);
+        let value = found.map_or_else(|| "gone".into(), ToString::to_string);
+        let detail = match state {
+            None => "would be taken back".into(),
+            Some(state) => format!("{}, thaw {}", state.name(), ms(us)),
+        };
+        return (value, detail);
+    }
     let value = format!("sha256:{}", view.owner.digest.short());
     let Some(state) = state else { return (value, "would be started".into()) };
     let mut detail = allocation.map_or_else(String::new, |a| format!("{a}: "));
@@ -657,6 +671,9 @@ impl Trace {
             }
             Outcome::Refused(Problem::ArtifactUnavailable) => {
                 return "Refuse: nothing is served in place of an artifact that cannot be had.";
+            }
+            Outcome::Refused(Problem::Asleep) => {
+                return "Leave asleep: the contract says that this request is not worth a wake.";
             }
             _ => {}
         }

@@ -338,7 +338,9 @@ impl ProxyHttp for EdgeProxy {
                 match Visit::begin(facts, &classified.view, &head.headers, false, now) {
                     Ok(visit) => ctx.visit = Some(visit),
                     Err(mut facts) => {
-                        classified.view.live.touch(ctx.received);
+                        if classified.wakes {
+                            classified.view.live.touch(ctx.received);
+                        }
                         self.recognise(session, &classified, &mut facts);
                         ctx.journey = Some(Journey::begin(*facts, classified));
                     }
@@ -523,7 +525,9 @@ impl ProxyHttp for EdgeProxy {
             }
             return;
         };
-        journey.view().live.touch(now);
+        if journey.wakes() {
+            journey.view().live.touch(now);
+        }
         match (&ctx.reply, ctx.gone, e) {
             (Some(_), ..) => {}
             (None, true, _) => journey.client_left(),

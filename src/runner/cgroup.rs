@@ -93,6 +93,18 @@ impl Cgroup {
         text.lines().filter_map(|l| l.parse().ok()).collect()
     }
 
+    /// Takes processor time away from everything in it, and what it forks at the moment (`cgroup.freeze`,
+    /// Linux 5.2), or gives it back. The kernel takes its time: see [`Self::is_frozen`].
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        fs::write(self.0.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// Whether everything in it stands still.
+    pub fn is_frozen(&self) -> io::Result<bool> {
+        let events = fs::read_to_string(self.0.join("cgroup.events"))?;
+        Ok(events.lines().any(|l| l == "frozen 1"))
+    }
+
     /// SIGKILL for everything in it, forks of the moment included; waits until it is empty, for at
     /// most `limit`, and removes it. Whether it is gone.
     pub async fn kill(&self, limit: Duration) -> io::Result<bool> {

@@ -13,6 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
+/// Name of the pipe in an allocation's directory.
+pub const PIPE: &str = "output";
+
 /// Bytes of each allocation's output that are kept in memory.
 const TAIL: usize = 16 * 1024;
 
@@ -79,6 +82,11 @@ pub fn make_pipe(path: &Path) -> io::Result<(pipe::Receiver, File)> {
     // Opened a second time, so that it is not the reader's non-blocking one.
     let write = OpenOptions::new().read(true).write(true).open(path)?;
     Ok((read, write))
+}
+
+/// Opens the named pipe that an earlier process of the edge made, to read on where it stopped.
+pub fn reopen_pipe(path: &Path) -> io::Result<pipe::Receiver> {
+    pipe::OpenOptions::new().read_write(true).open_receiver(path)
 }
 
 /// Reads the pipe until `ended` is told or dropped, and then what is in it still.

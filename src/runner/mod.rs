@@ -4,17 +4,23 @@
 //! Invariants: a process is the leader of a group of its own, starts with an environment of its own
 //! and can gain no privileges; it is ready only when a check over the path that traffic takes said
 //! so and the port is held by that process; when [`Runner::stop`] returns, nothing that it started
-//! runs any more, `setsid` or not; a generation at or below one that was started is refused.
+//! runs any more, `setsid` or not; a generation at or below one that was started is refused. What an
+//! earlier process of the edge started is adopted only if it is proved to be the one that was
+//! recorded: by boot, process id and start time, by who holds its port, and by a check that it is
+//! ready.
 //!
 //! Deliberately absent: restarting (the wake machine decides), a sandbox for the file system and
 //! limits of memory and CPU (they need a container or a delegated cgroup).
 
+mod adopt;
 mod cgroup;
+mod freeze;
 mod log;
 mod pidfd;
 mod proc;
 mod process;
 mod readiness;
+mod running;
 mod spawn;
 
 pub use process::{ProcessRunner, ProcessRunnerOptions};
@@ -107,6 +113,39 @@ pub struct Started {
     pub identity: ProcessIdentity,
     /// Where it is to listen.
     pub address: SocketAddr,
+}
+
+/// What an earlier process of the edge recorded of an allocation that may run still.
+#[derive(Debug, Clone)]
+pub struct AdoptSpec {
+    /// Its id.
+    pub allocation: AllocationId,
+    /// Whose it is.
+    pub environment: Environment,
+    /// Which start of the environment it is.
+    pub generation: Generation,
+    /// Its process.
+    pub identity: ProcessIdentity,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// How it says that it is ready. An app with [`ReadyCheck::Notify`] said so to the earlier
+    /// process; now its port has to accept. `None` for one that is frozen: nothing is asked of it.
+    pub ready: Option<ReadyCheck>,
+    /// The `Host` of readiness requests.
+    pub host: String,
+    /// How long it may take to prove that it is ready.
+    pub within: Duration,
+}
+
+/// Why an allocation was not adopted. It may run still: the caller ends it.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It is not the process that was recorded.
+    #[error("it does not run any more: {0}")]
+    Gone(&'static str),
+    /// It runs, and is not fit for requests.
+    #[error(transparent)]
+    Unfit(#[from] StartError),
 }
 
 /// How a process ended.
@@ -219,6 +258,25 @@ impl StartError {
     }
 }
 
+/// Why an allocation was not frozen or thawed.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// It has ended, or was never started here.
+    #[error("it does not run any more")]
+    Gone,
+    /// It did not stand still in time.
+    #[error("it did not stand still within {0:?}")]
+    Slow(Duration),
+    /// The system did not let us.
+    #[error("{what}: {source}")]
+    System {
+        /// What.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
 /// Why something still runs.
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
@@ -253,8 +311,8 @@ pub trait Runner: Send + Sync {
     /// [`StartError`]; the process may still run: the caller stops it.
     async fn ready(&self, allocation: &AllocationId) -> Result<(), StartError>;
 
-    /// Ends an allocation: SIGTERM, and after `grace` SIGKILL, for everything that it started.
-    /// Does nothing for one that is not known.
+    /// Ends an allocation: SIGTERM, and after `grace` SIGKILL, for everything that it started. One that
+    /// is frozen is thawed for it. Does nothing for one that is not known.
     ///
     /// # Errors
     /// [`StopError`] when something still runs.
@@ -271,6 +329,38 @@ pub trait Runner: Send + Sync {
         allocation: &AllocationId,
         grace: Duration,
     ) -> Result<(), StopError>;
+
+    /// Takes processor time away from an allocation, everything that it started included; it keeps its
+    /// memory, its sockets and its timers. Returns when it stands still. Does nothing to one that does.
+    ///
+    /// # Errors
+    /// [`FreezeError`]; it may run in part: the caller thaws or stops it.
+    async fn freeze(&self, allocation: &AllocationId) -> Result<(), FreezeError>;
+
+    /// Gives it back. Does nothing to one that runs.
+    ///
+    /// # Errors
+    /// [`FreezeError`]; the caller stops it.
+    async fn thaw(&self, allocation: &AllocationId) -> Result<(), FreezeError>;
+
+    /// Bytes of memory that an allocation's processes hold, shared pages counted in proportion; 0 for
+    /// one that is not known. Reads files of `/proc`.
+    async fn memory(&self, allocation: &AllocationId) -> u64;
+
+    /// Takes over an allocation that an earlier process of the edge started: from here on it is
+    /// watched, read, stopped and counted as if it had been started here. Its exit is told with
+    /// [`ExitStatus::Unknown`]: only a parent learns more.
+    ///
+    /// # Errors
+    /// [`AdoptError`]; nothing was changed then.
+    async fn adopt(&self, spec: AdoptSpec) -> Result<(), AdoptError>;
+
+    /// Allocations of which an earlier process of the edge left files. What has no record is to be
+    /// ended with [`Runner::end_leftover`], which removes them.
+    fn leftovers(&self) -> Vec<AllocationId>;
+
+    /// Refuses every start from here on; when it returns, none is at work.
+    async fn close(&self);
 
     /// Where exits are told; `None` after the first call.
     fn exits(&self) -> Option<mpsc::Receiver<Exit>>;

@@ -19,6 +19,23 @@ pub fn ended(pid: u32) -> bool {
     stat_field(pid, 3).is_none_or(|state| matches!(state.as_str(), "Z" | "X"))
 }
 
+/// Whether `pid` is stopped by a signal.
+pub fn stopped(pid: u32) -> bool {
+    stat_field(pid, 3).is_some_and(|state| state == "T")
+}
+
+/// Bytes of memory that `pid` holds: its proportional set (proc_pid_smaps(5)), or its resident set
+/// where that cannot be read; 0 when there is no such process.
+pub fn memory(pid: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:"));
+    let kib = pss.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map_or_else(
+        || stat_field(pid, 24).and_then(|p| p.parse::<u64>().ok()).unwrap_or(0) * 4096,
+        |kib| kib * 1024,
+    )
+}
+
 /// Field `n` of `/proc/PID/stat`, counted from 1 as in proc_pid_stat(5); after the second.
 fn stat_field(pid: u32, n: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -106,6 +123,7 @@ mod tests {
         let pid = std::process::id();
         assert!(start_time(pid).is_some_and(|t| t > 0));
         assert!(!ended(pid) && group(pid).is_some() && pids().contains(&pid));
+        assert!(memory(pid) > 100_000 && memory(u32::MAX) == 0 && !stopped(pid));
         assert_eq!(start_time(u32::MAX), None);
         assert!(ended(u32::MAX));
     }

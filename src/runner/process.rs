@@ -8,28 +8,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-use tokio::net::UnixDatagram;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use nix::sys::signal::Signal;
+use tokio::net::unix::pipe;
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, mpsc, oneshot, watch};
 
-use crate::clock::{Clock, Mono};
+use crate::clock::Clock;
 use crate::id::{AllocationId, Environment, Generation};
 
 use super::cgroup::{Cgroup, Cgroups};
 use super::log::{LogFile, Tail};
 use super::pidfd::PidFd;
-use super::spawn::{self, Place, ReservedPort};
+use super::running::{AFTER_KILL, Ended, Running, end_process, kill_marked};
+use super::spawn::{self, Place, Port};
 use super::{
-    Exit, ExitStatus, ProcessIdentity, ReadyCheck, Runner, StartError, StartSpec, Started,
-    StopError, log, proc, readiness,
+    AdoptError, AdoptSpec, Exit, FreezeError, ProcessIdentity, Runner, StartError, StartSpec,
+    Started, StopError, log, proc,
 };
 
 /// Outputs of ended allocations that are kept.
 const ENDED: usize = 64;
-
-/// From SIGKILL to the end, at most: only a process in uninterruptible sleep takes longer.
-const AFTER_KILL: Duration = Duration::from_secs(5);
 
 /// What a [`ProcessRunner`] works with.
 pub struct ProcessRunnerOptions {
@@ -49,13 +46,15 @@ pub struct ProcessRunner {
     exits: Mutex<Option<mpsc::Receiver<Exit>>>,
 }
 
-struct Shared {
-    options: ProcessRunnerOptions,
-    boot_id: String,
+pub(super) struct Shared {
+    pub(super) options: ProcessRunnerOptions,
+    pub(super) boot_id: String,
     cgroups: Option<Cgroups>,
-    slots: Arc<Semaphore>,
+    pub(super) slots: Arc<Semaphore>,
     state: Mutex<State>,
     exited: mpsc::Sender<Exit>,
+    /// Whether starts are refused. A start reads it from before the fork until it is watched.
+    closed: Arc<RwLock<bool>>,
 }
 
 #[derive(Default)]
@@ -65,32 +64,6 @@ struct State {
     /// The highest generation of each environment that was started here.
     started: HashMap<Environment, Generation>,
     logs: HashMap<Environment, Arc<LogFile>>,
-}
-
-/// How an allocation ended, and what of it could not be ended.
-#[derive(Debug, Clone)]
-struct Ended {
-    status: ExitStatus,
-    left: Vec<u32>,
-}
-
-struct Running {
-    allocation: AllocationId,
-    environment: Environment,
-    identity: ProcessIdentity,
-    port: ReservedPort,
-    ready: ReadyCheck,
-    host: String,
-    start_timeout: Duration,
-    deadline: Mono,
-    cgroup: Option<Cgroup>,
-    notify: Option<UnixDatagram>,
-    asked: AtomicBool,
-    /// Whether the process was reaped: until then its id, and its group's, are nobody else's.
-    reaped: Mutex<bool>,
-    ended: watch::Receiver<Option<Ended>>,
-    tail: Arc<Tail>,
-    _slot: OwnedSemaphorePermit,
 }
 
 impl ProcessRunner {
@@ -124,6 +97,7 @@ impl ProcessRunner {
             cgroups,
             state: Mutex::default(),
             exited,
+            closed: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared), exits: Mutex::new(Some(exits)) })
     }
@@ -151,6 +125,13 @@ impl Shared {
                 Ok(())
             }
         }
+    }
+
+    /// Nothing at or below an adopted generation is started.
+    pub(super) fn fence_adopted(&self, environment: &Environment, generation: Generation) {
+        let mut state = self.state();
+        let last = state.started.entry(environment.clone()).or_insert(generation);
+        *last = generation.max(*last);
     }
 
     fn log_file(&self, environment: &Environment) -> Arc<LogFile> {
@@ -189,31 +170,47 @@ impl Shared {
             boot_id: self.boot_id.clone(),
             cgroup: place.cgroup.as_ref().map(|c| c.path().to_owned()),
         };
-        let (tell, ended) = watch::channel(None);
-        let (stop_log, log_stopped) = oneshot::channel();
-        let tail = Arc::new(Tail::default());
-        let log_file = self.log_file(&spec.environment);
-        let pump = tokio::spawn(log::pump(place.output, log_file, Arc::clone(&tail), log_stopped));
-        let running = Arc::new(Running {
+        let running = Running {
             deadline: began + spec.start_timeout,
             start_timeout: spec.start_timeout,
             allocation: spec.allocation,
             environment: spec.environment,
             identity: identity.clone(),
-            port: place.port,
+            adopted: false,
+            port: Port::Reserved(place.port),
             ready: spec.ready,
             host: spec.host,
             cgroup: place.cgroup,
             notify: place.notify,
             asked: AtomicBool::new(false),
             reaped: Mutex::new(false),
-            ended,
-            tail,
+            ended: watch::channel(None).1,
+            tail: Arc::default(),
             _slot: slot,
+        };
+        let address = running.port.address();
+        self.watch(running, pidfd, Some(child), Some(place.output));
+        Ok(Started { identity, address })
+    }
+
+    /// Puts a running process on the list, reads what it prints and waits for its end.
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        mut running: Running,
+        pidfd: PidFd,
+        child: Option<Child>,
+        output: Option<pipe::Receiver>,
+    ) -> Arc<Running> {
+        let (tell, ended) = watch::channel(None);
+        running.ended = ended;
+        let (stop_log, log_stopped) = oneshot::channel();
+        let pump = output.map(|output| {
+            let file = self.log_file(&running.environment);
+            tokio::spawn(log::pump(output, file, Arc::clone(&running.tail), log_stopped))
         });
-        let address = running.port.address;
+        let running = Arc::new(running);
         self.state().running.insert(running.allocation.clone(), Arc::clone(&running));
-        let shared = Arc::clone(self);
+        let (shared, watched) = (Arc::clone(self), Arc::clone(&running));
         tokio::spawn(async move {
             if let Err(e) = pidfd.ended().await {
                 ::log::error!("{}: its end cannot be waited for: {e}", running.allocation);
@@ -221,7 +218,9 @@ impl Shared {
             let left = running.kill_rest().await;
             let status = running.reap(child);
             drop(stop_log);
-            let _ = pump.await;
+            if let Some(pump) = pump {
+                let _ = pump.await;
+            }
             shared.retire(&running);
             tell.send_replace(Some(Ended { status, left }));
             let exit = Exit {
@@ -233,7 +232,7 @@ impl Shared {
             // Nobody listens in a test, or at the very end.
             let _ = shared.exited.send(exit).await;
         });
-        Ok(Started { identity, address })
+        watched
     }
 
     fn retire(&self, running: &Running) {
@@ -255,151 +254,13 @@ impl Shared {
     }
 }
 
-impl Running {
-    /// Signals the process group, if the process was not reaped yet.
-    fn signal_group(&self, signal: Signal) {
-        let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*reaped && let Ok(pid) = i32::try_from(self.identity.pid) {
-            // ESRCH: it is just being reaped.
-            let _ = killpg(Pid::from_raw(pid), signal);
-        }
-    }
-
-    async fn end_within(&self, limit: Duration) -> Option<Ended> {
-        let mut ended = self.ended.clone();
-        let end = tokio::time::timeout(limit, ended.wait_for(Option::is_some)).await;
-        end.ok()?.ok()?.clone()
-    }
-
-    /// Ends what the process left; called while it is a zombie, so that its group is still its own.
-    /// Returns what could not be ended.
-    async fn kill_rest(&self) -> Vec<u32> {
-        self.signal_group(Signal::SIGKILL);
-        if let Some(cgroup) = &self.cgroup {
-            match cgroup.kill(AFTER_KILL).await {
-                Ok(true) => return Vec::new(),
-                Ok(false) => return cgroup.pids(),
-                Err(e) => ::log::error!("{}: {e}", cgroup.path().display()),
-            }
-        }
-        kill_marked(&self.allocation, AFTER_KILL).await
-    }
-
-    fn reap(&self, mut child: Child) -> ExitStatus {
-        use std::os::unix::process::ExitStatusExt;
-        let mut reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-        // It has ended: this does not wait.
-        let status = child.wait();
-        *reaped = true;
-        match status {
-            Ok(s) => match (s.code(), s.signal()) {
-                (Some(code), _) => ExitStatus::Code(code),
-                (None, Some(signal)) => ExitStatus::Signal(signal),
-                (None, None) => ExitStatus::Unknown,
-            },
-            Err(_) => ExitStatus::Unknown,
-        }
-    }
-
-    /// Checks until it is ready. Every word of the check goes to `last`, for who gives up.
-    async fn until_ready(&self, last: &Mutex<String>) {
-        let mut checks = 0;
-        loop {
-            let address = self.port.address;
-            let found = match &self.ready {
-                ReadyCheck::Http { path } => readiness::http(address, &self.host, path).await,
-                ReadyCheck::Tcp => readiness::tcp(address).await,
-                ReadyCheck::Notify if checks == 0 => Err("it has not sent READY=1".to_owned()),
-                ReadyCheck::Notify => Ok(()),
-            };
-            match found {
-                Ok(()) => return,
-                Err(why) => *last.lock().unwrap_or_else(PoisonError::into_inner) = why,
-            }
-            match &self.ready {
-                ReadyCheck::Notify => self.notified().await,
-                _ => tokio::select! {
-                    () = tokio::time::sleep(readiness::pause(checks)) => {}
-                    // An app that says so is asked at once.
-                    () = self.notified() => {}
-                },
-            }
-            checks += 1;
-        }
-    }
-
-    /// Until the process sends `READY=1` (sd_notify(3)); never without a socket.
-    async fn notified(&self) {
-        let Some(socket) = &self.notify else { return std::future::pending().await };
-        let mut message = [0u8; 4096];
-        loop {
-            match socket.recv(&mut message).await {
-                Ok(n) if message[..n].split(|b| *b == b'\n').any(|line| line == b"READY=1") => {
-                    return;
-                }
-                Ok(_) => {}
-                Err(_) => return std::future::pending().await,
-            }
-        }
-    }
-
-    /// Whether the port is held by the process or by something it started.
-    fn holds_port(&self) -> std::io::Result<bool> {
-        let inodes = proc::listeners(self.port.address.port())?;
-        if proc::holds_socket(self.identity.pid, &inodes) {
-            return Ok(true);
-        }
-        let mark = spawn::mark(&self.allocation);
-        let own =
-            |pid: &u32| proc::group(*pid) == Some(self.identity.pid) || proc::has_env(*pid, &mark);
-        let others = match &self.cgroup {
-            Some(cgroup) => cgroup.pids(),
-            None => proc::pids().into_iter().filter(own).collect(),
-        };
-        Ok(others.into_iter().any(|pid| proc::holds_socket(pid, &inodes)))
-    }
-}
-
-/// SIGKILL for every process that has the allocation's mark in its environment, until none is left
-/// or `limit` is over. Returns those that are left.
-async fn kill_marked(allocation: &AllocationId, limit: Duration) -> Vec<u32> {
-    let mark = spawn::mark(allocation);
-    let left = Arc::new(Mutex::new(Vec::new()));
-    let until_none = async {
-        loop {
-            let found = {
-                let mark = mark.clone();
-                tokio::task::spawn_blocking(move || marked(&mark)).await.unwrap_or_default()
-            };
-            *left.lock().unwrap_or_else(PoisonError::into_inner) = found.clone();
-            if found.is_empty() {
-                return;
-            }
-            for pid in found {
-                // By descriptor, and looked at again: the id may be another's by now.
-                if let Ok(process) = PidFd::open(pid)
-                    && proc::has_env(pid, &mark)
-                {
-                    let _ = process.signal(Signal::SIGKILL);
-                    process.ended_within(Duration::from_millis(500)).await;
-                }
-            }
-        }
-    };
-    let _ = tokio::time::timeout(limit, until_none).await;
-    let left = left.lock().unwrap_or_else(PoisonError::into_inner);
-    left.clone()
-}
-
-fn marked(mark: &str) -> Vec<u32> {
-    let this = std::process::id();
-    let all = proc::pids().into_iter();
-    all.filter(|pid| *pid != this && proc::has_env(*pid, mark) && !proc::ended(*pid)).collect()
-}
-
 #[async_trait]
 impl Runner for ProcessRunner {
     async fn start(&self, spec: StartSpec) -> Result<Started, StartError> {
+        let closed = Arc::clone(&self.shared.closed).read_owned().await;
+        if *closed {
+            return Err(StartError::Stopped);
+        }
         let Ok(slot) = Arc::clone(&self.shared.slots).try_acquire_owned() else {
             return Err(StartError::Full(self.shared.options.max_processes));
         };
@@ -407,7 +268,11 @@ impl Runner for ProcessRunner {
         let (shared, allocation) = (Arc::clone(&self.shared), spec.allocation.clone());
         // On a blocking thread: a fork of a large process takes its time. Not given up when the
         // caller is: what was started is watched.
-        let started = tokio::task::spawn_blocking(move || shared.launch(spec, slot)).await;
+        let started = tokio::task::spawn_blocking(move || {
+            let _open = closed;
+            shared.launch(spec, slot)
+        });
+        let started = started.await;
         let started = started
             .unwrap_or_else(|e| Err(StartError::system("starting", std::io::Error::other(e))));
         if started.is_err() {
@@ -439,19 +304,17 @@ impl Runner for ProcessRunner {
                 return Err(StartError::NotReady { limit: running.start_timeout, last });
             }
         }
-        let port = running.port.address.port();
-        let held = tokio::task::spawn_blocking(move || running.holds_port()).await;
-        match held.map_err(std::io::Error::other).and_then(|held| held) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(StartError::PortTaken { port }),
-            Err(e) => Err(StartError::system("asking who holds its port", e)),
-        }
+        running.check_port().await
     }
 
     async fn stop(&self, allocation: &AllocationId, grace: Duration) -> Result<(), StopError> {
         let Some(running) = self.running(allocation) else { return Ok(()) };
         running.asked.store(true, Ordering::Release);
         running.signal_group(Signal::SIGTERM);
+        // A frozen one gets its signal when it is thawed.
+        if let Err(e) = running.thaw() {
+            ::log::warn!("{allocation}: {e}; it will be killed");
+        }
         let mut end = running.end_within(grace).await;
         if end.is_none() {
             running.signal_group(Signal::SIGKILL);
@@ -496,6 +359,33 @@ impl Runner for ProcessRunner {
         if left.is_empty() { Ok(()) } else { Err(StopError::Alive { pids: left }) }
     }
 
+    async fn freeze(&self, allocation: &AllocationId) -> Result<(), FreezeError> {
+        self.running(allocation).ok_or(FreezeError::Gone)?.freeze().await
+    }
+
+    async fn thaw(&self, allocation: &AllocationId) -> Result<(), FreezeError> {
+        self.running(allocation).ok_or(FreezeError::Gone)?.thaw()
+    }
+
+    async fn memory(&self, allocation: &AllocationId) -> u64 {
+        let Some(running) = self.running(allocation) else { return 0 };
+        tokio::task::spawn_blocking(move || running.memory()).await.unwrap_or(0)
+    }
+
+    async fn adopt(&self, spec: AdoptSpec) -> Result<(), AdoptError> {
+        super::adopt::adopt(&self.shared, spec).await
+    }
+
+    fn leftovers(&self) -> Vec<AllocationId> {
+        let all = spawn::dirs(&self.shared.options.run_dir);
+        let state = self.shared.state();
+        all.into_iter().filter(|id| !state.running.contains_key(id)).collect()
+    }
+
+    async fn close(&self) {
+        *self.shared.closed.write().await = true;
+    }
+
     fn exits(&self) -> Option<mpsc::Receiver<Exit>> {
         self.exits.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -507,23 +397,5 @@ impl Runner for ProcessRunner {
                 state.ended.iter().find(|(id, _)| id == allocation).map(|(_, tail)| tail)
             });
         tail.map(|tail| tail.last(max))
-    }
-}
-
-/// Ends a process that is not our child, if it is still the one that was recorded: SIGTERM for its
-/// group, then SIGKILL.
-async fn end_process(identity: &ProcessIdentity, grace: Duration) {
-    let same = || proc::start_time(identity.pid) == Some(identity.start_time);
-    let Ok(process) = PidFd::open(identity.pid) else { return };
-    let Ok(pid) = i32::try_from(identity.pid) else { return };
-    for (signal, limit) in [(Signal::SIGTERM, grace), (Signal::SIGKILL, AFTER_KILL)] {
-        // While it is there its group is its own.
-        if !same() || proc::ended(identity.pid) {
-            return;
-        }
-        let _ = killpg(Pid::from_raw(pid), signal);
-        if process.ended_within(limit).await {
-            return;
-        }
     }
 }

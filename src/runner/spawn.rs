@@ -50,6 +50,24 @@ impl ReservedPort {
     }
 }
 
+/// Where a process listens.
+#[derive(Debug)]
+pub enum Port {
+    /// Kept for it until it listens, and for as long as it runs.
+    Reserved(ReservedPort),
+    /// Held by the process alone: it was adopted, and listens already.
+    Held(SocketAddr),
+}
+
+impl Port {
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Self::Reserved(port) => port.address,
+            Self::Held(address) => *address,
+        }
+    }
+}
+
 /// What one process needs besides its program; made before it.
 pub struct Place {
     /// A directory of its own: pipe, notification socket, temporary files.
@@ -79,7 +97,7 @@ impl Place {
         cgroups: Option<&Cgroups>,
         spec: &StartSpec,
     ) -> Result<Self, StartError> {
-        let dir = run_dir.join("allocations").join(spec.allocation.as_str());
+        let dir = dir_of(run_dir, &spec.allocation);
         let home = home_of(run_dir, &spec.environment);
         let in_dir = |what: &str, e| StartError::system(format!("{}: {what}", dir.display()), e);
         private_dir(&dir.join("tmp")).map_err(|e| in_dir("making it", e))?;
@@ -102,7 +120,7 @@ impl Place {
             Err(_) => None,
         };
         let (output, stdio) =
-            log::make_pipe(&dir.join("output")).map_err(|e| in_dir("its output's pipe", e))?;
+            log::make_pipe(&dir.join(log::PIPE)).map_err(|e| in_dir("its output's pipe", e))?;
         let cgroup = cgroups
             .map(|c| c.make(&spec.allocation))
             .transpose()
@@ -213,9 +231,20 @@ fn restrict(open_files: u64, core_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// An allocation's own directory.
+pub fn dir_of(run_dir: &Path, allocation: &AllocationId) -> PathBuf {
+    run_dir.join("allocations").join(allocation.as_str())
+}
+
+/// The allocations that have a directory.
+pub fn dirs(run_dir: &Path) -> Vec<AllocationId> {
+    let Ok(entries) = fs::read_dir(run_dir.join("allocations")) else { return Vec::new() };
+    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Removes an allocation's directory; the environment's stays.
 pub fn remove_dir(run_dir: &Path, allocation: &AllocationId) {
-    let dir = run_dir.join("allocations").join(allocation.as_str());
+    let dir = dir_of(run_dir, allocation);
     match fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             ::log::warn!("{}: {e}", dir.display());

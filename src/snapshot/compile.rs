@@ -364,7 +364,7 @@ fn allocation_view(
         address: a.address,
         pid: a.process.as_ref().map(|p| p.pid),
         concurrency: concurrency.max(1),
-        pool_key: FixedState::default().hash_one((&a.id, a.generation)),
+        pool_key: FixedState::default().hash_one((&a.id, a.generation, &a.operation)),
         headers: headers(a),
         load: known.map_or_else(|| Arc::new(Load::default()), |v| Arc::clone(&v.load)),
     }

@@ -94,6 +94,23 @@ pub struct EnvView {
     pub live: Arc<Live>,
 }
 
+impl EnvView {
+    /// An allocation under the owner's authority that is in memory and takes no requests, which a
+    /// wake takes back instead of starting another: the newest.
+    pub fn in_memory(&self) -> Option<&Arc<AllocationView>> {
+        let found = self.others.iter().filter(|a| {
+            matches!(a.state, AllocationState::Frozen | AllocationState::Draining)
+                && self.has_authority(a.epoch, &a.digest)
+        });
+        found.max_by_key(|a| a.generation)
+    }
+
+    /// Whether what was started under `epoch` from `digest` may serve for the owner.
+    pub fn has_authority(&self, epoch: Epoch, digest: &Digest) -> bool {
+        epoch == self.owner.epoch && *digest == self.owner.digest
+    }
+}
+
 /// The static files of one artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shelf {
@@ -155,7 +172,7 @@ pub struct AllocationView {
     /// Requests in flight it takes before the next is preferred or held. At least 1.
     pub concurrency: u32,
     /// Keeps its pooled connections apart from every other allocation's, before and after it on the
-    /// same port.
+    /// same port, and from those of before it was frozen, which the app may close as it thaws.
     pub pool_key: u64,
     /// The `vango-edge-*` headers its requests carry: environment, epoch, allocation, digest. Made
     /// once, so that a request only copies them.
@@ -163,6 +180,9 @@ pub struct AllocationView {
     /// Its counters.
     pub load: Arc<Load>,
 }
+
+/// Set in the count of requests in flight while no place is given out.
+const SEALED: u32 = 1 << 31;
 
 /// Counters of one allocation, shared by every snapshot that shows it.
 #[derive(Debug, Default)]
@@ -174,19 +194,39 @@ pub struct Load {
 impl Load {
     /// Requests in flight.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Acquire)
+        self.in_flight.load(Ordering::Acquire) & !SEALED
     }
     /// Requests placed since it was first seen.
     pub fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
     }
-    /// Takes a place if fewer than `limit` are taken.
+    /// Takes a place if fewer than `limit` are taken and it is not sealed.
     pub fn reserve(self: &Arc<Self>, limit: u32) -> Option<Slot> {
+        let limit = limit.min(SEALED);
         self.in_flight
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then_some(n + 1))
             .ok()?;
         self.total.fetch_add(1, Ordering::Relaxed);
         Some(Slot { load: Arc::clone(self) })
+    }
+}
+
+/// Sealing: what is about to be frozen or stopped must get no request from whoever still looks at an
+/// older snapshot. The count and the seal are one word, so that "nothing is in flight" and "nothing
+/// can be" are decided at once.
+impl Load {
+    /// Gives out no place from here on, if none is taken; whether it is so.
+    pub fn seal(&self) -> bool {
+        let idle = self.in_flight.compare_exchange(0, SEALED, Ordering::AcqRel, Ordering::Acquire);
+        matches!(idle, Ok(_) | Err(SEALED))
+    }
+    /// Gives out no place from here on; those that are taken stay.
+    pub fn seal_anyway(&self) {
+        self.in_flight.fetch_or(SEALED, Ordering::AcqRel);
+    }
+    /// Gives out places again.
+    pub fn unseal(&self) {
+        self.in_flight.fetch_and(!SEALED, Ordering::AcqRel);
     }
 }
 
@@ -198,7 +238,7 @@ pub struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let before = self.load.in_flight.fetch_sub(1, Ordering::AcqRel);
+        let before = self.load.in_flight.fetch_sub(1, Ordering::AcqRel) & !SEALED;
         assert!(before > 0, "a slot is given back once");
     }
 }
@@ -257,6 +297,22 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sealed_allocation_gives_out_no_place_and_one_in_use_is_not_sealed() {
+        let load = Arc::new(Load::default());
+        let slot = load.reserve(2);
+        assert!(!load.seal());
+        drop(slot);
+        assert!(load.seal() && load.seal() && load.reserve(u32::MAX).is_none());
+        assert_eq!(load.in_flight(), 0);
+        load.unseal();
+        let slot = load.reserve(2);
+        load.seal_anyway();
+        assert!(load.reserve(2).is_none() && load.in_flight() == 1);
+        drop(slot);
+        assert!(load.in_flight() == 0 && load.reserve(2).is_none());
+    }
 
     #[test]
     fn no_more_slots_than_the_limit_are_given_out() {

@@ -150,8 +150,11 @@ impl Record for Deployment {
     const KIND: &'static str = "deployment";
 }
 
-/// The life of an allocation: `planned → starting → ready → draining → stopped`, or `failed`.
-/// Stopped and failed allocations leave the registry; the operation's record keeps the reason.
+/// The life of an allocation: `planned → starting → ready → draining → stopping`, then it leaves the
+/// registry; or `draining → frozen`, and from there back to `ready` by a wake, or to `stopping`.
+/// `draining` may go back to `ready`: when work came after all, or when a wake finds it still there.
+/// `stopping` is the point of no return. A failed allocation leaves the registry; the operation's
+/// record keeps the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AllocationState {
@@ -163,6 +166,10 @@ pub enum AllocationState {
     Ready,
     /// Takes no new requests; in-flight ones finish.
     Draining,
+    /// Is in memory and has no processor time.
+    Frozen,
+    /// Is being ended.
+    Stopping,
 }
 
 impl AllocationState {
@@ -173,8 +180,14 @@ impl AllocationState {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Draining => "draining",
+            Self::Frozen => "frozen",
+            Self::Stopping => "stopping",
         }
     }
+
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Planned, Self::Starting, Self::Ready, Self::Draining, Self::Frozen, Self::Stopping];
 }
 
 /// The process of an allocation: enough to be sure, after a restart, that a pid is still it.
@@ -209,7 +222,7 @@ pub struct Allocation {
     pub address: Option<SocketAddr>,
     /// Its process, once spawned.
     pub process: Option<Process>,
-    /// The wake that started it.
+    /// The last wake that made it ready: the one that started it, or that thawed it.
     pub operation: OperationId,
     /// When it was planned.
     pub created: Wall,
@@ -218,11 +231,14 @@ pub struct Allocation {
 }
 impl Record for Allocation {
     const KIND: &'static str = "allocation";
+    /// 2 added the states `frozen` and `stopping`.
+    const VERSION: u32 = 2;
 }
 
 /// Where a wake operation is. Exits of each state:
 /// `wake_requested → starting | failed`, `starting → readiness_wait | failed`,
-/// `readiness_wait → hot | failed`; an executor that is lost takes any of the first three back to
+/// `readiness_wait → hot | failed`, and `starting → hot` when an allocation that is still in memory
+/// is taken back; an executor that is lost takes any of the first three back to
 /// `wake_requested` with the next attempt. `hot` and `failed` are terminal: a later wake is a new
 /// operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -269,12 +285,15 @@ pub struct WakePhases {
     pub spawn_us: Option<u64>,
     /// From the spawn to readiness.
     pub ready_us: Option<u64>,
+    /// Taking back an allocation that was still in memory, instead of all but the first.
+    #[serde(default)]
+    pub thaw_us: Option<u64>,
 }
 
 impl WakePhases {
     /// All phases together.
     pub fn total(&self) -> Duration {
-        let all = [self.reserve_us, self.artifact_us, self.spawn_us, self.ready_us];
+        let all = [self.reserve_us, self.artifact_us, self.spawn_us, self.ready_us, self.thaw_us];
         Duration::from_micros(all.iter().flatten().sum())
     }
 }
@@ -324,6 +343,8 @@ pub struct Operation {
 }
 impl Record for Operation {
     const KIND: &'static str = "operation";
+    /// 2 added the phase `thaw_us`.
+    const VERSION: u32 = 2;
 }
 
 /// Who executes an environment's operation now. Held under a lease.
@@ -470,6 +491,19 @@ mod tests {
     #[test]
     fn a_record_reads_back() {
         assert_eq!(RouteOwner::decode(&owner().encode()).unwrap(), owner());
+    }
+
+    #[test]
+    fn version_1_is_read_still() {
+        let body = r#"{"kind":"operation","v":1,"body":{"id":"op-aaaaaaaaaaaaaaaa",
+            "environment":"studylab","epoch":1,"digest":"sha256:"#
+            .to_owned()
+            + &"01".repeat(32)
+            + r#"","deployment":"dp-aaaaaaaaaaaaaaaa","state":"hot","attempt":1,"requested":1,
+            "changed":1,"phases":{"reserve_us":1,"artifact_us":2,"spawn_us":3,"ready_us":4},
+            "allocation":null,"failure":null,"failures":0,"backoff_ms":0,"typical_ms":5}}"#;
+        let read = Operation::decode(body.as_bytes()).unwrap();
+        assert_eq!((read.phases.ready_us, read.phases.thaw_us), (Some(4), None));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::lifecycle::reply::Problem;
 use crate::lifecycle::trace::{Outcome, StepKind};
 use crate::snapshot::SnapshotReader;
 use crate::store::observed::Call;
-use crate::store::record::{Operation, WakeState};
+use crate::store::record::{AllocationState, Operation, WakeState};
 
 use super::CLASSES;
 use super::reloads::Reloads;
@@ -60,7 +60,7 @@ const LATENCY: [f64; 15] = [
 ];
 
 /// Phases of a wake, as the label `phase`.
-const PHASES: [&str; 6] = ["reserve", "artifact", "start", "ready", "notify", "first_byte"];
+const PHASES: [&str; 7] = ["reserve", "artifact", "start", "ready", "thaw", "notify", "first_byte"];
 
 impl Metrics {
     /// Registers everything.
@@ -201,6 +201,7 @@ impl Metrics {
             ("artifact", p.artifact_us),
             ("start", p.spawn_us),
             ("ready", p.ready_us),
+            ("thaw", p.thaw_us),
         ];
         for (phase, us) in named {
             if let Some(us) = us {
@@ -239,7 +240,7 @@ impl Metrics {
         let snapshot = snapshots.load();
         self.snapshot_revision.set(to_i64(snapshot.revision()));
         self.snapshot_age.set(snapshots.age(now).as_secs_f64());
-        for state in ["planned", "starting", "ready", "draining"] {
+        for state in AllocationState::ALL.map(AllocationState::name) {
             let of_state = snapshot
                 .environments()
                 .flat_map(|e| e.ready.iter().chain(&e.others))

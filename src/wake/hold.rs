@@ -74,7 +74,6 @@ struct Waiter {
 
 struct Queue {
     waiters: BTreeMap<u64, Waiter>,
-    next: u64,
     /// Where the newest snapshot counts them: another one when the environment had no owner for a
     /// while.
     live: Arc<Live>,
@@ -124,6 +123,9 @@ pub struct HoldQueues {
     held_bytes: AtomicU64,
     /// From here on nobody waits any more.
     stopping: AtomicBool,
+    /// The next waiter's number, of all queues: a queue that is empty goes, and one who was given a
+    /// place out of it must not leave the place of another in the queue that comes after it.
+    next: AtomicU64,
     /// Asked when waiters are left with nothing to wait for.
     wake_again: Box<dyn Fn(&Environment) + Send + Sync>,
 }
@@ -178,6 +180,7 @@ impl HoldQueues {
             held: AtomicUsize::new(0),
             held_bytes: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            next: AtomicU64::new(0),
             wake_again,
         })
     }
@@ -237,8 +240,8 @@ impl HoldQueues {
                 self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
                 return Err(QueueBound::Environment);
             }
-            let number = q.next;
-            q.next += 1;
+            // Taken under the queue's lock, so that numbers are in its order.
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
             q.waiters.insert(number, Waiter { release, wish, excluded, waits_cold });
             q.count();
             number
@@ -254,8 +257,7 @@ impl HoldQueues {
     fn queue(&self, view: &EnvView) -> Arc<EnvQueue> {
         let mut all = lock(&self.environments);
         let live = || Arc::clone(&view.live);
-        let new =
-            || Arc::new(Mutex::new(Queue { waiters: BTreeMap::new(), next: 0, live: live() }));
+        let new = || Arc::new(Mutex::new(Queue { waiters: BTreeMap::new(), live: live() }));
         Arc::clone(all.entry(view.environment.clone()).or_insert_with(new))
     }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::clock::{Mono, Wall};
 use crate::id::{AllocationId, OperationId};
 use crate::snapshot::{EnvView, OperationView};
-use crate::store::record::{Failure, Operation, RouteOwner, WakePhases, WakeState};
+use crate::store::record::{
+    Allocation, AllocationState, Failure, Operation, RouteOwner, WakePhases, WakeState,
+};
 
 /// What happens to an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,13 @@ pub enum WakeEvent {
     Ready {
         /// Microseconds.
         ready_us: u64,
+    },
+    /// An allocation that was still in memory takes requests again; nothing was started.
+    Resumed {
+        /// The allocation.
+        allocation: AllocationId,
+        /// Microseconds.
+        thaw_us: u64,
     },
     /// It cannot be started, or ended right after it was ready.
     Failed {
@@ -85,6 +94,14 @@ pub fn advance(
             // Failures in a row are forgotten when an allocation has proved that it stays; see
             // `proved`.
         }
+        (WakeState::Starting, WakeEvent::Resumed { allocation, thaw_us })
+            if next.allocation.is_none() =>
+        {
+            next.state = WakeState::Hot;
+            next.allocation = Some(allocation);
+            next.phases.thaw_us = Some(thaw_us);
+            // What is typical stays: the next wake may be a start again.
+        }
         // `hot` fails only when its allocation ends right after it was ready.
         (s, WakeEvent::Failed { failure, backoff }) if s != WakeState::Failed => {
             next.state = WakeState::Failed;
@@ -98,6 +115,7 @@ pub fn advance(
                 WakeEvent::Planned { .. } => "plan",
                 WakeEvent::Spawned { .. } => "spawn",
                 WakeEvent::Ready { .. } => "readiness",
+                WakeEvent::Resumed { .. } => "resumption",
                 WakeEvent::Failed { .. } => "failure",
             };
             return Err(IllegalTransition { id: operation.id.clone(), state, event });
@@ -188,6 +206,20 @@ pub fn ensure(
         backoff_ms: 0,
         typical_ms: same_artifact.map_or(0, |o| o.typical_ms),
     }))
+}
+
+/// Which of an environment's `allocations` the operation takes back instead of starting another: the
+/// newest under its authority that is frozen, or still only draining.
+pub fn resumable<'a>(
+    operation: &Operation,
+    allocations: impl IntoIterator<Item = &'a Allocation>,
+) -> Option<&'a Allocation> {
+    let fit = allocations.into_iter().filter(|a| {
+        matches!(a.state, AllocationState::Frozen | AllocationState::Draining)
+            && a.epoch == operation.epoch
+            && a.digest == operation.digest
+    });
+    fit.max_by_key(|a| a.generation)
 }
 
 /// How failures space out the next start.
@@ -285,6 +317,54 @@ mod tests {
         }
         assert_eq!((o.attempt, o.typical_ms), (1, 5));
         assert_eq!(o.phases.total(), Duration::from_micros(5_060));
+    }
+
+    #[test]
+    fn what_is_in_memory_is_taken_back_without_a_start() {
+        let claimed = advance(
+            &Operation { typical_ms: 900, ..operation() },
+            WakeEvent::Claimed { reserve_us: 10 },
+            Wall(2),
+        );
+        let claimed = claimed.unwrap();
+        let event = WakeEvent::Resumed { allocation: al(), thaw_us: 300 };
+        let hot = advance(&claimed, event.clone(), Wall(3)).unwrap();
+        assert_eq!((hot.state, hot.allocation.clone()), (WakeState::Hot, Some(al())));
+        assert_eq!(hot.phases.total(), Duration::from_micros(310));
+        assert_eq!(hot.typical_ms, 900, "a start takes as long as before");
+        let planned = WakeEvent::Planned { allocation: al(), artifact_us: 1 };
+        let planned = advance(&claimed, planned, Wall(3)).unwrap();
+        for state in [operation(), planned, hot] {
+            assert!(advance(&state, event.clone(), Wall(4)).is_err());
+        }
+    }
+
+    #[test]
+    fn only_what_is_under_the_operations_authority_is_taken_back() {
+        let of = |generation: u64, state, epoch, digest| Allocation {
+            id: al(),
+            environment: "studylab".parse().unwrap(),
+            generation: crate::id::Generation(generation),
+            epoch: Epoch(epoch),
+            digest: Digest::from_bytes([digest; 32]),
+            state,
+            address: None,
+            process: None,
+            operation: "op-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            created: Wall(0),
+            ready: None,
+        };
+        let all = [
+            of(1, AllocationState::Frozen, 1, 7),
+            of(2, AllocationState::Draining, 1, 7),
+            of(3, AllocationState::Frozen, 2, 7),
+            of(4, AllocationState::Frozen, 1, 8),
+            of(5, AllocationState::Stopping, 1, 7),
+            of(6, AllocationState::Ready, 1, 7),
+            of(7, AllocationState::Starting, 1, 7),
+        ];
+        assert_eq!(resumable(&operation(), &all).map(|a| a.generation.0), Some(2));
+        assert_eq!(resumable(&operation(), &all[2..]), None);
     }
 
     #[test]

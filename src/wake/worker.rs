@@ -14,9 +14,11 @@ use tokio::sync::{Semaphore, watch};
 use crate::artifact::{ArtifactError, Artifacts};
 use crate::clock::{Clock, Entropy, Mono};
 use crate::contract::{self, Contract, Ready};
-use crate::id::{AllocationId, Environment, Generation, OperationId};
+use crate::id::{AllocationId, DeploymentId, Environment, Generation, OperationId};
 use crate::lifecycle::admit::Woke;
-use crate::runner::{ProcessIdentity, ReadyCheck, ResourceLimits, Runner, StartError, StartSpec};
+use crate::runner::{
+    AdoptSpec, ProcessIdentity, ReadyCheck, ResourceLimits, Runner, StartError, StartSpec,
+};
 use crate::snapshot::SnapshotReader;
 use crate::store::record::{
     Allocation, AllocationState, Deployment, Executor, Failure, Operation, Process, Record,
@@ -31,6 +33,11 @@ pub const CLAIM_TTL: Duration = Duration::from_secs(10);
 
 /// How soon an ended allocation is looked at again whose start is still being recorded.
 const EXIT_LOOK: Duration = Duration::from_millis(50);
+/// From SIGTERM to SIGKILL for a process that never took a request.
+const SUPERSEDED: Duration = Duration::from_secs(2);
+
+/// How long an adopted process may take to prove that it is ready: it was, a moment ago.
+const ADOPTION: Duration = Duration::from_secs(3);
 
 /// Gives a process its secrets; the only place their values pass through here.
 pub trait Secrets: Send + Sync {
@@ -111,6 +118,16 @@ struct Claim {
     executor_revision: u64,
     lease: LeaseId,
     began: Mono,
+}
+
+/// An allocation's record as it was read.
+struct Found {
+    at: String,
+    record: Allocation,
+    /// Of its last put.
+    revision: u64,
+    /// Of its first.
+    created: u64,
 }
 
 /// Why a start did not come about; what the operation will say.
@@ -334,6 +351,15 @@ impl Worker {
     async fn perform(&self, claim: &mut Claim) -> Result<(), Lost> {
         let environment = claim.operation.environment.clone();
         self.end_earlier_attempts(claim).await?;
+        if self.resume(claim).await? {
+            log::info!(
+                "{environment} is awake again: {} in {:?}",
+                claim.operation.id,
+                claim.operation.phases.total()
+            );
+            self.observer.finished(&claim.operation);
+            return Ok(());
+        }
         let allocation = AllocationId::random(&*self.entropy);
         match self.start(claim, &allocation).await {
             Ok(Ok(())) => {
@@ -354,6 +380,75 @@ impl Worker {
                 self.end(&allocation).await;
                 Err(lost)
             }
+        }
+    }
+
+    /// Takes back an allocation that is still in memory, if there is one: a frozen one is thawed, one
+    /// that is only draining goes on. Whether it did; if not, nothing of the environment is left.
+    async fn resume(&self, claim: &mut Claim) -> Result<bool, Lost> {
+        // Bounded: each turn but the last follows a change that somebody else made.
+        for _ in 0..5 {
+            let left = self.recorded(&claim.operation.environment).await?;
+            let fit = machine::resumable(&claim.operation, left.iter().map(|f| &f.record));
+            let fit = fit.map(|a| a.id.clone());
+            let Some(found) = left.into_iter().find(|f| Some(&f.record.id) == fit.as_ref()) else {
+                return Ok(false);
+            };
+            let began = self.clock.now();
+            if found.record.state == AllocationState::Frozen
+                && let Err(e) = self.runner.thaw(&found.record.id).await
+            {
+                let Allocation { environment, id, .. } = &found.record;
+                log::warn!("{environment}: {id} was not thawed: {e}");
+                self.forget(claim, found).await?;
+                continue;
+            }
+            let Found { at, record, revision, .. } = found;
+            let ready = Allocation {
+                state: AllocationState::Ready,
+                operation: claim.operation.id.clone(),
+                ..record
+            };
+            let thaw_us = micros(self.clock.now().since(began));
+            let event = WakeEvent::Resumed { allocation: ready.id.clone(), thaw_us };
+            let value = ready.encode();
+            match self.commit(claim, event, |t| t.unchanged(&at, revision).put(&at, value)).await {
+                Ok(()) => return Ok(true),
+                // It went further on its way to sleep, or the claim is lost: the next turn knows.
+                Err(Lost::Claim) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Lost::Claim)
+    }
+
+    /// The environment's allocations.
+    async fn recorded(&self, environment: &Environment) -> Result<Vec<Found>, Lost> {
+        let page = self.store.list(&key::allocations(environment), None, 1000).await?;
+        let decoded = page.entries.into_iter().map(|(at, entry)| {
+            Ok(Found {
+                record: Allocation::decode(&entry.value)?,
+                revision: entry.mod_revision,
+                created: entry.create_revision,
+                at,
+            })
+        });
+        decoded.collect()
+    }
+
+    /// Ends what is left of an allocation and takes it off the registry, for as long as the claim
+    /// holds.
+    async fn forget(&self, claim: &Claim, found: Found) -> Result<(), Lost> {
+        self.end_recorded(&found.record, SUPERSEDED).await;
+        let executor = key::executor(&claim.operation.environment);
+        let txn = Txn::new().unchanged(executor, claim.executor_revision);
+        let txn = txn.unchanged(&found.at, found.revision).delete(&found.at);
+        match self.store.txn(txn).await {
+            Ok(_) => Ok(()),
+            // Who put it to sleep, or saw its end, has taken it off meanwhile; or the claim is lost,
+            // and the next transaction finds that out.
+            Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -386,7 +481,8 @@ impl Worker {
         allocation: &AllocationId,
     ) -> Result<Result<(), Trouble>, Lost> {
         let environment = claim.operation.environment.clone();
-        let contract = match self.contract(&claim.operation).await? {
+        let operation = &claim.operation;
+        let contract = match self.contract(&environment, &operation.deployment).await? {
             Ok(contract) => contract,
             Err(trouble) => return Ok(Err(trouble)),
         };
@@ -414,11 +510,7 @@ impl Worker {
             root,
             command: contract.process.command.clone(),
             env,
-            ready: match &contract.process.ready {
-                Ready::Http { path } => ReadyCheck::Http { path: path.clone() },
-                Ready::Tcp => ReadyCheck::Tcp,
-                Ready::Notify => ReadyCheck::Notify,
-            },
+            ready: ready_check(&contract),
             start_timeout: contract.wake.start_timeout,
             limits: ResourceLimits::default(),
             host: self.host_of(&environment),
@@ -449,8 +541,12 @@ impl Worker {
         Ok(Ok(()))
     }
 
-    async fn contract(&self, operation: &Operation) -> Result<Result<Contract, Trouble>, Lost> {
-        let at = key::deployment(&operation.environment, &operation.deployment);
+    async fn contract(
+        &self,
+        environment: &Environment,
+        deployment: &DeploymentId,
+    ) -> Result<Result<Contract, Trouble>, Lost> {
+        let at = key::deployment(environment, deployment);
         let Some(entry) = self.store.get(&at).await? else {
             return Ok(Err(Trouble::new("the deployment is gone", format!("no record {at}"))));
         };
@@ -506,33 +602,64 @@ impl Worker {
         host.map_or_else(|| "localhost".into(), |h| h.to_string())
     }
 
-    /// What an executor before this one may have left: ended, and taken off the registry.
+    /// What must be gone before another is started: what an executor before this one may have left,
+    /// and what is on its way out. The latter has had its SIGTERM and nothing in flight; since someone
+    /// waits now, it gets less time than its contract gives it.
     async fn end_earlier_attempts(&self, claim: &Claim) -> Result<(), Lost> {
-        let environment = &claim.operation.environment;
-        let page = self.store.list(&key::allocations(environment), None, 1000).await?;
-        for (at, entry) in page.entries {
-            let left = Allocation::decode(&entry.value)?;
-            let earlier = entry.create_revision < claim.executor_revision;
+        for found in self.recorded(&claim.operation.environment).await? {
             // One that is newer than the claim is another executor's: this one was paused past its
             // lease.
-            if earlier && matches!(left.state, AllocationState::Planned | AllocationState::Starting)
-            {
-                self.end_recorded(&left).await;
-                let txn = Txn::new()
-                    .unchanged(key::executor(environment), claim.executor_revision)
-                    .unchanged(&at, entry.mod_revision)
-                    .delete(&at);
-                self.store.txn(txn).await?;
+            let earlier = found.created < claim.executor_revision;
+            let ends = matches!(
+                found.record.state,
+                AllocationState::Planned | AllocationState::Starting | AllocationState::Stopping
+            );
+            if earlier && ends {
+                self.forget(claim, found).await?;
             }
         }
         Ok(())
     }
 
-    /// Ends the process of a record, whether this process started it or an earlier one did.
-    pub async fn end_recorded(&self, left: &Allocation) {
-        self.end(&left.id).await;
+    /// Takes over the running allocation of a record that an earlier process of this node wrote;
+    /// `owner` is the environment's.
+    ///
+    /// # Errors
+    /// Why not, for the log. It may run still.
+    pub async fn adopt(&self, left: &Allocation, owner: &RouteOwner) -> Result<(), String> {
+        let (Some(address), Some(process)) = (left.address, &left.process) else {
+            return Err("its record names no process".into());
+        };
+        let contract = match self.contract(&left.environment, &owner.deployment).await {
+            Ok(Ok(contract)) => contract,
+            Ok(Err(trouble)) => return Err(trouble.failure.detail),
+            Err(e) => return Err(e.to_string()),
+        };
+        let spec = AdoptSpec {
+            allocation: left.id.clone(),
+            environment: left.environment.clone(),
+            generation: left.generation,
+            identity: to_identity(process),
+            address,
+            ready: (left.state != AllocationState::Frozen).then(|| ready_check(&contract)),
+            host: owner.host.to_string(),
+            within: ADOPTION,
+        };
+        self.runner.adopt(spec).await.map_err(|e| e.to_string())?;
+        if left.state == AllocationState::Frozen {
+            // The earlier process may have died between a thaw and its record.
+            self.runner.freeze(&left.id).await.map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Ends the process of a record, whether this process started it or an earlier one did: SIGTERM,
+    /// after `grace` SIGKILL.
+    pub async fn end_recorded(&self, left: &Allocation, grace: Duration) {
+        if let Err(e) = self.runner.stop(&left.id, grace).await {
+            log::error!("{} could not be ended: {e}", left.id);
+        }
         let identity = left.process.as_ref().map(to_identity);
-        let grace = Duration::from_secs(2);
         if let Err(e) = self.runner.end_leftover(identity.as_ref(), &left.id, grace).await {
             log::error!(
                 "{}: what is left of {} could not be ended: {e}",
@@ -543,7 +670,7 @@ impl Worker {
     }
 
     async fn end(&self, allocation: &AllocationId) {
-        if let Err(e) = self.runner.stop(allocation, Duration::from_secs(2)).await {
+        if let Err(e) = self.runner.stop(allocation, SUPERSEDED).await {
             log::error!("{allocation} could not be ended: {e}");
         }
     }
@@ -637,6 +764,14 @@ struct AbortOnDrop(tokio::task::JoinHandle<()>);
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+fn ready_check(contract: &Contract) -> ReadyCheck {
+    match &contract.process.ready {
+        Ready::Http { path } => ReadyCheck::Http { path: path.clone() },
+        Ready::Tcp => ReadyCheck::Tcp,
+        Ready::Notify => ReadyCheck::Notify,
     }
 }
 

@@ -2,27 +2,9 @@
 
 use std::process::Command;
 
-use serde_json::{Value, json};
 use vango_edge::clock::{Entropy, SeededEntropy};
 
 use crate::support::{Artifact, Edge, Gate, binary, eventually};
-
-#[test]
-fn kill_9_while_hot_leaves_an_orphan_that_the_next_edge_ends() {
-    let mut edge = Edge::start();
-    edge.deploy(&Artifact::new().env("STUDYLAB_SETSID", "1"));
-    assert_eq!(edge.get("/dashboard").status, 200);
-    eventually("the app has left a stray process", || edge.processes().len() == 2);
-    let orphans = edge.processes();
-    edge.kill();
-    assert_eq!(edge.processes(), orphans, "they outlive a killed edge");
-    edge.start_again();
-    assert_eq!(edge.processes(), [] as [u32; 0], "and end before the next one takes a request");
-    assert_eq!(edge.ps(), [] as [Value; 0]);
-    let page = edge.get("/dashboard");
-    assert_eq!((page.status, &edge.ps()[0]["generation"]), (200, &json!(2)));
-    assert_eq!(edge.executions("/dashboard"), 2);
-}
 
 #[test]
 fn kill_9_in_the_middle_of_a_wake_forwards_nothing_and_starts_nothing_twice() {
@@ -50,7 +32,7 @@ fn kill_9_in_the_middle_of_a_wake_forwards_nothing_and_starts_nothing_twice() {
 
 /// `VANGO_EDGE_TEST_SEED` replays.
 #[test]
-fn kill_9_at_any_moment_of_a_wake_leaves_nothing_that_the_next_edge_does_not_end() {
+fn kill_9_at_any_moment_of_a_wake_leaves_nothing_that_the_next_edge_does_not_adopt_or_end() {
     const ROUNDS: u64 = 8;
     let seed = std::env::var("VANGO_EDGE_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("seed {seed}");
@@ -66,10 +48,12 @@ fn kill_9_at_any_moment_of_a_wake_leaves_nothing_that_the_next_edge_does_not_end
         }
         edge.kill();
         drop(page);
-        let orphans = edge.processes();
         edge.start_again();
-        eventually("the orphans are gone", || {
-            edge.processes().iter().all(|pid| !orphans.contains(pid))
+        // A wake that lost its executor may be starting the next one already.
+        eventually("every process is on record", || {
+            let on_record: Vec<u64> = edge.ps().iter().filter_map(|a| a["pid"].as_u64()).collect();
+            let running = edge.processes();
+            on_record.len() <= 1 && running.iter().all(|pid| on_record.contains(&(*pid).into()))
         });
     }
     assert_eq!(edge.get("/dashboard").status, 200);
@@ -92,10 +76,22 @@ fn sigterm_leaves_no_process_and_no_lock() {
 }
 
 #[test]
-fn sigterm_tells_those_who_wait_and_leaves_nothing_of_their_wake() {
+fn sigterm_answers_those_whose_wake_takes_too_long_and_leaves_nothing_of_it() {
+    let (mut edge, gate) = (Edge::start_with_server("grace = \"2s\""), Gate::closed());
+    edge.deploy(&Artifact::behind(&gate).set("wake", "budget", "\"2s\""));
+    let mut page = edge.hold("GET", "/dashboard", &[], 1);
+    assert!(edge.stop().success(), "{}", edge.log());
+    page.answer().expect("an answer, not a closed connection").retryable("wake-timeout");
+    assert_eq!(edge.processes(), [] as [u32; 0]);
+}
+
+#[test]
+fn a_second_sigterm_tells_those_who_wait_at_once() {
     let (mut edge, gate) = (Edge::start(), Gate::closed());
     edge.deploy(&Artifact::behind(&gate));
     let mut page = edge.hold("GET", "/dashboard", &[], 1);
+    edge.terminate();
+    eventually("it stops", || edge.admin_status("/readyz") == 503);
     assert!(edge.stop().success(), "{}", edge.log());
     page.answer().expect("an answer, not a closed connection").retryable("shutting-down");
     assert_eq!(edge.processes(), [] as [u32; 0]);

@@ -7,13 +7,17 @@
 
 mod support;
 
+mod adopt;
 mod browser;
 mod check;
 mod cold_start;
 mod crash;
 mod deploy;
+mod freeze;
 mod headers;
 mod held;
 mod herd;
+mod idle;
 mod refusals;
 mod sleep;
+mod stop;

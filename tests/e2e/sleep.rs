@@ -68,7 +68,7 @@ fn a_request_in_flight_is_finished_before_its_app_sleeps() {
 }
 
 #[test]
-fn a_request_that_comes_while_the_app_falls_asleep_is_served_by_the_next_generation() {
+fn a_request_that_comes_while_the_app_falls_asleep_takes_it_back() {
     let edge = Edge::start();
     edge.deploy(&Artifact::new());
     assert_eq!(edge.get("/dashboard").status, 200);
@@ -82,7 +82,8 @@ fn a_request_that_comes_while_the_app_falls_asleep_is_served_by_the_next_generat
     });
     assert_eq!(slow.answer().unwrap().status, 200);
     let ps = edge.ps();
-    assert_eq!((ps.len(), &ps[0]["generation"]), (1, &json!(2)));
+    assert_eq!((ps.len(), &ps[0]["generation"], &ps[0]["state"]), (1, &json!(1), &json!("ready")));
+    assert_eq!((edge.ops().len(), edge.executions("start")), (2, 1), "a wake without a start");
 }
 
 #[test]

@@ -248,7 +248,7 @@ impl Sim {
         let now = self.now();
         let newest =
             view.ready.iter().map(|a| *self.up_since.entry(a.id.clone()).or_insert(now)).max();
-        if plan::is_idle(&view, newest.unwrap_or(Mono(now.0)), now) {
+        if plan::sleep::is_idle(&view, newest.unwrap_or(Mono(now.0)), now) {
             self.happened("an idle environment went to sleep");
             self.sleep(environment);
         }

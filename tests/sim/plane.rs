@@ -548,7 +548,11 @@ impl Sim {
                     draining.push((at, record, revision));
                 }
                 AllocationState::Draining => draining.push((at, record, revision)),
-                AllocationState::Planned | AllocationState::Starting => {}
+                // Taking back and freezing are shown from outside, in tests/e2e.
+                AllocationState::Planned
+                | AllocationState::Starting
+                | AllocationState::Frozen
+                | AllocationState::Stopping => {}
             }
         }
         self.note(|_| format!("{environment} goes to sleep: {} to drain", draining.len()));

@@ -64,6 +64,7 @@ pub struct World {
     pub publisher: Publisher,
     revision: u64,
     pub now: Mono,
+    contract: String,
 }
 
 pub fn digest(n: u8) -> Digest {
@@ -82,7 +83,13 @@ pub fn dp(n: u8) -> DeploymentId {
 impl World {
     /// studylab is deployed under epoch 1 and asleep.
     pub fn asleep() -> Self {
-        let mut world = Self { publisher: Publisher::new(), revision: 0, now: T0 };
+        Self::asleep_with(CONTRACT)
+    }
+
+    /// The same with another contract.
+    pub fn asleep_with(contract: &str) -> Self {
+        let publisher = Publisher::new();
+        let mut world = Self { publisher, revision: 0, now: T0, contract: contract.into() };
         world.deploy(1, Epoch(1));
         world
     }
@@ -90,8 +97,13 @@ impl World {
     /// studylab is deployed, and allocation `a` is ready.
     pub fn hot() -> Self {
         let mut world = Self::asleep();
-        world.allocation('a', Epoch(1), 1, AllocationState::Ready);
+        world.ready('a');
         world
+    }
+
+    /// An allocation under the first deployment's authority is ready.
+    pub fn ready(&mut self, c: char) {
+        self.allocation(c, Epoch(1), 1, AllocationState::Ready);
     }
 
     pub fn put(&mut self, key: &str, value: Option<&[u8]>) {
@@ -102,7 +114,8 @@ impl World {
     }
 
     pub fn deploy(&mut self, n: u8, epoch: Epoch) {
-        self.deploy_with(n, epoch, CONTRACT, None);
+        let contract = self.contract.clone();
+        self.deploy_with(n, epoch, &contract, None);
     }
 
     /// The same, with another contract and the index of the artifact's static files.
@@ -144,6 +157,17 @@ impl World {
     }
 
     pub fn allocation(&mut self, c: char, epoch: Epoch, n: u8, state: AllocationState) {
+        self.allocation_of(c, epoch, n, state, "op-aaaaaaaaaaaaaaaa");
+    }
+
+    pub fn allocation_of(
+        &mut self,
+        c: char,
+        epoch: Epoch,
+        n: u8,
+        state: AllocationState,
+        operation: &str,
+    ) {
         let record = Allocation {
             id: al(c),
             environment: environment(),
@@ -153,7 +177,7 @@ impl World {
             state,
             address: Some("127.0.0.1:4000".parse().unwrap()),
             process: None,
-            operation: "op-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            operation: operation.parse().unwrap(),
             created: Wall(0),
             ready: Some(Wall(0)),
         };
@@ -165,6 +189,17 @@ impl World {
     }
 
     pub fn operation(&mut self, state: WakeState, failures: u32) {
+        let phases = WakePhases {
+            reserve_us: Some(100),
+            artifact_us: Some(200),
+            spawn_us: Some(900),
+            ready_us: Some(21_000),
+            thaw_us: None,
+        };
+        self.operation_with(state, failures, phases);
+    }
+
+    pub fn operation_with(&mut self, state: WakeState, failures: u32, phases: WakePhases) {
         let record = Operation {
             id: "op-aaaaaaaaaaaaaaaa".parse().unwrap(),
             environment: environment(),
@@ -175,12 +210,7 @@ impl World {
             attempt: 1,
             requested: Wall(0),
             changed: Wall(0),
-            phases: WakePhases {
-                reserve_us: Some(100),
-                artifact_us: Some(200),
-                spawn_us: Some(900),
-                ready_us: Some(21_000),
-            },
+            phases,
             allocation: Some(al('a')),
             failure: (state == WakeState::Failed).then(|| Failure {
                 safe: "it exited before it was ready".into(),

@@ -2,10 +2,12 @@
 //! `seed.txt`, unchanged; [`seed`] reads it, and each trace's steps must contain the seed's, in its
 //! order and in its words.
 
+mod asleep;
 mod cold_get;
 mod cold_post;
 mod given;
 mod hot_get;
 mod immutable_asset;
 mod seed;
+mod thaw;
 mod websocket_reconnect;

@@ -73,6 +73,37 @@ impl Edge {
         Self::start_in_turn("", Turn::Another)
     }
 
+    /// With more in its `[server]`.
+    pub fn start_with_server(keys: &str) -> Self {
+        let mut edge = Self::start();
+        assert!(edge.stop().success());
+        if keys.contains("grace") {
+            edge.reconfigure("grace = \"300s\"\n", "");
+        }
+        edge.reconfigure("[server]\n", &format!("[server]\n{keys}\n"));
+        edge.start_again();
+        edge
+    }
+
+    /// Other words in its `edge.toml`.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let config = fs::read_to_string(self.config()).unwrap();
+        assert!(config.contains(from), "{config}");
+        fs::write(self.config(), config.replace(from, to)).unwrap();
+    }
+
+    /// With apps by these names besides, each at its name below `localhost`.
+    pub fn start_with_apps(config: &str, names: &[String]) -> Self {
+        let mut edge = Self::start_with(config);
+        assert!(edge.stop().success());
+        for name in names {
+            let file = edge.dir.path().join(format!("apps/{name}.toml"));
+            fs::write(file, format!("app = {name:?}\nhosts = [\"{name}.localhost\"]\n")).unwrap();
+        }
+        edge.start_again();
+        edge
+    }
+
     /// With the machine for itself.
     pub fn start_alone(config: &str) -> Self {
         let turn = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
@@ -146,6 +177,16 @@ impl Edge {
     /// SIGTERM, and its end.
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
+        self.ended()
+    }
+
+    /// SIGTERM, without waiting.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Its end, which something else has asked for.
+    pub fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().unwrap();
         let ended = eventually_some("the edge stops", || child.try_wait().unwrap());
         self.child = None;
@@ -259,6 +300,14 @@ impl Edge {
 
     pub fn until_held(&self, n: u64) {
         eventually(&format!("{n} requests are held"), || self.held() == n);
+    }
+
+    /// The status of a path of the admin API; 0 when it is not there.
+    pub fn admin_status(&self, path: &str) -> u16 {
+        let Ok(stream) = std::net::TcpStream::connect(self.admin) else { return 0 };
+        let mut connection = Connection::over(stream);
+        connection.send_head("GET", path, &[("Host", "localhost"), ("Connection", "close")]);
+        connection.answer().map_or(0, |answer| answer.status)
     }
 
     /// Requests held now, by /metrics.

@@ -17,7 +17,8 @@ impl Gate {
         gate
     }
 
-    fn path(&self) -> PathBuf {
+    /// The file that is there while it is closed.
+    pub fn path(&self) -> PathBuf {
         self.dir.path().join("closed")
     }
 

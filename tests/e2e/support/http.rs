@@ -16,9 +16,25 @@ pub struct Connection {
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         Self { stream, read: Vec::new() }
+    }
+
+    /// A request and its answer; `None` when the connection ends without one, whoever ends it.
+    pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Option<Answer> {
+        let mut head = format!("{method} {path} HTTP/1.1\r\n");
+        if !headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("host")) {
+            head += "Host: studylab.localhost\r\n";
+        }
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        self.stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
+        self.answer()
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {

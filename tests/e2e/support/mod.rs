@@ -31,6 +31,11 @@ pub fn eventually_some<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
     found
 }
 
+/// Lets time pass that a test is about, such as an app's idle time: never to wait for something.
+pub fn pass(time: Duration) {
+    within(time, || None::<()>);
+}
+
 /// Asks until there is an answer or the time is over. The only place in these tests that sleeps.
 fn within<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let clock = SystemClock::new();

@@ -1,0 +1,162 @@
+//! When an environment goes to sleep, how far what drains has come, and what stays frozen.
+
+use std::time::Duration;
+
+use crate::clock::Mono;
+use crate::id::{AllocationId, Environment};
+use crate::snapshot::{AllocationView, EnvView};
+use crate::store::record::AllocationState;
+
+/// Whether an environment is to be put to sleep: something is ready, nothing is in flight or
+/// waiting, and nothing came for its contract's time. `up_since` is when this process first saw it
+/// ready, for one that no request has reached.
+pub fn is_idle(view: &EnvView, up_since: Mono, now: Mono) -> bool {
+    let Some(after) = view.contract.sleep.after else { return false };
+    let quiet = view.live.idle(now).unwrap_or(Duration::MAX).min(now.since(up_since));
+    !view.ready.is_empty()
+        && view.contract.scale.min == 0
+        && quiet >= after
+        && view.live.waiting() == 0
+        && view.ready.iter().all(|a| a.load.in_flight() == 0)
+}
+
+/// Whether something of the environment takes no new requests because its epoch is over, and has not
+/// been told yet.
+pub fn is_taken_over(view: &EnvView) -> bool {
+    let over = |a: &AllocationView| !view.has_authority(a.epoch, &a.digest);
+    view.others.iter().any(|a| a.state == AllocationState::Ready && over(a))
+}
+
+/// Whether an environment is to be woken although nobody asks: its contract keeps some up, and nothing
+/// is ready. (A back-off is minded where the wake is made.)
+pub fn is_wanted(view: &EnvView) -> bool {
+    view.contract.scale.min > 0 && view.ready.is_empty()
+}
+
+/// Why an environment is put to sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SleepFor {
+    /// Nothing came for its contract's time.
+    Idleness,
+    /// An operator asked.
+    Command,
+    /// Another epoch owns the routes: what served under earlier ones ends.
+    Takeover,
+}
+
+/// The next step of an allocation that drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// Look again shortly.
+    Wait,
+    /// Seal it if nothing is in flight, and go on.
+    Seal,
+    /// Seal it whatever is in flight: its time is over.
+    Cut,
+    /// Let it take requests again: it is not idle after all.
+    Resume,
+}
+
+/// Decides on an allocation that has drained for `waited` of at most `limit`. `routed`: the current
+/// snapshot still shows it ready, so that it may be chosen at any time.
+///
+/// Idleness ends with the first request in flight: what came after idleness was found is served by
+/// the same process, for as long as it takes. Only a command or another epoch cuts anything off,
+/// after the limit.
+pub fn drain(
+    why: SleepFor,
+    routed: bool,
+    in_flight: u32,
+    waited: Duration,
+    limit: Duration,
+) -> Drain {
+    match why {
+        SleepFor::Idleness if in_flight > 0 || waited >= limit => Drain::Resume,
+        SleepFor::Command | SleepFor::Takeover if waited >= limit => Drain::Cut,
+        _ if !routed && in_flight == 0 => Drain::Seal,
+        _ => Drain::Wait,
+    }
+}
+
+/// A frozen allocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrozenOne {
+    /// Which.
+    pub id: AllocationId,
+    /// Whose.
+    pub environment: Environment,
+    /// When this process saw it frozen first.
+    pub since: Mono,
+    /// What it holds.
+    pub bytes: u64,
+    /// How long its contract keeps it.
+    pub keep_for: Duration,
+    /// It serves under the owner's authority: a wake would take it back.
+    pub current: bool,
+}
+
+/// Which frozen allocations are to be stopped now: those kept long enough, those that no wake would
+/// take back, and then the ones frozen longest, until the rest holds at most `cap` bytes.
+pub fn kept_long_enough(frozen: &[FrozenOne], cap: u64, now: Mono) -> Vec<FrozenOne> {
+    let over = |f: &&FrozenOne| !f.current || now.since(f.since) >= f.keep_for;
+    let (mut out, mut rest): (Vec<_>, Vec<_>) = frozen.iter().partition(over);
+    rest.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
+    let mut held: u64 = rest.iter().map(|f| f.bytes).sum();
+    for f in rest {
+        if held <= cap {
+            break;
+        }
+        held -= f.bytes;
+        out.push(f);
+    }
+    out.into_iter().cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idleness_ends_with_work_and_a_command_with_its_limit() {
+        use SleepFor::{Command, Idleness};
+        let ms = Duration::from_millis;
+        let limit = ms(100);
+        for (why, routed, in_flight, waited, step) in [
+            (Idleness, true, 0, 0, Drain::Wait),
+            (Idleness, false, 0, 0, Drain::Seal),
+            (Idleness, true, 1, 0, Drain::Resume),
+            (Idleness, false, 1, 0, Drain::Resume),
+            (Idleness, true, 0, 100, Drain::Resume),
+            (Command, true, 3, 0, Drain::Wait),
+            (Command, false, 3, 99, Drain::Wait),
+            (Command, false, 0, 99, Drain::Seal),
+            (Command, false, 3, 100, Drain::Cut),
+            (Command, true, 0, 100, Drain::Cut),
+        ] {
+            assert_eq!(drain(why, routed, in_flight, ms(waited), limit), step, "{why:?} {waited}");
+        }
+    }
+
+    #[test]
+    fn frozen_ones_go_by_age_then_oldest_first_until_the_rest_fits() {
+        let of = |c: char, since: u64, bytes, current| FrozenOne {
+            id: format!("al-{}", c.to_string().repeat(16)).parse().unwrap(),
+            environment: "studylab".parse().unwrap(),
+            since: Mono(since),
+            bytes,
+            keep_for: Duration::from_nanos(1000),
+            current,
+        };
+        let all = [of('b', 20, 40, true), of('a', 10, 50, true), of('c', 30, 30, true)];
+        let out = |frozen: &[FrozenOne], cap, now| -> String {
+            let gone = kept_long_enough(frozen, cap, Mono(now));
+            gone.iter().map(|f| f.id.as_str().chars().last().unwrap()).collect()
+        };
+        assert_eq!(out(&all, 120, 40), "");
+        assert_eq!(out(&all, 119, 40), "a");
+        assert_eq!(out(&all, 69, 40), "ab");
+        assert_eq!(out(&all, 0, 40), "abc");
+        assert_eq!(out(&all, 120, 1010), "a", "by age");
+        assert_eq!(out(&[of('d', 1, 1, false)], 120, 2), "d", "no wake would take it back");
+    }
+}
