@@ -11,7 +11,9 @@ fn kill_9_in_the_middle_of_a_wake_forwards_nothing_and_starts_nothing_twice() {
     let (mut edge, gate) = (Edge::start(), Gate::closed());
     edge.deploy(&Artifact::behind(&gate));
     let mut page = edge.hold("GET", "/dashboard", &[], 1);
-    eventually("the start is under way", || edge.ops()[0]["state"] == "readiness_wait");
+    eventually("the start is under way", || {
+        edge.ops().first().is_some_and(|r| r["state"] == "readiness_wait")
+    });
     let orphans = edge.processes();
     let operation = edge.ops()[0]["id"].clone();
     edge.kill();
@@ -104,7 +106,7 @@ fn sigterm_lets_what_is_in_flight_finish() {
     assert_eq!(edge.get("/dashboard").status, 200);
     let mut slow = edge.connect();
     slow.send_head("GET", "/debug/slow?ms=1000", &[]);
-    eventually("it is in flight", || edge.ps()[0]["in_flight"] == 1);
+    eventually("it is in flight", || edge.ps().first().is_some_and(|r| r["in_flight"] == 1));
     assert!(edge.stop().success());
     assert_eq!(slow.answer().unwrap().status, 200);
     assert_eq!(edge.processes(), [] as [u32; 0]);
