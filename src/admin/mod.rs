@@ -7,6 +7,7 @@
 pub mod access;
 mod api;
 mod config;
+mod console;
 mod environments;
 mod openapi;
 mod page;
@@ -83,8 +84,8 @@ fn resources() -> OpenApiRouter<Admin> {
         .routes(routes!(config::config))
         .routes(routes!(config::reload))
         .routes(routes!(api::traces))
-        .routes(routes!(stream::traces))
-        .routes(routes!(stream::changes))
+        .routes(routes!(stream::trace_stream))
+        .routes(routes!(stream::change_stream))
         .routes(routes!(api::explain))
         .routes(routes!(api::sleep))
         .routes(routes!(api::wake))
@@ -109,6 +110,7 @@ fn router(admin: Admin) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(api::metrics))
+        .merge(console::files())
         .fallback(|| async { Problem::not_found("no such resource of the admin API") })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn(problem::in_one_form))
@@ -134,10 +136,15 @@ mod tests {
         assert_eq!(document["openapi"], "3.1.0");
         let paths = document["paths"].as_object().unwrap();
         assert!(paths.len() >= 12, "{paths:?}");
+        let mut ids = std::collections::BTreeSet::new();
         for (path, methods) in paths {
             assert!(path.starts_with("/v1/"), "{path} is not versioned");
             for (method, operation) in methods.as_object().unwrap() {
                 let what = format!("{method} {path}");
+                assert!(
+                    ids.insert(operation["operationId"].as_str()),
+                    "{what}: its id is not its own"
+                );
                 assert!(operation["summary"].is_string(), "{what} does not say what it is for");
                 for (status, response) in operation["responses"].as_object().unwrap() {
                     let form = &response["content"]["application/problem+json"]["schema"]["$ref"];

@@ -108,7 +108,7 @@ fn permit(admin: &Admin) -> Result<OwnedSemaphorePermit, Problem> {
         (status = 200, description = "Events until the edge stops", body = String,
             content_type = "text/event-stream"),
         (status = 503, description = "As many streams are open as may be")))]
-pub async fn traces(
+pub async fn trace_stream(
     State(admin): State<Admin>,
     Query(filter): Query<TraceFilter>,
 ) -> Result<Events, Problem> {
@@ -145,7 +145,7 @@ fn events(stream: impl Stream<Item = Result<Event, Infallible>> + Send + 'static
         (status = 200, description = "Events until the edge stops", body = String,
             content_type = "text/event-stream"),
         (status = 503, description = "As many streams are open as may be")))]
-pub async fn changes(State(admin): State<Admin>) -> Result<Events, Problem> {
+pub async fn change_stream(State(admin): State<Admin>) -> Result<Events, Problem> {
     let permit = permit(&admin)?;
     let stream = unfold((admin, None::<u64>, permit), async |(admin, seen, permit)| {
         loop {

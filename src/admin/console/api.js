@@ -1,0 +1,172 @@
+/** The admin API, and the token it may want. Types come from its OpenAPI document. */
+
+import { fill, h } from "./dom.js";
+
+/** @typedef {import("./schema.d.ts").components["schemas"]} Schemas */
+/** @typedef {Schemas["TraceRow"]} Trace */
+/** @typedef {Schemas["StepText"]} Step */
+/** @typedef {Schemas["TraceBatch"]} TraceBatch */
+/** @typedef {Schemas["EnvironmentRow"]} Environment */
+/** @typedef {Schemas["AllocationRow"]} Allocation */
+/** @typedef {Schemas["OperationRow"]} Operation */
+/** @typedef {Schemas["DeploymentRow"]} Deployment */
+/** @typedef {Schemas["Explanation"]} Explanation */
+
+/** The token lives as long as the tab. */
+const TOKEN = "vango-edge-token";
+
+/** An answer that is not the wanted one. Its message is the API's own. */
+export class Refused extends Error {
+  /**
+   * @param {string} message
+   * @param {number} status
+   */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** @returns {Record<string, string>} */
+function headers() {
+  const token = sessionStorage.getItem(TOKEN);
+  return token ? { authorization: `Bearer ${token}` } : {};
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} [init]
+ * @returns {Promise<Response>}
+ */
+async function call(path, init = {}) {
+  for (;;) {
+    /** @type {Response} */
+    let response;
+    try {
+      response = await fetch(path, { ...init, headers: { ...headers(), .../** @type {Record<string, string>} */ (init.headers) } });
+    } catch (e) {
+      if (e instanceof DOMException && e.name === "AbortError") throw e;
+      throw new Refused("The edge does not answer.", 0);
+    }
+    if (response.ok) return response;
+    if (response.status === 401) {
+      await askToken(sessionStorage.getItem(TOKEN) !== null);
+      continue;
+    }
+    const problem = await response.json().catch(() => null);
+    throw new Refused(problem?.detail ?? `${response.status} ${response.statusText}`, response.status);
+  }
+}
+
+/** @type {Promise<void> | null} */
+let asking = null;
+
+/**
+ * One question, however many calls wait for its answer.
+ * @param {boolean} wrong the token that was sent is not known
+ */
+function askToken(wrong) {
+  asking ??= new Promise((resolve) => {
+    const input = h("input", { type: "password", name: "token", id: "token", required: true, autocomplete: "off" });
+    const dialog = h(
+      "dialog",
+      { "aria-labelledby": "asks", oncancel: (/** @type {Event} */ e) => e.preventDefault() },
+      h("h2", { id: "asks" }, "This edge wants a token"),
+      h("p", null, wrong ? "It does not know the one it was given." : "One of admin.tokens in its configuration. It is kept until this tab is closed."),
+      h(
+        "form",
+        {
+          onsubmit: (/** @type {Event} */ e) => {
+            e.preventDefault();
+            sessionStorage.setItem(TOKEN, input.value.trim());
+            dialog.close();
+            dialog.remove();
+            asking = null;
+            resolve();
+          },
+        },
+        h("label", { for: "token" }, "Token"),
+        input,
+        h("div", { class: "row end" }, h("button", { class: "primary" }, "Use it")),
+      ),
+    );
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+  return asking;
+}
+
+/**
+ * @template T
+ * @param {string} path
+ * @returns {Promise<T>}
+ */
+export const get = async (path) => (await call(path)).json();
+
+/** @param {string} path */
+export const text = async (path) => (await call(path)).text();
+
+/**
+ * @template T
+ * @param {string} path
+ * @param {unknown} [body]
+ * @returns {Promise<T>}
+ */
+export const post = async (path, body = {}) =>
+  (await call(path, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+  })).json();
+
+/**
+ * Follows server-sent events until `signal` says to stop, and begins again when the edge was away.
+ * `EventSource` cannot send a token; this reads the same format (WHATWG HTML, section 9.2.6).
+ * @param {string} path
+ * @param {(data: any) => void} take
+ * @param {AbortSignal} signal
+ */
+export async function follow(path, take, signal) {
+  while (!signal.aborted) {
+    try {
+      const response = await call(path, { signal });
+      link("live");
+      await read(response, take);
+    } catch (e) {
+      if (signal.aborted) return;
+      if (e instanceof Refused && e.status >= 400 && e.status < 500) throw e;
+    }
+    if (signal.aborted) return;
+    link("away");
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+/**
+ * @param {Response} response
+ * @param {(data: any) => void} take
+ */
+async function read(response, take) {
+  const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+  const decoder = new TextDecoder();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    rest += decoder.decode(value, { stream: true });
+    const events = rest.split("\n\n");
+    rest = events.pop() ?? "";
+    for (const event of events) {
+      const data = event.split("\n").filter((l) => l.startsWith("data:")).map((l) => l.slice(5).trimStart());
+      if (data.length > 0) take(JSON.parse(data.join("\n")));
+    }
+  }
+}
+
+/** @param {"live" | "away"} state */
+export function link(state) {
+  const place = document.getElementById("link");
+  if (!place || place.dataset.state === state) return;
+  place.dataset.state = state;
+  fill(place, state === "live" ? "live" : "edge away, trying again");
+}
