@@ -20,7 +20,7 @@ export async function startEdge(options = {}) {
   cpSync(join(PROJECT, "conf/apps/studylab.toml"), join(dir, "apps/studylab.toml"));
   writeFileSync(
     join(dir, "edge.toml"),
-    `[server]\nlisten = ["127.0.0.1:0"]\ngrace = "2s"\n[admin]\nlisten = "127.0.0.1:0"\n${options.admin ?? ""}
+    `[server]\nlisten = ["127.0.0.1:0"]\ngrace = "12s"\n[admin]\nlisten = "127.0.0.1:0"\n${options.admin ?? ""}
 [state]\ndir = "state"\n[apps]\ndir = "apps"\n${options.more ?? ""}`,
   );
   const env = { ...process.env, STRIPE_WEBHOOK_SECRET: "whsec_test_secret_of_the_console" };
