@@ -14,7 +14,7 @@ use crate::admin::access::Access;
 use crate::admin::{self, Admin};
 use crate::artifact::{Artifacts, AssetBytes};
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
-use crate::config::{self, Config, OnExit, Running, SecretSource};
+use crate::config::{self, AccessLogPath, Config, OnExit, Running, SecretSource};
 use crate::contract::Contract;
 use crate::control::{Commit, Control, Prepare, Reloader, TakenOver};
 use crate::id::Environment;
@@ -26,7 +26,7 @@ use crate::session::{
 use crate::snapshot::Publisher;
 use crate::store::observed::Observed;
 use crate::store::{Options, RocksStore, StateStore};
-use crate::telemetry::{Metrics, Ring, Telemetry};
+use crate::telemetry::{AccessLog, AccessTarget, Metrics, Ring, Telemetry};
 use crate::wake::hold::{HoldLimits, HoldQueues};
 use crate::wake::machine::BackoffPolicy;
 use crate::wake::worker::{Secrets, Worker};
@@ -89,6 +89,7 @@ async fn run_on(
         .with_context(|| format!("admin.listen {}", config.admin.listen))?;
 
     let (edge, publisher) = compose(file, &config, &access, runtime).await?;
+    let access_log = access_log(&config, &edge.control.telemetry)?;
     let taken = edge.control.take_over().await?;
     if taken != TakenOver::default() {
         let TakenOver { adopted, ended, released } = taken;
@@ -141,7 +142,20 @@ async fn run_on(
     leave(&edge).await;
     drop(stop_admin);
     let _ = tokio::time::timeout(Duration::from_secs(2), admin).await;
+    // Last: it writes what is left.
+    drop(access_log);
     Ok(())
+}
+
+fn access_log(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Option<AccessLog>> {
+    let target = match &config.access_log.path {
+        AccessLogPath::Off => return Ok(None),
+        AccessLogPath::Stderr => AccessTarget::Stderr,
+        AccessLogPath::File(path) => AccessTarget::File(path.clone()),
+    };
+    AccessLog::start(target, config.access_log.sample, Arc::clone(telemetry))
+        .map(Some)
+        .with_context(|| format!("access_log.path {:?}", config.access_log.path))
 }
 
 async fn compose(

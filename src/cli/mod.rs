@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::admin::ConfigRow;
 use crate::admin::types::{
@@ -24,8 +24,22 @@ use client::Client;
 
 /// The edge of a scale-to-zero platform: a reverse proxy that knows who owns a route, wakes what
 /// sleeps once for any number of requests, and never replays what it must not.
+///
+/// `run` is the edge. Every other command reads files or talks to a running edge's admin API, which
+/// --admin or VANGO_EDGE_ADMIN names.
 #[derive(Debug, Parser)]
-#[command(name = "vango-edge", version, propagate_version = true)]
+#[command(
+    name = "vango-edge",
+    version,
+    propagate_version = true,
+    after_long_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\n\n\
+        Examples:\n  \
+        vango-edge check -c conf/edge.toml --artifact app/\n  \
+        vango-edge run -c conf/edge.toml\n  \
+        vango-edge deploy app/\n  \
+        vango-edge explain GET http://studylab.localhost/dashboard\n  \
+        vango-edge traces --steps -n 1"
+)]
 struct Cli {
     /// Admin API of the edge to talk to
     #[arg(long, global = true, default_value = "http://127.0.0.1:9901", env = "VANGO_EDGE_ADMIN")]
@@ -44,6 +58,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the edge in the foreground
+    #[command(
+        after_long_help = "It prints one JSON line with the addresses it got, and logs to stderr. SIGHUP reads the configuration again; SIGTERM stops it in order.\n\nExample:\n  vango-edge run -c /etc/vango-edge/edge.toml"
+    )]
     Run {
         /// The edge's configuration
         #[arg(short, long, default_value = "conf/edge.toml")]
@@ -61,12 +78,29 @@ enum Command {
         artifact: Option<PathBuf>,
     },
     /// Pack a directory into an artifact, upload it and make a deployment
+    #[command(
+        after_long_help = "The same directory makes the same digest anywhere. What the edge has is not uploaded again.\n\nExample:\n  vango-edge deploy app/"
+    )]
     Deploy {
         /// The directory; its vango-edge.toml is the contract
         dir: PathBuf,
     },
     /// Print the admin API's OpenAPI document
     Openapi,
+    /// Print the completions of a shell
+    #[command(after_long_help = "Example:\n  \
+        vango-edge completions bash > /etc/bash_completion.d/vango-edge")]
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one a command, in the format of man(7)
+    #[command(after_long_help = "Example:\n  \
+        vango-edge man /usr/local/share/man/man1 && man vango-edge-explain")]
+    Man {
+        /// The directory to write them to
+        dir: PathBuf,
+    },
     /// Whether the edge takes traffic: exit code 0 if it does
     Health,
     /// Who owns each host, under which epoch
@@ -95,6 +129,9 @@ enum Command {
         allocation: String,
     },
     /// Put an environment to sleep now; one that is frozen is stopped
+    #[command(
+        after_long_help = "Requests in flight finish within the contract's process.stop_timeout. The next request wakes it.\n\nExample:\n  vango-edge sleep studylab"
+    )]
     Sleep {
         /// app or app/environment
         environment: Environment,
@@ -105,6 +142,9 @@ enum Command {
         environment: Environment,
     },
     /// The steps a request would take now; sends and changes nothing
+    #[command(
+        after_long_help = "Examples:\n  vango-edge explain GET http://studylab.localhost/dashboard\n  vango-edge explain POST http://studylab.localhost/actions/save -H 'Idempotency-Key: a1'"
+    )]
     Explain {
         /// GET, POST, …
         method: String,
@@ -115,6 +155,9 @@ enum Command {
         headers: Vec<String>,
     },
     /// The last requests and the steps they took, newest first
+    #[command(
+        after_long_help = "Examples:\n  vango-edge traces --steps -n 1\n  vango-edge traces --app studylab --follow\n  vango-edge traces --request 4bf92f3577b34da6a3ce929d0e0e4736"
+    )]
     Traces {
         /// Only this app
         #[arg(long)]
@@ -163,6 +206,12 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Check { config, artifact } => return check(config, artifact.as_deref(), json),
         Command::Reload => reload(&client, json)?,
         Command::Deploy { dir } => deploy::deploy(&client, dir, json)?,
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "vango-edge", &mut out);
+            show::text(&String::from_utf8_lossy(&out))?;
+        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)?,
         Command::Openapi => show::json(&crate::admin::document())?,
         Command::Health => show::text(&client.text("/readyz")?)?,
         Command::Routes { app } => {
@@ -325,5 +374,28 @@ fn traces(client: &Client, query: &str, steps: bool, follow: bool, json: bool) -
             show::list(json, &rows, |rows| show::traces(rows, steps))?;
         }
         std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_and_argument_says_what_it_is() {
+        fn look(command: &clap::Command, wrong: &mut Vec<String>) {
+            if command.get_about().is_none() {
+                wrong.push(command.get_name().to_owned());
+            }
+            for argument in command.get_arguments().filter(|a| a.get_help().is_none()) {
+                wrong.push(format!("{} {}", command.get_name(), argument.get_id()));
+            }
+            command.get_subcommands().for_each(|c| look(c, wrong));
+        }
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let mut wrong = Vec::new();
+        look(&command, &mut wrong);
+        assert!(wrong.is_empty(), "{wrong:?}");
     }
 }

@@ -13,8 +13,9 @@ use crate::id::{AppName, Host};
 
 use super::secret::SecretSource;
 use super::{
-    Admin, AdminToken, Affinity, App, AssetsConfig, Backoff, Config, HostPattern, Limits,
-    LogConfig, OnExit, Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
+    AccessLogConfig, AccessLogPath, Admin, AdminToken, Affinity, App, AssetsConfig, Backoff,
+    Config, HostPattern, Limits, LogConfig, OnExit, Promotion, Role, RunnerConfig, Server,
+    StateDir, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -90,6 +91,7 @@ fn node(top: &Table<'_>, base: &Path) -> Config {
         runner: runner(top),
         log: log_level(top),
         trace: trace(top),
+        access_log: access_log(top, base),
     }
 }
 
@@ -238,6 +240,22 @@ fn log_level(top: &Table<'_>) -> LogConfig {
     let level = t.word("level", &words, Info);
     t.finish();
     LogConfig { level }
+}
+
+fn access_log(top: &Table<'_>, base: &Path) -> AccessLogConfig {
+    let t = top.table("access_log");
+    let path = match t.text("path").as_deref() {
+        None | Some("off") => AccessLogPath::Off,
+        Some("stderr") => AccessLogPath::Stderr,
+        Some("") => {
+            t.error("path", "expected a file, \"stderr\" or \"off\"");
+            AccessLogPath::Off
+        }
+        Some(file) => AccessLogPath::File(base.join(file)),
+    };
+    let sample = t.fraction("sample").unwrap_or(1.0);
+    t.finish();
+    AccessLogConfig { path, sample }
 }
 
 fn trace(top: &Table<'_>) -> TraceConfig {

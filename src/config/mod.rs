@@ -44,6 +44,8 @@ pub struct Config {
     pub log: LogConfig,
     /// What is traced.
     pub trace: TraceConfig,
+    /// What is written of each request.
+    pub access_log: AccessLogConfig,
 }
 
 /// `[server]`
@@ -176,6 +178,26 @@ pub struct LogConfig {
 pub struct TraceConfig {
     /// Requests whose steps are kept.
     pub ring: usize,
+}
+
+/// `[access_log]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct AccessLogConfig {
+    /// Where the lines go.
+    pub path: AccessLogPath,
+    /// Share of plainly served requests that get a line, from 0 to 1; all others always do.
+    pub sample: f64,
+}
+
+/// `access_log.path`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLogPath {
+    /// Nowhere.
+    Off,
+    /// Standard error.
+    Stderr,
+    /// A file.
+    File(PathBuf),
 }
 
 /// One file of `apps.dir`.

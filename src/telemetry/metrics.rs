@@ -23,6 +23,7 @@ use crate::store::observed::Call;
 use crate::store::record::{AllocationState, Operation, WakeState};
 
 use super::CLASSES;
+use super::access::Lines;
 use super::reloads::Reloads;
 use super::ring::TraceRecord;
 
@@ -51,6 +52,8 @@ pub struct Metrics {
     store_errors: IntCounter,
     /// Reloads of the configuration.
     pub reloads: Reloads,
+    /// Of the access log.
+    pub access_log: Lines,
 }
 
 /// 50 µs to 60 s.
@@ -133,6 +136,7 @@ impl Metrics {
                 &["state"],
             )?,
             reloads: Reloads::new(&registry)?,
+            access_log: Lines::new(&registry)?,
             registry,
             process: Registry::new(),
         };

@@ -1,11 +1,13 @@
 //! What operators read: metrics and the ring of traces. Nothing here decides anything, and nothing
 //! here takes a lock on the hot path.
 
+mod access;
 mod logger;
 mod metrics;
 mod reloads;
 mod ring;
 
+pub use access::{AccessLog, Target as AccessTarget};
 pub use logger::{set_level as set_log_level, start as start_log};
 pub use metrics::{Metrics, OPERATION_STATES};
 pub use reloads::Reloads;

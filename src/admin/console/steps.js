@@ -54,7 +54,7 @@ export function verdict(decision, outcome, risk, more) {
 const UNTIL = /** @type {const} */ ([
   [/^Hold within wake budget/, "held while the app started", "runner"],
   [/^Hold until/, "held for a free place", "runner"],
-  [/^Run Vango|^Process once|^Hydrate|^Keep live/, "waiting for the app's first byte", "allocation"],
+  [/^Run Vango|^Process once|^Keep live/, "waiting for the app's first byte", "allocation"],
   [/^Connect refused/, "connecting, refused", "allocation"],
   [/^Start allocation/, "held while the app started", "runner"],
   [/^(Create or attach|Wake if)/, "recording the wake", "control-plane"],
@@ -78,7 +78,7 @@ function until(step) {
 /**
  * Where a request's time went: what lies between two steps belongs to the later one; what is after
  * the last is the answer on its way to the client.
- * @param {Pick<Trace, "steps" | "total_us">} t
+ * @param {Pick<Trace, "steps" | "total_us" | "status">} t
  * @returns {Part[]}
  */
 export function parts(t) {
@@ -103,11 +103,12 @@ export function parts(t) {
     from = to;
     i = end;
   }
-  add("sending the answer", "edge-out", Math.max(0, t.total_us - from));
+  const rest = t.status === 101 ? "the socket was open" : "sending the answer";
+  add(rest, "edge-out", Math.max(0, t.total_us - from));
   return out;
 }
 
-/** @param {Pick<Trace, "steps" | "total_us">} t */
+/** @param {Pick<Trace, "steps" | "total_us" | "status">} t */
 export function timeBar(t) {
   const all = parts(t);
   const total = Math.max(1, all.reduce((sum, p) => sum + p.us, 0));
