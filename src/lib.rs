@@ -20,6 +20,7 @@ pub mod lifecycle;
 pub mod wake;
 
 pub mod session;
+pub mod sockets;
 
 pub mod artifact;
 pub mod runner;

@@ -24,6 +24,7 @@ use crate::session::{
     HttpStore, KeyRing, RedisStore, SessionRoutes, Sessions, StoreSecrets, Stores, Tokens,
 };
 use crate::snapshot::Publisher;
+use crate::sockets::Sockets;
 use crate::store::observed::Observed;
 use crate::store::{Options, RocksStore, StateStore};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics, Ring, Telemetry};
@@ -223,8 +224,10 @@ async fn compose(
         HoldQueues::new(hold_limits(config), snapshots.clone(), clock, entropy, wake_again)
     };
     let sessions = sessions(config, &store, &clock, &entropy, secrets, runtime)?;
+    let sockets = Sockets::new(Arc::clone(&clock), Arc::clone(&entropy));
     let control = Arc::new(Control {
         store,
+        sockets: Arc::clone(&sockets),
         worker: Arc::clone(&worker),
         queues: Arc::clone(&queues),
         artifacts,
@@ -247,7 +250,7 @@ async fn compose(
         entropy: Arc::clone(&entropy),
     });
     let gate = Gate { snapshots, queues, worker, clock, entropy, sessions };
-    let proxy = EdgeProxy::new(ProxyParts { gate, files, telemetry, limits });
+    let proxy = EdgeProxy::new(ProxyParts { gate, sockets, files, telemetry, limits });
     let serving = Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
     let edge = Edge {
         reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare)),
@@ -269,6 +272,8 @@ fn proxy_limits(config: &Config) -> ProxyLimits {
         connect_timeout: config.limits.connect_timeout,
         response_timeout: config.limits.response_timeout,
         idle_timeout: config.limits.idle_keepalive,
+        sockets: config.limits.sockets,
+        socket_idle: config.limits.socket_idle,
     }
 }
 
@@ -346,9 +351,12 @@ async fn drain(edge: &Edge, stop: &mut StopSignals) {
     let server = edge.control.config.load().server.clone();
     log::info!("stopping within {:?}", server.grace);
     edge.ready.store(false, Ordering::Release);
+    let sockets = &edge.control.sockets;
     let in_order = async {
         tokio::time::sleep(server.unready_for).await;
-        if edge.serving.drain(server.grace).await > 0 {
+        let drained = edge.serving.drain(server.grace);
+        let (left, ()) = tokio::join!(drained, sockets.drain_all(server.grace));
+        if left > 0 {
             edge.control.queues.shut_down();
             edge.serving.closed_within(LAST_WORD).await;
         }
@@ -358,7 +366,7 @@ async fn drain(edge: &Edge, stop: &mut StopSignals) {
         () = stop.told() => {
             log::warn!("told to stop again: not waiting any longer");
             edge.control.queues.shut_down();
-            edge.serving.drain(LAST_WORD).await;
+            tokio::join!(edge.serving.drain(LAST_WORD), sockets.drain_all(LAST_WORD));
         }
     }
     let left = edge.serving.open();

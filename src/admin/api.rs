@@ -92,6 +92,7 @@ pub(super) fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRo
         address: a.address.map(|a| a.to_string()),
         pid: a.pid,
         in_flight: a.load.in_flight(),
+        sockets: a.load.sockets(),
         total: a.load.total(),
     }
 }

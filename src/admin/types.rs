@@ -45,6 +45,8 @@ pub struct AllocationRow {
     pub pid: Option<u32>,
     /// Requests in flight.
     pub in_flight: u32,
+    /// Live sockets open.
+    pub sockets: u32,
     /// Requests placed on it since this edge saw it first.
     pub total: u64,
 }

@@ -100,6 +100,7 @@ pub fn allocations(rows: &[AllocationRow]) -> String {
             r.pid.map_or_else(|| "-".into(), |p| p.to_string()),
             r.address.clone().unwrap_or_else(|| "-".into()),
             r.in_flight.to_string(),
+            r.sockets.to_string(),
             r.total.to_string(),
         ]
     };
@@ -114,6 +115,7 @@ pub fn allocations(rows: &[AllocationRow]) -> String {
         "PID",
         "ADDRESS",
         "IN FLIGHT",
+        "SOCKETS",
         "SERVED",
     ];
     table(&head, &rows)

@@ -190,6 +190,8 @@ fn limits(top: &Table<'_>) -> Limits {
         response_timeout: t.duration("response_timeout", MS..=secs(3600), secs(60)),
         keepalive_requests: t.integer("keepalive_requests", 1..=1_000_000).unwrap_or(1000) as u32,
         idle_keepalive: t.duration("idle_keepalive", MS..=secs(3600), secs(60)),
+        sockets: t.integer("sockets", 0..=10_000_000).unwrap_or(50_000) as usize,
+        socket_idle: t.duration("socket_idle", MS..=secs(86_400), secs(120)),
     };
     t.finish();
     limits

@@ -122,6 +122,10 @@ pub struct Limits {
     pub keepalive_requests: u32,
     /// A pooled connection to an allocation is closed after so long unused.
     pub idle_keepalive: Duration,
+    /// Live sockets open on the node.
+    pub sockets: usize,
+    /// A live socket on which nothing passes for this long is closed.
+    pub socket_idle: Duration,
 }
 
 /// `[assets]`

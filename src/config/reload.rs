@@ -69,6 +69,8 @@ fn changed(running: &Config, next: &Config) -> Vec<String> {
         ("limits.response_timeout", old.response_timeout != new.response_timeout),
         ("limits.keepalive_requests", old.keepalive_requests != new.keepalive_requests),
         ("limits.idle_keepalive", old.idle_keepalive != new.idle_keepalive),
+        ("limits.sockets", old.sockets != new.sockets),
+        ("limits.socket_idle", old.socket_idle != new.socket_idle),
         ("admin.tokens", running.admin.tokens != next.admin.tokens),
         ("admin.hosts", running.admin.hosts != next.admin.hosts),
         ("log.level", running.log != next.log),

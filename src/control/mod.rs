@@ -24,6 +24,7 @@ use crate::clock::{Clock, Entropy};
 use crate::config::Running;
 use crate::id::Environment;
 use crate::snapshot::SnapshotReader;
+use crate::sockets::Sockets;
 use crate::store::StateStore;
 use crate::telemetry::Telemetry;
 use crate::wake::hold::HoldQueues;
@@ -35,6 +36,8 @@ pub struct Control {
     pub store: Arc<dyn StateStore>,
     /// Performs wakes.
     pub worker: Arc<Worker>,
+    /// Live sockets that are open.
+    pub sockets: Arc<Sockets>,
     /// Those who wait.
     pub queues: Arc<HoldQueues>,
     /// Artifacts.

@@ -335,14 +335,23 @@ impl Control {
             let routed = view.ready.iter().any(|a| a.id == *allocation);
             let waited = self.clock.now().since(started);
             let limit = view.contract.process.stop_timeout;
-            match plan::drain(why, routed, load.in_flight(), waited, limit) {
+            let sockets = load.sockets();
+            let idle = why == SleepFor::Idleness;
+            if !routed && sockets > 0 {
+                // One that was being accepted is told in the next round; ends only come closer.
+                let by = if idle { started } else { started + limit };
+                self.sockets.drain(allocation, by);
+            }
+            // An idle app's sockets carry nothing, by its contract: they do not make it busy.
+            let busy = load.in_flight() + if idle { 0 } else { sockets };
+            match plan::drain(why, routed, busy, waited, limit) {
                 Drain::Resume => return false,
                 Drain::Cut => {
                     load.seal_anyway();
                     return true;
                 }
                 // Whoever still looks at an older snapshot may have been quicker.
-                Drain::Seal if load.seal() => return true,
+                Drain::Seal if sockets == 0 && load.seal() => return true,
                 Drain::Seal | Drain::Wait => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }

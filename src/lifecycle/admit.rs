@@ -188,6 +188,9 @@ impl Journey {
         // After the store's answer, the owner is told again only if it changed meanwhile.
         let unchanged =
             self.store_was_asked() && granted.is_some() && Arc::ptr_eq(view, &self.view);
+        if view.environment != self.view.environment {
+            self.environment_changed();
+        }
         self.view = Arc::clone(view);
         if first || !unchanged {
             self.trace.push(now, StepKind::LoadOwner(Arc::clone(view)));

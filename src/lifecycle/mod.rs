@@ -6,7 +6,7 @@
 //! [`asset`] whether the artifact answers without the app, [`place`] where it goes, [`retry`] what a
 //! failure allows, [`reply`] what the edge answers itself,
 //! and [`trace`] keeps what was decided and why. [`affinity`] says where a session was before, and
-//! [`resume`] what a live socket's app is told about it. [`explain`] asks the same questions of a request
+//! [`resume`] what a live socket's app is told about it, [`hello`] which session a Vango client names. [`explain`] asks the same questions of a request
 //! that is never sent.
 //!
 //! A cold request is a hot request plus one bounded wait: after the wait, [`admit::Journey`]
@@ -18,6 +18,7 @@ pub mod asset;
 pub mod classify;
 pub mod explain;
 pub mod facts;
+pub mod hello;
 pub mod place;
 pub mod reply;
 pub mod resume;

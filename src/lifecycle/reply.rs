@@ -57,11 +57,15 @@ pub enum Problem {
     ArtifactUnavailable,
     /// 503, or what the contract says: nothing is ready, and the request is none that wakes the app.
     Asleep,
+    /// 403: a page of another host opens a live socket.
+    OriginRefused,
+    /// 400: what asks for a live socket is no whole handshake.
+    UpgradeInvalid,
 }
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
@@ -83,6 +87,8 @@ impl Problem {
         Self::AssetNotFound,
         Self::ArtifactUnavailable,
         Self::Asleep,
+        Self::OriginRefused,
+        Self::UpgradeInvalid,
     ];
 
     /// Last part of its `type`, and its label in metrics.
@@ -106,6 +112,8 @@ impl Problem {
             Self::UpstreamTimeout => "upstream-timeout",
             Self::OutcomeUnknown => "outcome-unknown",
             Self::ShuttingDown => "shutting-down",
+            Self::OriginRefused => "origin-refused",
+            Self::UpgradeInvalid => "upgrade-invalid",
             Self::AssetNotFound => "asset-not-found",
             Self::ArtifactUnavailable => "artifact-unavailable",
             Self::Asleep => "asleep",
@@ -135,6 +143,8 @@ impl Problem {
             Self::UpstreamTimeout => "The app did not answer in time",
             Self::OutcomeUnknown => "The app may or may not have carried this out",
             Self::ShuttingDown => "This edge is stopping; nothing was sent",
+            Self::OriginRefused => "A page of another host may not open this socket",
+            Self::UpgradeInvalid => "The request asks for a socket in a way that is not valid",
             Self::AssetNotFound => "There is no such file",
             Self::ArtifactUnavailable => "The artifact cannot be had",
             Self::Asleep => "The app is asleep; nothing was sent to it",
@@ -145,7 +155,8 @@ impl Problem {
     fn proxy_status(self, status: u16) -> &'static str {
         match self {
             Self::NoRoute | Self::AssetNotFound => "destination_not_found",
-            Self::BadHost | Self::BadPath => "http_request_error",
+            Self::BadHost | Self::BadPath | Self::UpgradeInvalid => "http_request_error",
+            Self::OriginRefused => "http_request_denied",
             Self::IdempotencyKeyMissing | Self::IdempotencyKeyInvalid | Self::ContentTooLarge => {
                 "http_request_denied"
             }

@@ -67,6 +67,23 @@ impl Drop for Placed {
     }
 }
 
+/// A client that waits.
+pub trait Downstream: Send {
+    /// Resolves when it has left. Consumes nothing of an unread body. Cancel safe.
+    fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send;
+    /// Whether it is known to have left already.
+    fn has_left(&mut self) -> bool;
+}
+
+impl Downstream for Session {
+    fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send {
+        watch::client_left(self, body_unread)
+    }
+    fn has_left(&mut self) -> bool {
+        watch::has_left(self)
+    }
+}
+
 /// How the gate was left.
 pub enum Passed {
     /// Forward it there.
@@ -80,7 +97,7 @@ pub enum Passed {
 impl Gate {
     /// Asks and performs until there is an end. Bounded by the journey's deadline: each turn
     /// either ends or waits for a change, and after the deadline nothing waits.
-    pub async fn pass(&self, session: &mut Session, journey: &mut Journey) -> Passed {
+    pub async fn pass(&self, session: &mut impl Downstream, journey: &mut Journey) -> Passed {
         let mut granted: Option<(Placement, Environment)> = None;
         if let Some(id) = journey.session().filter(|_| journey.trace.steps.is_empty()).cloned() {
             let environment = journey.view().environment.clone();
@@ -156,7 +173,7 @@ impl Gate {
         tokio::time::timeout(left, asked).await.unwrap_or(Woke::Unavailable)
     }
 
-    async fn hold(&self, session: &mut Session, journey: &mut Journey, wake: bool) -> Held {
+    async fn hold(&self, session: &mut impl Downstream, journey: &mut Journey, wake: bool) -> Held {
         let view = Arc::clone(journey.view());
         let facts = journey.facts();
         let body_unread = facts.body;
@@ -191,7 +208,7 @@ impl Gate {
 
     async fn wait(
         &self,
-        session: &mut Session,
+        session: &mut impl Downstream,
         ticket: &mut Ticket,
         deadline: Mono,
         body_unread: bool,
@@ -200,10 +217,10 @@ impl Gate {
         tokio::select! {
             biased;
             // First: a client that is gone and a place that came in the same moment mean gone.
-            () = watch::client_left(session, body_unread) => (HoldEnd::ClientLeft, None),
+            () = session.left(body_unread) => (HoldEnd::ClientLeft, None),
             told = ticket.released() => match told {
                 // The place goes to the next one with the grant.
-                Release::Granted(_) if watch::has_left(session) => (HoldEnd::ClientLeft, None),
+                Release::Granted(_) if session.has_left() => (HoldEnd::ClientLeft, None),
                 Release::Granted(grant) => (HoldEnd::Released, grant.take()),
                 Release::Recheck => (HoldEnd::Recheck, None),
                 Release::ShuttingDown => (HoldEnd::ShuttingDown, None),

@@ -9,6 +9,8 @@ mod answer;
 mod asset;
 mod gate;
 mod headers;
+mod live;
+mod record;
 mod serve;
 mod service;
 mod watch;

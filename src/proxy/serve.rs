@@ -14,6 +14,7 @@ use pingora_proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, watch};
 
+use super::live::Engine;
 use super::service::EdgeProxy;
 
 /// Connections the kernel may queue before they are accepted; `net.core.somaxconn` bounds it too.
@@ -44,7 +45,7 @@ pub fn bind(address: SocketAddr) -> std::io::Result<Listener> {
 
 /// The proxy's HTTP engine and its connections.
 pub struct Serving {
-    engine: Arc<HttpProxy<EdgeProxy>>,
+    engine: Arc<Engine>,
     stop: watch::Sender<bool>,
     connections: Arc<Connections>,
 }
@@ -80,7 +81,7 @@ impl Serving {
         engine.server_options = Some(options);
         engine.handle_init_modules();
         let (stop, _) = watch::channel(false);
-        Self { engine: Arc::new(engine), stop, connections: Arc::default() }
+        Self { engine: Arc::new(Engine::new(engine)), stop, connections: Arc::default() }
     }
 
     /// Connections open now.

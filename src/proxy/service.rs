@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, header};
+use http::{Method, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, HttpPeer};
 use pingora::{ErrorSource, RetryType};
@@ -23,12 +23,13 @@ use crate::lifecycle::classify::{Classified, classify};
 use crate::lifecycle::facts::{ErrorForm, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
-use crate::lifecycle::trace::{Outcome, Trace};
-use crate::snapshot::AllocationView;
-use crate::store::record::SessionRoute;
+use crate::lifecycle::trace::Trace;
+use crate::sockets::{Admission, AdmissionLimits, Sockets};
 use crate::telemetry::{ASSET, NO_CLASS, Telemetry, TraceRecord};
 
 use super::gate::{Gate, Passed, Placed};
+use super::live::{self, LiveParts};
+use super::record::{self, End};
 use super::{answer, asset, headers};
 
 /// Timeouts toward allocations. Pingora's own default for each is none.
@@ -40,12 +41,18 @@ pub struct ProxyLimits {
     pub response_timeout: Duration,
     /// A pooled connection unused for this long is closed.
     pub idle_timeout: Duration,
+    /// Live sockets that may be open.
+    pub sockets: usize,
+    /// A live socket on which nothing passes for this long is closed.
+    pub socket_idle: Duration,
 }
 
 /// What the proxy works with.
 pub struct ProxyParts {
     /// Decides where requests go.
     pub gate: Gate,
+    /// Live sockets that are open.
+    pub sockets: Arc<Sockets>,
     /// Bytes of static files.
     pub files: Arc<AssetBytes>,
     /// Where finished requests are told.
@@ -56,7 +63,7 @@ pub struct ProxyParts {
 
 /// The edge, as Pingora sees it.
 pub struct EdgeProxy {
-    gate: Gate,
+    parts: Arc<LiveParts>,
     files: Arc<AssetBytes>,
     telemetry: Arc<Telemetry>,
     limits: Arc<ArcSwap<ProxyLimits>>,
@@ -83,22 +90,79 @@ pub struct Ctx {
     first_byte: Option<Mono>,
 }
 
+/// A herd that comes back reaches an allocation 32 at a time; the node's own bound on open sockets is
+/// `limits.sockets`.
+const ADMISSION: AdmissionLimits = AdmissionLimits { at_once: 32, waiting: 50_000 };
+
+impl Ctx {
+    pub(super) fn id(&self) -> RequestId {
+        self.id
+    }
+    pub(super) fn journey(&self) -> Option<&Journey> {
+        self.journey.as_ref()
+    }
+    pub(super) fn take_journey(&mut self) -> Option<Journey> {
+        self.journey.take()
+    }
+    /// The journey, and its place, which is the caller's from here on.
+    pub(super) fn journey_and_place(&mut self) -> Option<(&mut Journey, Placed)> {
+        let placed = self.placed.take()?;
+        Some((self.journey.as_mut()?, placed))
+    }
+    /// The app's answer began.
+    pub(super) fn answered_at(&mut self, now: Mono) {
+        self.first_byte = Some(now);
+    }
+    /// The client is gone; nothing is answered.
+    pub(super) fn left(&mut self) {
+        self.gone = true;
+    }
+    /// An answer that the journey has recorded.
+    pub(super) fn reply_with(&mut self, reply: Reply) {
+        self.reply = Some(reply);
+    }
+    /// Answers instead of deciding.
+    pub(super) fn refuse(&mut self, reply: Reply, now: Mono) {
+        self.reply = self.journey.as_mut().map(|j| j.refuse(reply, now));
+    }
+    fn is_a_live_socket(&self) -> bool {
+        let journey = self.journey.as_ref();
+        journey.is_some_and(|j| j.route().is_some_and(|r| live::carries(j.facts(), &r.class)))
+    }
+}
+
 impl EdgeProxy {
     /// The proxy over its parts.
     pub fn new(parts: ProxyParts) -> Self {
-        let ProxyParts { gate, files, telemetry, limits } = parts;
-        Self { gate, files, telemetry, limits }
+        let ProxyParts { gate, sockets, files, telemetry, limits } = parts;
+        let parts = Arc::new(LiveParts {
+            gate,
+            sockets,
+            admission: Admission::new(ADMISSION),
+            telemetry: Arc::clone(&telemetry),
+        });
+        Self { parts, files, telemetry, limits }
+    }
+
+    /// What live sockets are carried with.
+    pub(super) fn parts(&self) -> &Arc<LiveParts> {
+        &self.parts
+    }
+
+    /// The limits in force.
+    pub(super) fn limits(&self) -> ProxyLimits {
+        **self.limits.load()
     }
 
     fn now(&self) -> Mono {
-        self.gate.clock.now()
+        self.parts.gate.clock.now()
     }
 
     /// Asks the gate; `true` when the request may be forwarded.
-    async fn pass(&self, session: &mut Session, ctx: &mut Ctx) -> bool {
+    pub(super) async fn pass(&self, session: &mut Session, ctx: &mut Ctx) -> bool {
         let Some(journey) = &mut ctx.journey else { return false };
         ctx.tried = false;
-        match self.gate.pass(session, journey).await {
+        match self.parts.gate.pass(session, journey).await {
             Passed::Forward(placed) => {
                 ctx.placed = Some(placed);
                 true
@@ -114,7 +178,7 @@ impl EdgeProxy {
         }
     }
 
-    async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
+    pub(super) async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
         match &ctx.reply {
             Some(reply) => answer::write(session, reply, ctx.form, ctx.id, ctx.body_unread).await,
             None => {
@@ -174,7 +238,7 @@ impl EdgeProxy {
             operation: None,
             held: Duration::ZERO,
             total: now.since(facts.received),
-            at: self.gate.clock.wall(),
+            at: self.parts.gate.clock.wall(),
             trace: visit.trace,
         };
         self.telemetry.finished(record, &view.live);
@@ -199,7 +263,7 @@ impl EdgeProxy {
             operation: None,
             held: Duration::ZERO,
             total: Duration::ZERO,
-            at: self.gate.clock.wall(),
+            at: self.parts.gate.clock.wall(),
             trace,
         });
         ctx.reply = Some(reply);
@@ -214,9 +278,9 @@ impl EdgeProxy {
         }
         let headers = &session.req_header().headers;
         if headers.contains_key(header::COOKIE) {
-            let now = self.gate.clock.wall();
+            let now = self.parts.gate.clock.wall();
             let tls = is_tls(session);
-            let tokens = &self.gate.sessions.tokens;
+            let tokens = &self.parts.gate.sessions.tokens;
             facts.affinity = tokens.read(headers, &facts.host, tls, &view.environment, now);
         }
         // A page's is only for the ring, and with one allocation there is nothing to choose.
@@ -243,8 +307,8 @@ impl EdgeProxy {
             && journey.route().is_some_and(|r| {
                 affinity::may_carry_token(&r.class, response.status.as_u16(), &response.headers)
             });
-        let tokens = &self.gate.sessions.tokens;
-        let now = self.gate.clock.wall();
+        let tokens = &self.parts.gate.sessions.tokens;
+        let now = self.parts.gate.clock.wall();
         if carries
             && affinity::token_due(facts.affinity.as_ref(), &target.id, now, tokens.lasts())
             && let Some(cookie) = tokens.cookie(view, target, &facts.host, is_tls(session), now)
@@ -252,19 +316,6 @@ impl EdgeProxy {
             response.append_header(header::SET_COOKIE, cookie)?;
         }
         Ok(())
-    }
-
-    /// Notes where a live socket was accepted, off this request's way.
-    fn note_accepted(&self, journey: &Journey, target: &AllocationView) {
-        let Some(id) = journey.session() else { return };
-        let route = SessionRoute {
-            allocation: target.id.clone(),
-            generation: target.generation,
-            digest: target.digest,
-            schema: journey.view().schema,
-            at: self.gate.clock.wall(),
-        };
-        self.gate.sessions.routes.note(&journey.view().environment, id.name(), route);
     }
 
     fn peer(&self, ctx: &Ctx) -> Option<HttpPeer> {
@@ -285,7 +336,7 @@ impl EdgeProxy {
     }
 }
 
-fn is_tls(session: &Session) -> bool {
+pub(super) fn is_tls(session: &Session) -> bool {
     session.digest().is_some_and(|d| d.ssl_digest.is_some())
 }
 
@@ -295,7 +346,7 @@ impl ProxyHttp for EdgeProxy {
 
     fn new_ctx(&self) -> Ctx {
         Ctx {
-            id: self.gate.request_id(),
+            id: self.parts.gate.request_id(),
             received: self.now(),
             form: ErrorForm::Problem,
             body_unread: false,
@@ -332,7 +383,7 @@ impl ProxyHttp for EdgeProxy {
         };
         ctx.form = facts.error_form;
         ctx.body_unread = facts.body;
-        match classify(&self.gate.snapshots.load(), &facts) {
+        match classify(&self.parts.gate.snapshots.load(), &facts) {
             Some(classified) => {
                 let now = self.now();
                 match Visit::begin(facts, &classified.view, &head.headers, false, now) {
@@ -358,6 +409,10 @@ impl ProxyHttp for EdgeProxy {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         if let Some(visit) = ctx.visit.take() {
             self.serve_asset(session, ctx, visit).await?;
+            return Ok(true);
+        }
+        if ctx.reply.is_none() && ctx.is_a_live_socket() && !session.is_http2() {
+            self.live(session, ctx).await?;
             return Ok(true);
         }
         if ctx.reply.is_none() && self.pass(session, ctx).await {
@@ -397,7 +452,7 @@ impl ProxyHttp for EdgeProxy {
             return Err(Error::explain(ErrorType::InternalError, "no allocation was placed"));
         };
         let client = session.client_addr().and_then(|a| a.as_inet()).copied();
-        let entropy = &*self.gate.entropy;
+        let entropy = &*self.parts.gate.entropy;
         let (facts, target) = (journey.facts(), &placement.allocation);
         let verdict = journey.verdict();
         headers::for_app(upstream, facts, target, verdict, client, is_tls(session), entropy)
@@ -427,14 +482,8 @@ impl ProxyHttp for EdgeProxy {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
-        ctx.first_byte.get_or_insert_with(|| self.gate.clock.now());
+        ctx.first_byte.get_or_insert_with(|| self.parts.gate.clock.now());
         self.keep_affinity(session, response, ctx)?;
-        if response.status == StatusCode::SWITCHING_PROTOCOLS
-            && let (Some(journey), Some(placement)) =
-                (&ctx.journey, ctx.placed.as_ref().and_then(Placed::placement))
-        {
-            self.note_accepted(journey, &placement.allocation);
-        }
         response.insert_header("x-request-id", ctx.id.to_string())
     }
 
@@ -518,41 +567,20 @@ impl ProxyHttp for EdgeProxy {
         if let Some(visit) = ctx.visit.take() {
             return self.visited(visit, status, now);
         }
-        let Some(mut journey) = ctx.journey.take() else {
+        let Some(journey) = ctx.journey.take() else {
             if let Some(record) = ctx.unrouted.take() {
                 let total = now.since(ctx.received);
                 self.telemetry.unrouted(TraceRecord { status, total, ..record });
             }
             return;
         };
-        if journey.wakes() {
-            journey.view().live.touch(now);
-        }
-        match (&ctx.reply, ctx.gone, e) {
-            (Some(_), ..) => {}
-            (None, true, _) => journey.client_left(),
-            (None, false, Some(_)) if status.is_none() => journey.client_left(),
-            _ => journey.served(status, ctx.first_byte.unwrap_or(now)),
-        }
-        let held = journey.held_for();
-        let operation = journey.operation().cloned();
-        let class = journey.class();
-        let view = Arc::clone(journey.view());
-        let facts = journey.facts();
-        let record = TraceRecord {
-            method: facts.method.clone(),
-            host: facts.host.clone(),
-            path: facts.path.clone(),
-            class,
-            environment: Some(view.environment.clone()),
-            status,
-            operation,
-            held,
-            total: now.since(ctx.received),
-            at: self.gate.clock.wall(),
-            trace: std::mem::replace(&mut journey.trace, Trace::new(ctx.id, now)),
+        let end = match (&ctx.reply, ctx.gone, e) {
+            (Some(_), ..) => End::Replied { status },
+            (None, true, _) => End::Left { status },
+            (None, false, Some(_)) if status.is_none() => End::Left { status },
+            _ => End::Answered { status },
         };
-        debug_assert_ne!(record.trace.outcome, Outcome::Open);
-        self.telemetry.finished(record, &view.live);
+        let answered = ctx.first_byte.unwrap_or(now);
+        record::close_at(&self.parts.gate, &self.telemetry, journey, end, answered);
     }
 }

@@ -12,7 +12,7 @@ mod shards;
 
 pub use compile::{Change, Records, compile};
 pub use model::{
-    AllocationView, EnvView, Live, Load, MAX_CLASSES, MAX_OUTCOMES, OperationView, OwnerView,
+    AllocationView, EnvView, Live, Load, MAX_CLASSES, MAX_OUTCOMES, OperationView, OwnerView, Pin,
     Shelf, Slot, Snapshot, WakeStats,
 };
 pub use publish::{Publisher, SnapshotReader};

@@ -189,6 +189,7 @@ const SEALED: u32 = 1 << 31;
 pub struct Load {
     in_flight: AtomicU32,
     total: AtomicU64,
+    sockets: AtomicU32,
 }
 
 impl Load {
@@ -199,6 +200,16 @@ impl Load {
     /// Requests placed since it was first seen.
     pub fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
+    }
+    /// Live sockets that are open. They take no place: an open tab that does nothing must not keep a
+    /// request from being served.
+    pub fn sockets(&self) -> u32 {
+        self.sockets.load(Ordering::Acquire)
+    }
+    /// Counts a live socket.
+    pub fn pin(self: &Arc<Self>) -> Pin {
+        self.sockets.fetch_add(1, Ordering::AcqRel);
+        Pin { load: Arc::clone(self) }
     }
     /// Takes a place if fewer than `limit` are taken and it is not sealed.
     pub fn reserve(self: &Arc<Self>, limit: u32) -> Option<Slot> {
@@ -227,6 +238,19 @@ impl Load {
     /// Gives out places again.
     pub fn unseal(&self) {
         self.in_flight.fetch_and(!SEALED, Ordering::AcqRel);
+    }
+}
+
+/// A live socket's count; taken off when dropped.
+#[derive(Debug)]
+pub struct Pin {
+    load: Arc<Load>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let before = self.load.sockets.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "a pin is taken off once");
     }
 }
 

@@ -19,6 +19,7 @@ use crate::clock::Mono;
 use crate::lifecycle::reply::Problem;
 use crate::lifecycle::trace::{Outcome, StepKind};
 use crate::snapshot::SnapshotReader;
+use crate::sockets::Cause;
 use crate::store::observed::Call;
 use crate::store::record::{AllocationState, Operation, WakeState};
 
@@ -48,6 +49,8 @@ pub struct Metrics {
     snapshot_revision: IntGauge,
     snapshot_age: Gauge,
     allocations: IntGaugeVec,
+    sockets: IntGauge,
+    socket_ends: IntCounterVec,
     store: [Histogram; 3],
     store_errors: IntCounter,
     /// Reloads of the configuration.
@@ -131,6 +134,11 @@ impl Metrics {
                 "snapshot_age_seconds",
                 "How long ago the store was last known to be followed.",
             )?,
+            sockets: IntGauge::new("sockets", "Live sockets open on allocations in the registry.")?,
+            socket_ends: IntCounterVec::new(
+                Opts::new("socket_ends_total", "Live sockets that ended, by their cause."),
+                &["cause"],
+            )?,
             allocations: IntGaugeVec::new(
                 Opts::new("allocations", "Allocations in the registry, by state."),
                 &["state"],
@@ -155,6 +163,11 @@ impl Metrics {
         self.registry.register(Box::new(self.snapshot_revision.clone()))?;
         self.registry.register(Box::new(self.snapshot_age.clone()))?;
         self.registry.register(Box::new(self.allocations.clone()))?;
+        self.registry.register(Box::new(self.sockets.clone()))?;
+        self.registry.register(Box::new(self.socket_ends.clone()))?;
+        for cause in Cause::ALL {
+            self.socket_ends.with_label_values(&[cause.name()]);
+        }
         self.registry.register(Box::new(Requests::new(snapshots)?))?;
         let process = prometheus::process_collector::ProcessCollector::for_self();
         self.process.register(Box::new(process))
@@ -193,6 +206,11 @@ impl Metrics {
         if let (Some(placed), Some(answered)) = (placed, answered) {
             self.phase("first_byte", answered.saturating_sub(placed).as_secs_f64());
         }
+    }
+
+    /// A live socket ended.
+    pub fn socket_ended(&self, cause: Cause) {
+        self.socket_ends.with_label_values(&[cause.name()]).inc();
     }
 
     /// A wake ended.
@@ -251,6 +269,8 @@ impl Metrics {
                 .filter(|a| a.state.name() == state);
             self.allocations.with_label_values(&[state]).set(to_i64(of_state.count() as u64));
         }
+        let all = snapshot.environments().flat_map(|e| e.ready.iter().chain(&e.others));
+        self.sockets.set(all.map(|a| i64::from(a.load.sockets())).sum());
         let mut out = Vec::new();
         for registry in [&self.registry, &self.process] {
             TextEncoder::new().encode(&registry.gather(), &mut out)?;

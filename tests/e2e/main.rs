@@ -18,6 +18,7 @@ mod headers;
 mod held;
 mod herd;
 mod idle;
+mod live;
 mod refusals;
 mod sleep;
 mod stop;

@@ -15,9 +15,10 @@ use tokio::time::Instant;
 use crate::assets::Assets;
 use crate::identity::Identity;
 use crate::live::Sessions;
+use crate::sessions::SessionStore;
 use crate::store::Store;
 use crate::switches::Switches;
-use crate::{actions, assets, dashboard, debug, live};
+use crate::{actions, assets, dashboard, debug, live, sessions};
 
 /// The process, as its handlers see it.
 pub struct App {
@@ -26,6 +27,10 @@ pub struct App {
     pub store: Store,
     pub assets: Assets,
     pub sessions: Sessions,
+    /// Where sessions are kept for other allocations.
+    pub durable: SessionStore,
+    /// The schema that this artifact writes them under.
+    pub schema: String,
     /// When the process began.
     pub began: Instant,
     /// How long after that it was ready; unset until then.
@@ -60,6 +65,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/actions/save", post(actions::save))
         .route("/webhooks/stripe", post(actions::stripe))
         .route("/assets/{*path}", get(assets::serve))
+        .route("/internal/sessions/{id}", get(sessions::show))
         .route("/readyz", get(readyz))
         .route("/healthz", get(|| async { ([NO_STORE], "ok\n") }));
     if app.switches.debug {

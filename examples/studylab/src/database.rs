@@ -12,6 +12,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::Serialize;
 
+use crate::sessions::Stored;
+
 /// Route names under which executions are counted.
 pub mod route {
     pub const DASHBOARD: &str = "/dashboard";
@@ -26,7 +28,7 @@ pub mod route {
 pub const MAX_ROWS: usize = 50_000;
 const NOTES_SHOWN: usize = 12;
 const BUSY: Duration = Duration::from_secs(5);
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const SCHEMA: &str = "
     CREATE TABLE executions (
         route TEXT NOT NULL,
@@ -47,7 +49,16 @@ const SCHEMA: &str = "
         allocation  TEXT NOT NULL,
         received_at INTEGER NOT NULL DEFAULT (unixepoch())
     ) STRICT, WITHOUT ROWID;
-    PRAGMA user_version = 1;
+";
+/// Since version 2; the counter of a live session is its whole state.
+const SESSIONS: &str = "
+    CREATE TABLE sessions (
+        id         TEXT PRIMARY KEY,
+        count      INTEGER NOT NULL,
+        schema     TEXT NOT NULL,
+        changed_at INTEGER NOT NULL DEFAULT (unixepoch())
+    ) STRICT, WITHOUT ROWID;
+    PRAGMA user_version = 2;
 ";
 
 /// Why the database did not do what was asked. Nothing was written then.
@@ -140,8 +151,10 @@ impl Database {
                 connection.pragma_update(None, "journal_mode", "wal")?;
                 let tx = begin(&mut connection, Durability::Disk)?;
                 // Another process may have been faster.
-                if version(&tx)? < VERSION {
-                    tx.execute_batch(SCHEMA)?;
+                match version(&tx)? {
+                    0 => tx.execute_batch(&format!("{SCHEMA}{SESSIONS}"))?,
+                    1 => tx.execute_batch(SESSIONS)?,
+                    _ => {}
                 }
                 tx.commit()?;
             }
@@ -196,6 +209,34 @@ impl Database {
             == 1;
         tx.commit()?;
         Ok(first)
+    }
+
+    /// A live session, if it was kept.
+    pub fn session(&self, id: &str) -> Result<Option<Stored>> {
+        let mut kept =
+            self.connection.prepare_cached("SELECT count, schema FROM sessions WHERE id = ?1")?;
+        let found = kept.query_row([id], |row| {
+            let count: i64 = row.get(0)?;
+            Ok(Stored { count: count.unsigned_abs(), schema: row.get(1)? })
+        });
+        Ok(found.optional()?)
+    }
+
+    /// Keeps a live session; those that were left alone for a day go.
+    pub fn keep_session(&mut self, id: &str, session: &Stored) -> Result<()> {
+        let tx = begin(&mut self.connection, Durability::Process)?;
+        tx.prepare_cached(
+            "INSERT INTO sessions (id, count, schema) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET count = excluded.count, schema = excluded.schema,
+                                       changed_at = unixepoch()",
+        )?
+        .execute(params![
+            id,
+            i64::try_from(session.count).unwrap_or(i64::MAX),
+            session.schema
+        ])?;
+        tx.execute("DELETE FROM sessions WHERE changed_at < unixepoch() - 86400", [])?;
+        Ok(tx.commit()?)
     }
 
     /// Adds counts of executions, all or none.
@@ -337,6 +378,22 @@ mod tests {
             }
         });
         assert_eq!(Database::open(&path).unwrap().summary().unwrap().starts, 8);
+    }
+
+    #[test]
+    fn a_session_is_kept_and_a_file_of_version_1_gets_a_place_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("studylab.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(&format!("{SCHEMA} PRAGMA user_version = 1;")).unwrap();
+        drop(old);
+        let mut db = Database::open(&path).unwrap();
+        assert_eq!(db.session("s").unwrap(), None);
+        for count in [3, 4] {
+            let stored = Stored { count, schema: "sha256:x".into() };
+            db.keep_session("s", &stored).unwrap();
+            assert_eq!(db.session("s").unwrap(), Some(stored));
+        }
     }
 
     #[test]

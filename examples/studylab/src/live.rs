@@ -1,13 +1,14 @@
 //! `GET /vango/live`: one counter a session, shared by the session's tabs, over a WebSocket with
 //! JSON text messages.
 //!
-//! The state is in this process's memory: after a restart, or on another allocation, a session is
-//! fresh, and the first message says so. Like a Vango app, it pings in messages of its own and
+//! The state is in this process's memory, and each change of it in the durable store before anybody
+//! is told. When the edge says `hydrate`, a session that is not here is read from there; otherwise it
+//! is fresh, and the first message says which. Like a Vango app, it pings in messages of its own and
 //! drops a socket from which no message came for two pings; WebSocket pings do not count.
 //!
 //! | from the page | to the page |
 //! |---|---|
-//! | | `{"type":"hello","session","count","resumed","allocation","environment","epoch","verdict","reason","edge"}` |
+//! | | `{"type":"hello","session","count","resumed","state" = "memory", "hydrated" or "fresh","store","schema","allocation","environment","epoch","verdict","reason","edge"}` |
 //! | `{"type":"inc"}` or `inc` | `{"type":"count","session","count"}`, also after another tab's |
 //! | `{"type":"ping"}` or `ping` | `{"type":"pong"}` |
 //! | `{"type":"pong"}` or `pong` | `{"type":"ping"}` comes from here, every 30 s |
@@ -31,6 +32,7 @@ use tokio::time::{Instant, interval_at, timeout};
 use crate::actions::problem;
 use crate::app::App;
 use crate::identity;
+use crate::sessions::Stored;
 
 /// The app's session cookie, named in its contract too.
 pub const COOKIE: &str = "vango_session";
@@ -65,10 +67,22 @@ pub async fn connect(
         .unwrap_or_else(|| Cow::Owned(new_session()))
         .into_owned();
     app.store.count_live(&id);
-    let Some((counter, resumed)) = app.sessions.join(&id) else {
+    // Only what the edge has proved is read; the counter of a session that is here is newer.
+    let promised = identity::header(&headers, &VERDICT) == Some("hydrate");
+    let stored = match promised && !app.sessions.knows(&id) {
+        true => match app.durable.read(&id).await {
+            Ok(stored) => stored,
+            Err(e) => {
+                eprintln!("studylab: a session starts fresh: {e}");
+                None
+            }
+        },
+        false => None,
+    };
+    let Some((counter, state)) = app.sessions.join(&id, stored.map(|s| s.count)) else {
         return problem(StatusCode::SERVICE_UNAVAILABLE, "too many sessions");
     };
-    let hello = hello(&app, &headers, &id, resumed);
+    let hello = hello(&app, &headers, &id, state);
     let seat = Seat { app: Arc::clone(&app), id };
     upgrade
         .max_message_size(MAX_MESSAGE)
@@ -116,12 +130,15 @@ fn same_origin(headers: &HeaderMap) -> bool {
     }
 }
 
-fn hello(app: &App, headers: &HeaderMap, id: &str, resumed: bool) -> Value {
+fn hello(app: &App, headers: &HeaderMap, id: &str, state: Joined) -> Value {
     let edge: BTreeMap<&str, &str> = identity::edge_headers(headers).collect();
     json!({
         "type": "hello",
         "session": id,
-        "resumed": resumed,
+        "resumed": state != Joined::Fresh,
+        "state": state.name(),
+        "store": app.durable.name(),
+        "schema": app.schema,
         "allocation": app.identity.allocation(),
         "environment": app.identity.environment,
         "epoch": app.identity.epoch,
@@ -149,6 +166,27 @@ impl Session {
     }
 }
 
+/// Where a session's counter came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Joined {
+    /// It was in this process's memory.
+    Memory,
+    /// From the durable store.
+    Hydrated,
+    /// It begins at zero.
+    Fresh,
+}
+
+impl Joined {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Hydrated => "hydrated",
+            Self::Fresh => "fresh",
+        }
+    }
+}
+
 /// A session's counter, as one of its sockets holds it.
 struct Counter {
     add: watch::Sender<u64>,
@@ -156,8 +194,14 @@ struct Counter {
 }
 
 impl Sessions {
-    /// The session's counter, and whether the session was here already. `None`: no room.
-    fn join(&self, id: &str) -> Option<(Counter, bool)> {
+    fn knows(&self, id: &str) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(id).is_some_and(|session| !session.is_over())
+    }
+
+    /// The session's counter, which begins at `stored` if the session is not here, and where it
+    /// came from. `None`: no room.
+    fn join(&self, id: &str, stored: Option<u64>) -> Option<(Counter, Joined)> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.get(id).is_some_and(Session::is_over) {
             known.remove(id);
@@ -168,13 +212,19 @@ impl Sessions {
                 return None;
             }
         }
-        let resumed = known.contains_key(id);
-        let session = known
-            .entry(id.to_owned())
-            .or_insert_with(|| Session { count: watch::Sender::new(0), last_used: Instant::now() });
+        let joined = match (known.contains_key(id), stored) {
+            (true, _) => Joined::Memory,
+            (false, Some(_)) => Joined::Hydrated,
+            (false, None) => Joined::Fresh,
+        };
+        let begin = stored.unwrap_or_default();
+        let session = known.entry(id.to_owned()).or_insert_with(|| Session {
+            count: watch::Sender::new(begin),
+            last_used: Instant::now(),
+        });
         session.last_used = Instant::now();
         let counter = Counter { add: session.count.clone(), seen: session.count.subscribe() };
-        Some((counter, resumed))
+        Some((counter, joined))
     }
 
     fn left(&self, id: &str) {
@@ -239,6 +289,7 @@ async fn converse(mut socket: WebSocket, seat: Seat, mut counter: Counter, mut h
                                 *count += 1;
                                 shown = *count;
                             });
+                            keep(app, id, shown).await;
                             count_message(id, shown)
                         }
                         Reply::Say(value) => value,
@@ -269,6 +320,15 @@ async fn converse(mut socket: WebSocket, seat: Seat, mut counter: Counter, mut h
         if !say(&mut socket, &answer).await {
             return;
         }
+    }
+}
+
+/// A socket goes on when the store is away; the session is then as fresh elsewhere as it would be
+/// without one.
+async fn keep(app: &App, id: &str, count: u64) {
+    let stored = Stored { count, schema: app.schema.clone() };
+    if let Err(e) = app.durable.write(id, stored).await {
+        eprintln!("studylab: a session's change is kept in memory only: {e}");
     }
 }
 
@@ -323,23 +383,24 @@ mod tests {
     #[test]
     fn a_session_is_resumed_until_it_is_over() {
         let sessions = Sessions::default();
-        let (counter, resumed) = sessions.join("a").unwrap();
-        assert!(!resumed);
+        let (counter, joined) = sessions.join("a", None).unwrap();
+        assert_eq!(joined, Joined::Fresh);
         counter.add.send_modify(|count| *count += 2);
         drop(counter);
-        let (counter, resumed) = sessions.join("a").unwrap();
-        assert!(resumed);
-        assert_eq!(*counter.seen.borrow(), 2);
+        let (counter, joined) = sessions.join("a", Some(9)).unwrap();
+        assert_eq!((joined, *counter.seen.borrow()), (Joined::Memory, 2));
+        let (counter, joined) = sessions.join("b", Some(9)).unwrap();
+        assert_eq!((joined, *counter.seen.borrow()), (Joined::Hydrated, 9));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_without_sockets_ends_after_the_window() {
         let sessions = Sessions::default();
-        drop(sessions.join("a"));
-        let held = sessions.join("b");
+        drop(sessions.join("a", None));
+        let held = sessions.join("b", None);
         tokio::time::advance(RESUME_WINDOW).await;
-        assert_eq!(sessions.join("a").map(|(_, resumed)| resumed), Some(false));
-        assert_eq!(sessions.join("b").map(|(_, resumed)| resumed), Some(true));
+        assert_eq!(sessions.join("a", None).map(|(_, joined)| joined), Some(Joined::Fresh));
+        assert_eq!(sessions.join("b", None).map(|(_, joined)| joined), Some(Joined::Memory));
         drop(held);
     }
 
@@ -347,12 +408,12 @@ mod tests {
     async fn a_full_table_makes_room_for_what_is_over() {
         let sessions = Sessions::default();
         for n in 0..MAX_SESSIONS {
-            assert!(sessions.join(&n.to_string()).is_some());
+            assert!(sessions.join(&n.to_string(), None).is_some());
         }
-        assert!(sessions.join("one-more").is_none());
-        assert!(sessions.join("0").is_some(), "a known one still joins");
+        assert!(sessions.join("one-more", None).is_none());
+        assert!(sessions.join("0", None).is_some(), "a known one still joins");
         tokio::time::advance(RESUME_WINDOW).await;
-        assert!(sessions.join("one-more").is_some());
+        assert!(sessions.join("one-more", None).is_some());
     }
 
     #[test]

@@ -9,8 +9,7 @@
 //! database), `app` (routes), then one module a route: `dashboard`, `actions`, `live`, `assets`,
 //! `debug`.
 //!
-//! Deliberately absent: accounts, signature checks on webhooks (the edge has verified them), and
-//! sessions that outlive the process.
+//! Deliberately absent: accounts, and signature checks on webhooks (the edge has verified them).
 
 mod actions;
 mod app;
@@ -21,6 +20,7 @@ mod debug;
 mod identity;
 mod live;
 mod process;
+mod sessions;
 mod start;
 mod store;
 mod switches;

@@ -23,6 +23,7 @@ use crate::database::DatabaseError;
 use crate::identity::Identity;
 use crate::live::Sessions;
 use crate::process;
+use crate::sessions::{self, SessionStore};
 use crate::store::Store;
 use crate::switches::Switches;
 
@@ -90,7 +91,11 @@ async fn live_and_stop(switches: Switches, began: Instant) -> Result<(), Failure
         up = open_port(&switches, opened) => up?,
         () = stopping.asked() => return Ok(()),
     };
+    let durable = SessionStore::new(switches.session_store.as_deref(), &store)
+        .map_err(|e| Failure::Asked(format!("STUDYLAB_SESSION_STORE: {e}")))?;
     let app = Arc::new(App {
+        durable,
+        schema: sessions::own_schema(),
         sessions: Sessions::default(),
         assets: Assets::load("public".as_ref()),
         renders: AtomicU64::new(0),

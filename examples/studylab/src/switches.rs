@@ -14,6 +14,9 @@ pub struct Switches {
     /// `STUDYLAB_DB`: the product database. Default `$HOME/studylab.db`, without a home
     /// `./studylab.db`: an artifact's root is read-only.
     pub db: PathBuf,
+    /// `STUDYLAB_SESSION_STORE`: a Redis that keeps live sessions, as `redis://127.0.0.1:6379` or
+    /// `redis+unix:///socket`. Default: the product database.
+    pub session_store: Option<String>,
     /// `STUDYLAB_DEBUG=1`: serve `/debug/echo`, `/debug/slow`, `/debug/bytes`, `/debug/exit` and
     /// `/debug/executions`, and obey the header `Studylab-Fault`.
     pub debug: bool,
@@ -51,6 +54,7 @@ impl Switches {
         let switches = Self {
             port: env.number("PORT", 3000),
             db: env.text("STUDYLAB_DB").map(PathBuf::from).or(home).unwrap_or("studylab.db".into()),
+            session_store: env.text("STUDYLAB_SESSION_STORE"),
             debug: env.flag("STUDYLAB_DEBUG"),
             start_delay: env.duration("STUDYLAB_START_DELAY"),
             ready_delay: env.duration("STUDYLAB_READY_DELAY"),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::Mono;
+use crate::contract::LivePolicy;
 use crate::id::{AllocationId, Environment};
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::AllocationState;
@@ -18,6 +19,8 @@ pub fn is_idle(view: &EnvView, up_since: Mono, now: Mono) -> bool {
         && quiet >= after
         && view.live.waiting() == 0
         && view.ready.iter().all(|a| a.load.in_flight() == 0)
+        && (view.contract.sleep.live == LivePolicy::Traffic
+            || view.ready.iter().all(|a| a.load.sockets() == 0))
 }
 
 /// Whether something of the environment takes no new requests because its epoch is over, and has not

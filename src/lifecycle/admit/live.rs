@@ -2,11 +2,13 @@
 //! app is told about it is decided once it is known where.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::Mono;
 use crate::lifecycle::affinity::SessionId;
 use crate::lifecycle::facts::Facts;
 use crate::lifecycle::place::{Placement, Wish};
+use crate::lifecycle::reply::{Problem, Reply};
 use crate::lifecycle::resume::{
     self, Decision, Lookup, Original, Session, StoreAnswer, StoreStep, Verdict,
 };
@@ -58,6 +60,29 @@ impl Journey {
             live.session.store = answer;
         }
     }
+    /// As many sockets wait or are open as may: the answer to give.
+    pub fn not_admitted(&mut self, now: Mono, pick: u64) -> Reply {
+        let detail = "As many live sockets are open, or wait to be accepted, as may.";
+        let wait = Duration::from_millis(1000 + pick % 4000);
+        self.refuse(Reply::refused(Problem::Saturated, 503, detail).retry_after(wait), now)
+    }
+
+    /// Records `reply` as the answer, and returns it.
+    pub fn refuse(&mut self, reply: Reply, now: Mono) -> Reply {
+        self.trace.answered(now, &reply);
+        reply
+    }
+
+    /// The host is another environment's since the last decision: nothing that was found out about
+    /// the session is about this one.
+    pub(super) fn environment_changed(&mut self) {
+        self.facts.affinity = None;
+        if let Some(live) = &mut self.live {
+            let id = live.session.id.take();
+            live.session = Session { id, ..Session::default() };
+        }
+    }
+
     pub(super) fn store_was_asked(&self) -> bool {
         self.live.as_ref().is_some_and(|l| l.session.store != StoreAnswer::NotAsked)
     }

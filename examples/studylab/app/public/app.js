@@ -112,7 +112,8 @@ function greeted(hello) {
   $("live-verdict").textContent = hello.reason ? `${verdict}: ${hello.reason}` : verdict;
   if (hello.resumed) {
     const moved = lastAllocation !== null && lastAllocation !== hello.allocation;
-    tell($("live-status"), moved ? "Your session moved to another allocation." : "Your session was still here.", "good");
+    const how = hello.state === "hydrated" ? ", and its counter was read from the session store." : ".";
+    tell($("live-status"), moved ? `Your session moved to another allocation${how}` : `Your session was still here${how}`, "good");
   } else if (connects > 1) {
     tell($("live-status"), "Your session is gone; this is a fresh one.", "warn");
   } else {

@@ -1,0 +1,155 @@
+//! The life of an accepted socket: pinned to its allocation until a side ends it, the edge is told
+//! to, or nothing passes for too long.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pingora::protocols::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+
+use crate::clock::{Clock, Mono};
+use crate::snapshot::{Live, Pin};
+use crate::sockets::pump::{Ended, Pump};
+use crate::sockets::{Cause, Order, Seat};
+
+use super::LiveParts;
+use super::client::Client;
+
+/// How long the client may take to accept the 101.
+const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
+/// How long the client may take to accept what its app had sent when it ended.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+
+/// Close codes of the edge's own (RFC 6455 §7.4.1; 1012 is registered with IANA).
+mod code {
+    /// A newer socket is here: do not come back for this one.
+    pub const REPLACED: (u16, &str) = (1000, "a newer socket of this session is open");
+    /// Going away.
+    pub const IDLE: (u16, &str) = (1001, "nothing passed for too long");
+    /// Service restart: come back.
+    pub const RESTART: (u16, &str) = (1012, "reconnect");
+}
+
+/// An accepted socket.
+pub struct Accepted<A> {
+    /// The leg to the app.
+    pub app: A,
+    /// What the app sent right behind its 101.
+    pub from_app: Vec<u8>,
+    /// What the client had sent already.
+    pub from_client: Vec<u8>,
+    /// Its place among the open ones.
+    pub seat: Seat,
+    /// Its count at the allocation.
+    pub pin: Pin,
+    /// The environment's counters.
+    pub environment: Arc<Live>,
+    /// Whether the app's own traffic keeps it awake; otherwise the open socket does.
+    pub touches: bool,
+    /// Longest silence.
+    pub idle: Duration,
+}
+
+/// Takes the connection over and sends `head`. `None` when the client is gone.
+pub(super) async fn greet(stream: Option<Stream>, head: &[u8]) -> Option<Client> {
+    let mut client = Client::take_over(stream?).await.ok()?;
+    let greeting = async {
+        client.write_all(head).await?;
+        client.flush().await
+    };
+    tokio::time::timeout(ACCEPT_WITHIN, greeting).await.ok()?.ok()?;
+    Some(client)
+}
+
+impl<A> Accepted<A>
+where
+    A: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    /// Carries until it ends.
+    pub(super) async fn carry(self, client: Client, parts: Arc<LiveParts>) {
+        let Self { app, from_app, from_client, seat, pin, environment, touches, idle } = self;
+        let clock = Arc::clone(&parts.gate.clock);
+        let mut pump = Pump::new(client, app, from_client, from_app);
+        let cause = pumped(&mut pump, &seat, &*clock, touches.then_some(&environment), idle).await;
+        finish(pump, cause, &seat).await;
+        parts.telemetry.metrics.socket_ended(cause);
+        environment.touch(clock.now());
+        // Last: a socket is counted until nothing of it is left.
+        drop((pin, seat));
+    }
+}
+
+async fn pumped<A>(
+    pump: &mut Pump<Client, A>,
+    seat: &Seat,
+    clock: &dyn Clock,
+    touched: Option<&Arc<Live>>,
+    idle: Duration,
+) -> Cause
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+{
+    let last = AtomicU64::new(clock.now().0);
+    let passed = |data: bool| {
+        let now = clock.now();
+        last.store(now.0, Ordering::Relaxed);
+        if let Some(environment) = touched.filter(|_| data) {
+            environment.touch(now);
+        }
+    };
+    let mut heard: Option<Order> = None;
+    loop {
+        let now = clock.now();
+        let silent_until = Mono(last.load(Ordering::Relaxed)) + idle;
+        if let Some(Order::EndAt(at)) = heard
+            && at <= now
+        {
+            return Cause::Drained;
+        }
+        if silent_until <= now {
+            return Cause::Idle;
+        }
+        let next = match heard {
+            Some(Order::EndAt(at)) => at.min(silent_until),
+            _ => silent_until,
+        };
+        tokio::select! {
+            ended = pump.run(passed) => return match ended {
+                Ended::Client => Cause::Client,
+                Ended::App if pump.app_said_goodbye() => Cause::App,
+                Ended::App => Cause::AppLost,
+            },
+            order = seat.told(heard) => match order {
+                Order::Replaced => return Cause::Replaced,
+                order @ Order::EndAt(_) => heard = Some(order),
+            },
+            () = tokio::time::sleep(next.since(now)) => {}
+        }
+    }
+}
+
+/// Ends both legs: the app's at once, the client's with what the client is to make of it.
+async fn finish<A>(pump: Pump<Client, A>, cause: Cause, seat: &Seat)
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+{
+    if cause == Cause::Client {
+        return;
+    }
+    let flushed = tokio::time::timeout(FLUSH_WITHIN, pump.into_client()).await;
+    let Ok(Ok((client, may_add))) = flushed else { return };
+    let close = match cause {
+        Cause::Client | Cause::App => None,
+        Cause::Idle => Some(code::IDLE),
+        Cause::Replaced => Some(code::REPLACED),
+        Cause::Drained => Some(code::RESTART),
+        Cause::AppLost => {
+            // One of many: not all of them at the same moment.
+            tokio::time::sleep(seat.apart()).await;
+            Some(code::RESTART)
+        }
+    };
+    // Inside a frame nothing may be said: the connection just ends, which is no clean close either.
+    client.say_goodbye(close.filter(|_| may_add)).await;
+}

@@ -1,0 +1,144 @@
+//! The app's side of an upgrade: connect, send the head, and see what the app says. The socket is the
+//! app's only once it answers 101; any other answer is passed on as it is.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::TokioIo;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_proxy::Session;
+use tokio::net::TcpStream;
+
+use crate::lifecycle::retry::UpstreamFailure;
+use crate::snapshot::AllocationView;
+
+/// Hop-by-hop fields (RFC 9110 §7.6.1): each side makes its own.
+const HOP: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// What became of asking.
+pub enum Asked {
+    /// No connection; nothing was sent.
+    Refused,
+    /// It was sent, and no answer came.
+    Failed(UpstreamFailure),
+    /// The app accepts: the answer's head, the connection, and what came after the head.
+    Accepted(HeaderMap, TcpStream, Vec<u8>),
+    /// The app answers something else.
+    Answered(Response<Incoming>),
+}
+
+/// The head of the upgrade as the app is to get it: `head` is what the client sent, less what only
+/// the edge sets, plus the edge's.
+pub fn request(head: &RequestHeader) -> Result<Request<Empty<Bytes>>, http::Error> {
+    let target = String::from_utf8_lossy(head.raw_path()).into_owned();
+    let mut request = Request::get(target);
+    if let Some(headers) = request.headers_mut() {
+        for (name, value) in &head.headers {
+            if !HOP.contains(&name.as_str()) {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    request.body(Empty::new())
+}
+
+/// Asks `target` to take the socket.
+pub async fn ask(
+    request: Request<Empty<Bytes>>,
+    target: &AllocationView,
+    connect_within: Duration,
+    answer_within: Duration,
+) -> Asked {
+    let Some(address) = target.address else { return Asked::Refused };
+    let connected = tokio::time::timeout(connect_within, TcpStream::connect(address)).await;
+    let Ok(Ok(stream)) = connected else { return Asked::Refused };
+    // Small frames must not wait for the acknowledgement of the one before.
+    let _ = stream.set_nodelay(true);
+    match tokio::time::timeout(answer_within, exchange(request, stream)).await {
+        Ok(Ok(asked)) => asked,
+        Ok(Err(_)) => Asked::Failed(UpstreamFailure::Closed),
+        Err(_) => Asked::Failed(UpstreamFailure::Silent),
+    }
+}
+
+async fn exchange(request: Request<Empty<Bytes>>, stream: TcpStream) -> hyper::Result<Asked> {
+    let (mut send, connection) = hyper::client::conn::http1::Builder::new()
+        .title_case_headers(true)
+        .max_buf_size(64 * 1024)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    // Ends with the connection, which is either upgraded, or closed when its answer is dropped.
+    tokio::spawn(connection.with_upgrades());
+    let answer = send.send_request(request).await?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(Asked::Answered(answer));
+    }
+    let headers = answer.headers().clone();
+    let upgraded = hyper::upgrade::on(answer).await?;
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => Ok(Asked::Accepted(headers, parts.io.into_inner(), parts.read_buf.to_vec())),
+        // It is what was put in.
+        Err(_) => Ok(Asked::Failed(UpstreamFailure::Closed)),
+    }
+}
+
+/// Passes on an answer that is no 101. `answer_within` bounds each read of it.
+pub async fn relay(
+    session: &mut Session,
+    answer: Response<Incoming>,
+    ours: &[(HeaderName, HeaderValue)],
+    answer_within: Duration,
+) -> pingora::Result<()> {
+    let (parts, mut body) = answer.into_parts();
+    let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 4))?;
+    for (name, value) in &parts.headers {
+        if !HOP.contains(&name.as_str()) {
+            head.append_header(name.clone(), value.clone())?;
+        }
+    }
+    for (name, value) in ours {
+        head.insert_header(name.clone(), value.clone())?;
+    }
+    if !parts.headers.contains_key(header::CONTENT_LENGTH) {
+        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    session.set_keepalive(None);
+    session.write_response_header(Box::new(head), false).await?;
+    loop {
+        let frame = tokio::time::timeout(answer_within, body.frame()).await;
+        // Cut off where the app was cut off: the client sees an incomplete answer.
+        let Ok(Some(Ok(frame))) = frame else { break };
+        if let Ok(bytes) = frame.into_data() {
+            session.write_response_body(Some(bytes), false).await?;
+        }
+    }
+    session.write_response_body(None, true).await
+}
+
+/// The 101 for the client: what the app answered, and the edge's own.
+pub fn accepted(headers: &HeaderMap, ours: &[(HeaderName, HeaderValue)]) -> Vec<u8> {
+    let mut head =
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            .to_vec();
+    let theirs = headers.iter().filter(|(n, _)| !HOP.contains(&n.as_str()));
+    for (name, value) in theirs.chain(ours.iter().map(|(n, v)| (n, v))) {
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}

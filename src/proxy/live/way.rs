@@ -1,0 +1,157 @@
+//! From a placement to an accepted socket: older sockets of the same tab end first, the socket waits
+//! for its turn, and the app is asked.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue, header};
+use pingora::http::RequestHeader;
+use tokio::net::TcpStream;
+
+use crate::contract::LivePolicy;
+use crate::id::RequestId;
+use crate::lifecycle::admit::Journey;
+use crate::lifecycle::affinity;
+use crate::lifecycle::reply::Reply;
+use crate::lifecycle::retry::UpstreamFailure;
+use crate::proxy::gate::{Downstream, Placed};
+use crate::proxy::headers;
+use crate::proxy::service::ProxyLimits;
+use crate::store::record::SessionRoute;
+
+use super::upgrade::{self, Asked};
+use super::{Accepted, LiveParts};
+
+/// What one upgrade is asked for with.
+pub(super) struct Way<'a> {
+    pub(super) parts: &'a Arc<LiveParts>,
+    /// The client's request.
+    pub(super) head: &'a RequestHeader,
+    pub(super) client: Option<SocketAddr>,
+    pub(super) tls: bool,
+    pub(super) limits: ProxyLimits,
+}
+
+impl Way<'_> {
+    /// Asks the allocation it was placed on. `None`: the client left. [`Asked::Refused`]: to be placed
+    /// again.
+    ///
+    /// # Errors
+    /// The answer to give.
+    pub(super) async fn ask(
+        &self,
+        downstream: &mut impl Downstream,
+        journey: &mut Journey,
+        placed: Placed,
+    ) -> Result<Option<(Placed, Asked)>, Reply> {
+        let gate = &self.parts.gate;
+        let now = || gate.clock.now();
+        let Some(target) = placed.placement().map(|p| Arc::clone(&p.allocation)) else {
+            return Err(journey.upstream_failed(UpstreamFailure::Closed, now()));
+        };
+        if self.parts.sockets.open() >= self.limits.sockets {
+            return Err(journey.not_admitted(now(), gate.entropy.next_u64()));
+        }
+        if let Some(tab) = journey.session().filter(|s| s.is_one_tabs()).map(|s| s.name()) {
+            let environment = journey.view().environment.clone();
+            self.parts.sockets.replace(&environment, tab).await;
+        }
+        let (left, pick) = (journey.deadline().since(now()), gate.entropy.next_u64());
+        let turn = tokio::select! {
+            biased;
+            () = downstream.left(false) => return Ok(None),
+            turn = self.parts.admission.turn(&target.id, left, pick) => turn,
+        };
+        let Ok(turn) = turn else { return Err(journey.not_admitted(now(), pick)) };
+        let mut head = self.head.clone();
+        let (facts, verdict) = (journey.facts(), journey.verdict());
+        let (client, tls, entropy) = (self.client, self.tls, &*gate.entropy);
+        let ready = headers::for_app(&mut head, facts, &target, verdict, client, tls, entropy)
+            .ok()
+            .and_then(|()| upgrade::request(&head).ok());
+        // Every part of it was a part of a request before.
+        let Some(request) = ready else {
+            return Err(journey.upstream_failed(UpstreamFailure::Closed, now()));
+        };
+        let (connect, answer) = (self.limits.connect_timeout, self.limits.response_timeout);
+        let asked = tokio::select! {
+            biased;
+            () = downstream.left(false) => return Ok(None),
+            asked = upgrade::ask(request, &target, connect, answer) => asked,
+        };
+        drop(turn);
+        match asked {
+            Asked::Refused => {
+                let refused = placed.placement().and_then(|p| journey.connect_failed(p, now()));
+                refused.map_or(Ok(Some((placed, Asked::Refused))), Err)
+            }
+            Asked::Failed(failure) => Err(journey.upstream_failed(failure, now())),
+            asked => Ok(Some((placed, asked))),
+        }
+    }
+
+    /// Takes an accepted socket in, and notes where it is.
+    pub(super) fn accepted(
+        &self,
+        journey: &Journey,
+        placed: &Placed,
+        app: TcpStream,
+        from_app: Vec<u8>,
+    ) -> Option<Accepted<TcpStream>> {
+        let target = &placed.placement()?.allocation;
+        let (view, gate) = (journey.view(), &self.parts.gate);
+        let session = journey.session();
+        if let Some(id) = session {
+            let route = SessionRoute {
+                allocation: target.id.clone(),
+                generation: target.generation,
+                digest: target.digest,
+                schema: view.schema,
+                at: gate.clock.wall(),
+            };
+            gate.sessions.routes.note(&view.environment, id.name(), route);
+        }
+        let tab = session.filter(|s| s.is_one_tabs()).map(|s| s.name());
+        Some(Accepted {
+            app,
+            from_app,
+            from_client: Vec::new(),
+            seat: self.parts.sockets.seat(&view.environment, &target.id, tab),
+            pin: target.load.pin(),
+            environment: Arc::clone(&view.live),
+            touches: view.contract.sleep.live == LivePolicy::Traffic,
+            idle: self.limits.socket_idle,
+        })
+    }
+
+    /// The edge's own headers of a 101: the request's id, and the token if one is due.
+    pub(super) fn ours(
+        &self,
+        journey: &Journey,
+        placed: &Placed,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let mut ours = request_id(journey.facts().id);
+        let (view, facts) = (journey.view(), journey.facts());
+        let (tokens, now) = (&self.parts.gate.sessions.tokens, self.parts.gate.clock.wall());
+        if let Some(placement) = placed.placement()
+            && view.contract.live().is_some()
+            && affinity::token_due(
+                facts.affinity.as_ref(),
+                &placement.allocation.id,
+                now,
+                tokens.lasts(),
+            )
+            && let Some(cookie) =
+                tokens.cookie(view, &placement.allocation, &facts.host, self.tls, now)
+        {
+            ours.push((header::SET_COOKIE, cookie));
+        }
+        ours
+    }
+}
+
+/// The request's id as a header of an answer.
+pub(super) fn request_id(id: RequestId) -> Vec<(HeaderName, HeaderValue)> {
+    let value = HeaderValue::try_from(id.to_string()).ok();
+    value.map(|id| (HeaderName::from_static("x-request-id"), id)).into_iter().collect()
+}

@@ -1,0 +1,132 @@
+//! How many live sockets are being accepted at a time: a herd that comes back when an allocation
+//! dies reaches each survivor a few at a time, in order, with a little jitter, while pages pass by.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::id::AllocationId;
+
+/// Most jitter of one that had to wait.
+const JITTER: Duration = Duration::from_millis(20);
+
+/// Bounds of the node.
+#[derive(Debug, Clone, Copy)]
+pub struct AdmissionLimits {
+    /// Sockets that one allocation is accepting at the same time.
+    pub at_once: usize,
+    /// Sockets that wait for that, on the whole node.
+    pub waiting: usize,
+}
+
+/// Why a socket is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// As many wait as may.
+    Full,
+    /// Its turn did not come in time.
+    TooLate,
+}
+
+/// Admits sockets to their allocations.
+#[derive(Debug)]
+pub struct Admission {
+    limits: AdmissionLimits,
+    allocations: Mutex<HashMap<AllocationId, Arc<Semaphore>>>,
+    waiting: AtomicUsize,
+}
+
+/// A turn; over when dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _permit: OwnedSemaphorePermit,
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Admission {
+    /// Nobody is admitted yet.
+    pub fn new(limits: AdmissionLimits) -> Self {
+        Self { limits, allocations: Mutex::default(), waiting: AtomicUsize::new(0) }
+    }
+
+    /// Sockets that wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a turn at `allocation`, at most for `within`. `pick` is 64 random bits.
+    ///
+    /// # Errors
+    /// [`NotAdmitted`]; nothing was sent.
+    pub async fn turn(
+        &self,
+        allocation: &AllocationId,
+        within: Duration,
+        pick: u64,
+    ) -> Result<Turn, NotAdmitted> {
+        let semaphore = self.semaphore(allocation);
+        if let Ok(permit) = Arc::clone(&semaphore).try_acquire_owned() {
+            return Ok(Turn { _permit: permit });
+        }
+        let below = |n: usize| (n < self.limits.waiting).then_some(n + 1);
+        self.waiting
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, below)
+            .map_err(|_| NotAdmitted::Full)?;
+        let waiting = Waiting(&self.waiting);
+        let permit = tokio::time::timeout(within, semaphore.acquire_owned()).await;
+        drop(waiting);
+        // The semaphore is never closed.
+        let Ok(Ok(permit)) = permit else { return Err(NotAdmitted::TooLate) };
+        let jitter = u64::try_from(JITTER.as_micros()).unwrap_or(u64::MAX);
+        tokio::time::sleep(Duration::from_micros(pick % jitter)).await;
+        Ok(Turn { _permit: permit })
+    }
+
+    fn semaphore(&self, allocation: &AllocationId) -> Arc<Semaphore> {
+        let mut all = self.allocations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(allocation) {
+            return Arc::clone(known);
+        }
+        // Allocations that nobody is at any more: the map stays as small as what is going on.
+        all.retain(|_, s| Arc::strong_count(s) > 1);
+        let new = Arc::new(Semaphore::new(self.limits.at_once));
+        all.insert(allocation.clone(), Arc::clone(&new));
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_at_a_time_in_order_and_no_more_wait_than_may() {
+        let a = Admission::new(AdmissionLimits { at_once: 2, waiting: 1 });
+        let id: AllocationId = "al-aaaaaaaaaaaaaaaa".parse().unwrap();
+        let other: AllocationId = "al-bbbbbbbbbbbbbbbb".parse().unwrap();
+        let second = Duration::from_secs(1);
+        let one = a.turn(&id, second, 1).await.unwrap();
+        let _two = a.turn(&id, second, 2).await.unwrap();
+        let _elsewhere = a.turn(&other, second, 3).await.unwrap();
+        let (third, fourth) = tokio::join!(a.turn(&id, second, 4), async {
+            tokio::task::yield_now().await;
+            let full = a.turn(&id, second, 5).await.map(drop);
+            drop(one);
+            full
+        });
+        assert!(third.is_ok());
+        assert_eq!(fourth, Err(NotAdmitted::Full));
+        assert_eq!(a.turn(&id, second, 6).await.map(drop), Err(NotAdmitted::TooLate));
+        assert_eq!(a.waiting(), 0);
+    }
+}

@@ -1,0 +1,364 @@
+//! Live sockets that are open: who has them, how many there are, and how they are told to end.
+//!
+//! [`frames`] follows what passes, [`pump`] carries it, [`Admission`] paces those that come back, and
+//! [`Sockets`] knows all of them. Nothing here is on a page's way, and nothing here decides whose a
+//! socket is: it is handed over, accepted, by the proxy.
+//!
+//! Deliberately absent: compression, and any change of what the two sides say to each other. The
+//! edge adds one thing, a close frame of its own between two frames, when a socket ends in a way the
+//! client is to answer by coming back.
+
+mod admission;
+pub mod frames;
+pub mod pump;
+
+pub use admission::{Admission, AdmissionLimits, NotAdmitted, Turn};
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::clock::{Clock, Entropy, Mono};
+use crate::id::{AllocationId, Environment};
+use crate::lifecycle::affinity::SessionName;
+
+/// Ends of many sockets are spread over this much each, so that they do not come back together.
+const SPREAD_EACH: Duration = Duration::from_micros(500);
+/// Longest time over which ends are spread.
+const SPREAD_MOST: Duration = Duration::from_secs(2);
+/// How long a newer socket of a session waits for the older one's leg to close.
+const REPLACED_WITHIN: Duration = Duration::from_millis(500);
+
+/// What a socket is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// End at that time, so that the client comes back.
+    EndAt(Mono),
+    /// End now, for good: a newer socket of the same session is here.
+    Replaced,
+}
+
+/// How a socket ended; a label of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The client left.
+    Client,
+    /// The app closed it.
+    App,
+    /// The app's leg broke without goodbye.
+    AppLost,
+    /// Nothing passed for the idle time.
+    Idle,
+    /// Its allocation drained, or the edge stopped.
+    Drained,
+    /// A newer socket of its session came.
+    Replaced,
+}
+
+impl Cause {
+    /// Every cause.
+    pub const ALL: [Self; 6] =
+        [Self::Client, Self::App, Self::AppLost, Self::Idle, Self::Drained, Self::Replaced];
+
+    /// The label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::App => "app",
+            Self::AppLost => "app-lost",
+            Self::Idle => "idle",
+            Self::Drained => "drained",
+            Self::Replaced => "replaced",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    environment: Environment,
+    allocation: AllocationId,
+    tab: Option<SessionName>,
+    order: Mutex<Option<Order>>,
+    told: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    sockets: HashMap<u64, Arc<Entry>>,
+    by_allocation: HashMap<AllocationId, HashSet<u64>>,
+    by_tab: HashMap<(Environment, SessionName), u64>,
+}
+
+/// Every open live socket of the node.
+pub struct Sockets {
+    table: Mutex<Table>,
+    /// A socket is gone.
+    gone: Notify,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+}
+
+impl std::fmt::Debug for Sockets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sockets({})", self.open())
+    }
+}
+
+/// A socket's place in the table; it leaves when dropped.
+#[derive(Debug)]
+pub struct Seat {
+    number: u64,
+    entry: Arc<Entry>,
+    sockets: Arc<Sockets>,
+}
+
+impl Seat {
+    /// Waits to be told something else than was `heard` before. Cancel safe.
+    pub async fn told(&self, heard: Option<Order>) -> Order {
+        loop {
+            let told = self.entry.told.notified();
+            let order = *self.entry.order.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(order) = order.filter(|_| order != heard) {
+                return order;
+            }
+            told.await;
+        }
+    }
+
+    /// How long to wait before the client is told that its allocation is gone: nothing for one
+    /// socket, more for one of many, so that they do not come back together.
+    pub fn apart(&self) -> Duration {
+        let many = self.sockets.of(&self.entry.allocation);
+        self.sockets.within(spread(many))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut table = self.sockets.table();
+        table.sockets.remove(&self.number);
+        let allocation = &self.entry.allocation;
+        if let Some(numbers) = table.by_allocation.get_mut(allocation) {
+            numbers.remove(&self.number);
+            if numbers.is_empty() {
+                table.by_allocation.remove(allocation);
+            }
+        }
+        if let Some(tab) = self.entry.tab {
+            let at = (self.entry.environment.clone(), tab);
+            if table.by_tab.get(&at) == Some(&self.number) {
+                table.by_tab.remove(&at);
+            }
+        }
+        drop(table);
+        self.sockets.gone.notify_waiters();
+    }
+}
+
+/// Over how long the ends of `many` sockets are spread.
+fn spread(many: usize) -> Duration {
+    let many = u32::try_from(many.saturating_sub(1)).unwrap_or(u32::MAX);
+    SPREAD_EACH.saturating_mul(many).min(SPREAD_MOST)
+}
+
+impl Sockets {
+    /// None are open.
+    pub fn new(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Arc<Self> {
+        let (table, gone) = (Mutex::default(), Notify::new());
+        Arc::new(Self { table, gone, clock, entropy })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sockets open now.
+    pub fn open(&self) -> usize {
+        self.table().sockets.len()
+    }
+
+    fn of(&self, allocation: &AllocationId) -> usize {
+        self.table().by_allocation.get(allocation).map_or(0, HashSet::len)
+    }
+
+    fn within(&self, most: Duration) -> Duration {
+        let most = u64::try_from(most.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.entropy.next_u64() % most.saturating_add(1))
+    }
+
+    /// Takes a socket in. `tab` is its session where each tab has its own.
+    pub fn seat(
+        self: &Arc<Self>,
+        environment: &Environment,
+        allocation: &AllocationId,
+        tab: Option<SessionName>,
+    ) -> Seat {
+        let entry = Arc::new(Entry {
+            environment: environment.clone(),
+            allocation: allocation.clone(),
+            tab,
+            order: Mutex::new(None),
+            told: Notify::new(),
+        });
+        let mut table = self.table();
+        let number = table.next;
+        table.next += 1;
+        table.sockets.insert(number, Arc::clone(&entry));
+        table.by_allocation.entry(allocation.clone()).or_default().insert(number);
+        if let Some(tab) = tab {
+            table.by_tab.insert((environment.clone(), tab), number);
+        }
+        drop(table);
+        Seat { number, entry, sockets: Arc::clone(self) }
+    }
+
+    /// Ends an older socket of the session, and returns when its leg to the app is closed, or after
+    /// half a second.
+    pub async fn replace(&self, environment: &Environment, tab: SessionName) {
+        let at = (environment.clone(), tab);
+        let older = {
+            let table = self.table();
+            let number = table.by_tab.get(&at).copied();
+            number.and_then(|n| Some((n, table.sockets.get(&n)?.clone())))
+        };
+        let Some((number, entry)) = older else { return };
+        tell(&entry, Order::Replaced);
+        let left = async {
+            loop {
+                let gone = self.gone.notified();
+                tokio::pin!(gone);
+                gone.as_mut().enable();
+                if !self.table().sockets.contains_key(&number) {
+                    return;
+                }
+                gone.await;
+            }
+        };
+        let _ = tokio::time::timeout(REPLACED_WITHIN, left).await;
+    }
+
+    /// The allocation drains: its sockets stay, and end spread over the time just before `limit`.
+    pub fn drain(&self, allocation: &AllocationId, limit: Mono) {
+        let entries: Vec<_> = {
+            let table = self.table();
+            let numbers = table.by_allocation.get(allocation);
+            numbers.into_iter().flatten().filter_map(|n| table.sockets.get(n).cloned()).collect()
+        };
+        self.end(&entries, limit);
+    }
+
+    /// The edge stops: all end, spread, within `grace` from now; returns when they have, or after
+    /// it.
+    pub async fn drain_all(&self, grace: Duration) {
+        let all_gone = async {
+            loop {
+                let gone = self.gone.notified();
+                tokio::pin!(gone);
+                gone.as_mut().enable();
+                // Again each time: one that was being accepted may have come since.
+                let entries: Vec<_> = self.table().sockets.values().cloned().collect();
+                if entries.is_empty() {
+                    return;
+                }
+                let spread = spread(entries.len()).min(grace / 2);
+                self.end(&entries, self.clock.now() + spread);
+                let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
+            }
+        };
+        let _ = tokio::time::timeout(grace, all_gone).await;
+    }
+
+    fn end(&self, entries: &[Arc<Entry>], limit: Mono) {
+        let now = self.clock.now();
+        let spread = spread(entries.len()).min(limit.since(now));
+        for entry in entries {
+            let before = self.within(spread);
+            let at = Mono(limit.0.saturating_sub(before.as_nanos() as u64));
+            tell(entry, Order::EndAt(at.max(now)));
+        }
+    }
+}
+
+/// An earlier end is kept: orders only come closer.
+fn tell(entry: &Entry, order: Order) {
+    let mut told = entry.order.lock().unwrap_or_else(PoisonError::into_inner);
+    let keep = match (*told, order) {
+        (Some(Order::Replaced), _) => true,
+        (Some(Order::EndAt(before)), Order::EndAt(at)) => before <= at,
+        _ => false,
+    };
+    if !keep {
+        *told = Some(order);
+        entry.told.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, SeededEntropy};
+
+    fn sockets() -> (Arc<ManualClock>, Arc<Sockets>) {
+        let clock = Arc::new(ManualClock::new());
+        (clock.clone(), Sockets::new(clock, Arc::new(SeededEntropy::new(1))))
+    }
+    fn al(c: char) -> AllocationId {
+        format!("al-{}", c.to_string().repeat(16)).parse().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newer_socket_of_a_tab_ends_the_older_one_first() {
+        let (_, sockets) = sockets();
+        let environment: Environment = "studylab".parse().unwrap();
+        let tab = SessionName(7);
+        let older = sockets.seat(&environment, &al('a'), Some(tab));
+        let other = sockets.seat(&environment, &al('a'), Some(SessionName(8)));
+        let told = async move {
+            assert_eq!(older.told(None).await, Order::Replaced);
+            drop(older);
+        };
+        let began = tokio::time::Instant::now();
+        tokio::join!(sockets.replace(&environment, tab), told);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!(sockets.open(), 1);
+        let newer = sockets.seat(&environment, &al('b'), Some(tab));
+        // One that does not go is not waited for longer than that.
+        sockets.replace(&environment, tab).await;
+        assert_eq!(began.elapsed(), REPLACED_WITHIN);
+        drop((newer, other));
+        assert_eq!(sockets.open(), 0);
+        assert!(sockets.table().by_tab.is_empty() && sockets.table().by_allocation.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_its_own_before_the_limit_and_apart() {
+        let (clock, sockets) = sockets();
+        let environment: Environment = "studylab".parse().unwrap();
+        let seats: Vec<_> = (0..1000).map(|_| sockets.seat(&environment, &al('a'), None)).collect();
+        let other = sockets.seat(&environment, &al('b'), None);
+        let limit = clock.now() + Duration::from_secs(10);
+        sockets.drain(&al('a'), limit);
+        let mut ends = HashSet::new();
+        for seat in &seats {
+            let Order::EndAt(at) = seat.told(None).await else { panic!("an end") };
+            assert!(at <= limit && limit.since(at) <= Duration::from_millis(500));
+            ends.insert(at);
+        }
+        assert!(ends.len() > 900, "apart from each other");
+        assert!(tokio::time::timeout(Duration::from_secs(60), other.told(None)).await.is_err());
+        // An end that is asked for later than one that stands moves nothing.
+        sockets.drain(&al('a'), limit + Duration::from_secs(5));
+        let Order::EndAt(at) = seats[0].told(None).await else { panic!("an end") };
+        assert!(at <= limit);
+    }
+
+    #[test]
+    fn one_socket_does_not_wait_and_thousands_wait_two_seconds_at_most() {
+        assert_eq!(spread(1), Duration::ZERO);
+        assert_eq!(spread(1001), Duration::from_millis(500));
+        assert_eq!(spread(1_000_000), SPREAD_MOST);
+    }
+}

@@ -1,0 +1,79 @@
+//! A client library of another language.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::{Artifact, Edge};
+
+/// Python with the library `websockets`; `scripts/test` makes it.
+fn python() -> PathBuf {
+    let cache = std::env::var_os("VANGO_EDGE_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        let home = PathBuf::from(std::env::var_os("HOME").expect("a home"));
+        let cache = std::env::var_os("XDG_CACHE_HOME").map_or(home.join(".cache"), PathBuf::from);
+        cache.join("vango-edge")
+    });
+    let python = cache.join("clients/bin/python");
+    assert!(python.is_file(), "{} is not there: `scripts/test` makes it", python.display());
+    python
+}
+
+struct Client {
+    child: Child,
+    say: ChildStdin,
+    hear: BufReader<ChildStdout>,
+}
+
+impl Client {
+    fn start(edge: &Edge) -> Self {
+        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/live/client.py");
+        let mut child = Command::new(python())
+            .arg(script)
+            .arg(edge.listen.port().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (say, hear) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self { child, say, hear: BufReader::new(hear) }
+    }
+
+    #[track_caller]
+    fn ask(&mut self, command: &str) -> Value {
+        writeln!(self.say, "{command}").unwrap();
+        let mut line = String::new();
+        self.hear.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{command}: {line:?}: {e}"))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_client_in_python_keeps_its_counter() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    let mut client = Client::start(&edge);
+    let session = "vango_session=py-1";
+    let hello = client.ask(&format!("open {session}"));
+    assert_eq!((&hello["verdict"], &hello["count"]), (&json!("fresh"), &json!(0)));
+    let both = format!("{session}; {}", hello["cookie"].as_str().unwrap());
+    assert_eq!(client.ask("inc")["count"], 1);
+    assert_eq!(client.ask("inc")["count"], 2);
+
+    let hello = client.ask(&format!("open {both}"));
+    assert_eq!((&hello["verdict"], &hello["count"]), (&json!("resume"), &json!(2)));
+    edge.json(&["sleep", "studylab"]);
+    assert_eq!(client.ask("closed")["code"], 1012);
+    let hello = client.ask(&format!("open {both}"));
+    assert_eq!((&hello["verdict"], &hello["count"]), (&json!("hydrate"), &json!(2)));
+    assert_eq!(hello["state"], "hydrated");
+    assert_eq!(client.ask("inc")["count"], 3);
+}
