@@ -72,11 +72,14 @@ where
         let clock = Arc::clone(&parts.gate.clock);
         let mut pump = Pump::new(client, app, from_client, from_app);
         let cause = pumped(&mut pump, &seat, &*clock, touches.then_some(&environment), idle).await;
-        finish(pump, cause, &seat).await;
+        let client = finish(pump, cause, &seat).await;
         parts.telemetry.metrics.socket_ended(cause);
         environment.touch(clock.now());
-        // Last: a socket is counted until nothing of it is left.
+        // The app's leg is closed, and the client has been told: whoever waits for that goes on.
         drop((pin, seat));
+        if let Some(client) = client {
+            client.linger().await;
+        }
     }
 }
 
@@ -130,15 +133,15 @@ where
 }
 
 /// Ends both legs: the app's at once, the client's with what the client is to make of it.
-async fn finish<A>(pump: Pump<Client, A>, cause: Cause, seat: &Seat)
+async fn finish<A>(pump: Pump<Client, A>, cause: Cause, seat: &Seat) -> Option<Client>
 where
     A: AsyncRead + AsyncWrite + Unpin,
 {
     if cause == Cause::Client {
-        return;
+        return None;
     }
     let flushed = tokio::time::timeout(FLUSH_WITHIN, pump.into_client()).await;
-    let Ok(Ok((client, may_add))) = flushed else { return };
+    let Ok(Ok((mut client, may_add))) = flushed else { return None };
     let close = match cause {
         Cause::Client | Cause::App => None,
         Cause::Idle => Some(code::IDLE),
@@ -152,4 +155,5 @@ where
     };
     // Inside a frame nothing may be said: the connection just ends, which is no clean close either.
     client.say_goodbye(close.filter(|_| may_add)).await;
+    Some(client)
 }

@@ -52,22 +52,30 @@ impl Client {
         Ok(Self::Tcp(TcpStream::from_std(copy)?))
     }
 
-    /// Says goodbye with `close`, if a frame may be put in here, and closes: the client is given a
-    /// moment to take it.
-    pub async fn say_goodbye(mut self, close: Option<(u16, &str)>) {
+    /// Says goodbye with `close`, if a frame may be put in here, and that nothing more comes.
+    pub async fn say_goodbye(&mut self, close: Option<(u16, &str)>) {
         let goodbye = async {
             if let Some((code, reason)) = close {
                 self.write_all(&frames::close_frame(code, reason)).await?;
             }
             self.flush().await?;
-            self.shutdown().await?;
-            // What it still sends is read and dropped: an unread byte would turn the close into a
-            // reset, and the client might never see the frame.
-            let mut rest = [0; 1024];
-            while self.read(&mut rest).await? > 0 {}
-            Ok::<_, io::Error>(())
+            self.shutdown().await
         };
         let _ = tokio::time::timeout(LINGER, goodbye).await;
+    }
+
+    /// Gives the client a moment to close its side. What it still sends is read and dropped: an
+    /// unread byte would turn the close into a reset, and the client might never see the frame.
+    pub async fn linger(mut self) {
+        let mut rest = [0; 1024];
+        let closed = async { while self.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
+        let _ = tokio::time::timeout(LINGER, closed).await;
+    }
+
+    /// Both, one after the other.
+    pub async fn close(mut self, code: u16, reason: &str) {
+        self.say_goodbye(Some((code, reason))).await;
+        self.linger().await;
     }
 }
 

@@ -100,7 +100,7 @@ impl Hello {
             Ok(Some(session)) => self.facts.session = session,
             Ok(None) => return self.gone(),
             Err(_) => {
-                waiting.client.say_goodbye(Some(SILENT)).await;
+                waiting.client.close(SILENT.0, SILENT.1).await;
                 return self.gone();
             }
         }
@@ -134,8 +134,7 @@ impl Hello {
         self.head.remove_header(&header::SEC_WEBSOCKET_PROTOCOL);
         let Self { facts, head, client, tls, limits, .. } = self;
         let Some(classified) = classify(&parts.gate.snapshots.load(), &facts) else {
-            let close = (LATER, Problem::NoRoute.name());
-            return waiting.client.say_goodbye(Some(close)).await;
+            return waiting.client.close(LATER, Problem::NoRoute.name()).await;
         };
         let mut journey = Journey::begin(facts, classified);
         let way = Way { parts: &parts, head: &head, client, tls, limits };
@@ -165,7 +164,7 @@ impl Hello {
                     record::close(&parts.gate, &parts.telemetry, journey, end);
                     let code = if status < 500 { SILENT.0 } else { LATER };
                     let reason = format!("the app answered {status}");
-                    return waiting.client.say_goodbye(Some((code, &reason))).await;
+                    return waiting.client.close(code, &reason).await;
                 }
                 // Choose again.
                 Ok(Some((_, Asked::Refused | Asked::Failed(_)))) => {}
@@ -183,7 +182,7 @@ impl Hello {
 async fn refuse(parts: &LiveParts, journey: Journey, waiting: Waiting, reply: &Reply) {
     let end = End::Replied { status: Some(101) };
     record::close(&parts.gate, &parts.telemetry, journey, end);
-    waiting.client.say_goodbye(Some((LATER, reply.problem.name()))).await;
+    waiting.client.close(LATER, reply.problem.name()).await;
 }
 
 /// A client that has been accepted and waits for its allocation.

@@ -33,8 +33,9 @@ fn a_herd_comes_back_to_one_new_allocation_while_pages_are_served() {
             while !over.load(Ordering::Acquire) {
                 let clock = vango_edge::clock::SystemClock::new();
                 let began = vango_edge::clock::Clock::now(&clock);
-                // Right after the kill the app backs off: that is said at once, and no wait.
-                assert!(matches!(edge.get("/dashboard").status, 200 | 503));
+                // One may be in the app when it is killed (502), and right after that the app backs
+                // off (503): both are said at once, and are no wait.
+                assert!(matches!(edge.get("/dashboard").status, 200 | 502 | 503));
                 slowest = slowest.max(vango_edge::clock::Clock::now(&clock).since(began));
             }
             slowest
