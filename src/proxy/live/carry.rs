@@ -45,8 +45,10 @@ pub struct Accepted<A> {
     pub pin: Pin,
     /// The environment's counters.
     pub environment: Arc<Live>,
-    /// Whether the app's own traffic keeps it awake; otherwise the open socket does.
+    /// Whether what it carries keeps the app awake; otherwise the open socket does.
     pub touches: bool,
+    /// Whether its client keeps the app awake at all.
+    pub wakes: bool,
     /// Longest silence.
     pub idle: Duration,
 }
@@ -68,13 +70,16 @@ where
 {
     /// Carries until it ends.
     pub(super) async fn carry(self, client: Client, parts: Arc<LiveParts>) {
-        let Self { app, from_app, from_client, seat, pin, environment, touches, idle } = self;
+        let Self { app, from_app, from_client, seat, pin, environment, touches, wakes, idle } =
+            self;
         let clock = Arc::clone(&parts.gate.clock);
         let mut pump = Pump::new(client, app, from_client, from_app);
         let cause = pumped(&mut pump, &seat, &*clock, touches.then_some(&environment), idle).await;
         let client = finish(pump, cause, &seat).await;
         parts.telemetry.metrics.socket_ended(cause);
-        environment.touch(clock.now());
+        if wakes {
+            environment.touch(clock.now());
+        }
         // The app's leg is closed, and the client has been told: whoever waits for that goes on.
         drop((pin, seat));
         if let Some(client) = client {

@@ -119,7 +119,8 @@ impl Way<'_> {
             seat: self.parts.sockets.seat(&view.environment, &target.id, tab),
             pin: target.load.pin(),
             environment: Arc::clone(&view.live),
-            touches: view.contract.sleep.live == LivePolicy::Traffic,
+            touches: journey.wakes() && view.contract.sleep.live == LivePolicy::Traffic,
+            wakes: journey.wakes(),
             idle: self.limits.socket_idle,
         })
     }
