@@ -96,6 +96,18 @@ function askToken(wrong) {
   return asking;
 }
 
+/** @type {Promise<Set<string>> | null} */
+let resources = null;
+
+/**
+ * Whether this edge has a resource, by its OpenAPI document: a page shows what there is.
+ * @param {string} path as in the document, `/v1/apps/{app}/promote`
+ */
+export async function offers(path) {
+  resources ??= call("/v1/openapi.json").then(async (r) => new Set(Object.keys((await r.json()).paths)));
+  return (await resources).has(path);
+}
+
 /**
  * @template T
  * @param {string} path

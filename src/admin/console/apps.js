@@ -1,7 +1,8 @@
 /** Environments: who owns each, what runs, and the commands that change it, said before they are done. */
 
-import { follow, get, post, text } from "./api.js";
+import { follow, get, offers, post, text } from "./api.js";
 import { badge, confirmed, fill, h, table } from "./dom.js";
+import { move } from "./releases.js";
 import { fact } from "./traces.js";
 import { count, duration, outcomeTone, short, stateTone } from "./words.js";
 
@@ -29,11 +30,21 @@ export async function apps(main, signal) {
     if (now === drawn) return;
     drawn = now;
     const focus = document.activeElement?.getAttribute("data-key");
-    fill(list, rows.length === 0 ? h("p", { class: "empty" }, "Nothing is deployed: vango-edge deploy DIR") : rows.map((e) => card(e, act)));
+    fill(list, rows.length === 0 ? h("p", { class: "empty" }, "Nothing is deployed: vango-edge deploy DIR") : rows.map((e) => card(e, moves, act)));
     if (focus) /** @type {HTMLElement | null} */ (list.querySelector(`[data-key="${CSS.escape(focus)}"]`))?.focus();
   };
 
-  const act = async (/** @type {Environment} */ e, /** @type {"sleep" | "wake"} */ verb) => {
+  const moves = await offers("/v1/apps/{app}/promote");
+  const act = async (/** @type {Environment} */ e, /** @type {Verb} */ verb) => {
+    if (verb === "promote" || verb === "rollback") {
+      try {
+        const came = await move(e, verb);
+        if (came !== null) fill(said, `${e.environment}: ${came}`);
+      } catch (x) {
+        fill(said, x instanceof Error ? x.message : String(x));
+      }
+      return draw();
+    }
     const [title, says, word] = verb === "sleep" ? sleeping(e) : waking(e);
     if (!(await confirmed(title, says, word))) return;
     fill(said, verb === "sleep" ? `Putting ${e.environment} to sleep…` : `Waking ${e.environment}…`);
@@ -59,11 +70,15 @@ export async function apps(main, signal) {
   await follow("/v1/changes/stream", () => draw().catch(() => {}), signal);
 }
 
+/** @typedef {"sleep" | "wake" | "promote" | "rollback"} Verb */
+
 /**
  * @param {Environment} e
- * @param {(e: Environment, verb: "sleep" | "wake") => void} act
+ * @param {boolean} moves this edge promotes
+ * @param {(e: Environment, verb: Verb) => void} act
  */
-function card(e, act) {
+function card(e, moves, act) {
+  const move = e.environment.endsWith("/production") ? "rollback" : "promote";
   const runs = e.allocations.length > 0;
   const sleepsIn = e.sleep_after_ms != null && e.idle_ms != null ? Math.max(0, e.sleep_after_ms - e.idle_ms) : null;
   const served = Object.entries(e.served);
@@ -79,6 +94,7 @@ function card(e, act) {
         "div",
         { class: "row end" },
         h("button", { "data-key": `${e.environment} sleep`, disabled: !runs, onclick: () => act(e, "sleep") }, "Sleep…"),
+        moves && h("button", { "data-key": `${e.environment} ${move}`, onclick: () => act(e, move) }, move === "promote" ? "Promote…" : "Roll back…"),
         h("button", { "data-key": `${e.environment} wake`, disabled: e.state === "hot", onclick: () => act(e, "wake") }, "Wake…"),
       ),
     ),

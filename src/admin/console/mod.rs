@@ -28,6 +28,8 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/console/explain.js", JS, include_str!("explain.js")),
     ("/console/apps.js", JS, include_str!("apps.js")),
     ("/console/operations.js", JS, include_str!("operations.js")),
+    ("/console/kept.js", JS, include_str!("kept.js")),
+    ("/console/releases.js", JS, include_str!("releases.js")),
 ];
 
 /// Only what this binary serves is loaded, run or talked to; nobody frames it (CSP Level 3).

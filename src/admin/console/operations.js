@@ -1,7 +1,8 @@
 /** Wakes with their phases, and deployments. */
 
-import { follow, get } from "./api.js";
+import { follow, get, offers } from "./api.js";
 import { badge, fill, h, table } from "./dom.js";
+import { kept } from "./kept.js";
 import { bytes, clock, ms, short, stateTone } from "./words.js";
 
 /** @typedef {import("./api.js").Operation} Operation */
@@ -17,6 +18,8 @@ export async function operations(main, signal, _rest, query) {
   const chosen = query.get("operation");
   const wakes = h("section", { "aria-labelledby": "wakes" });
   const deployments = h("section", { "aria-labelledby": "deployments" });
+  const evidence = h("section", null);
+  const [ledger, audit] = await Promise.all([offers("/v1/ledger"), offers("/v1/audit")]);
 
   const draw = async () => {
     const [rows, made] = await Promise.all([
@@ -26,7 +29,7 @@ export async function operations(main, signal, _rest, query) {
     if (signal.aborted) return;
     fill(
       wakes,
-      h("h2", { id: "wakes" }, "Wakes"),
+      h("h2", { id: "wakes" }, "Wakes and promotions"),
       rows.length === 0 && h("p", { class: "empty" }, "Nothing was woken yet."),
       h("ul", { class: "wakes" }, rows.map((o) => wake(o, o.id === chosen))),
     );
@@ -49,6 +52,7 @@ export async function operations(main, signal, _rest, query) {
             ]),
           ),
     );
+    if (ledger || audit) fill(evidence, await kept(ledger, audit));
   };
 
   fill(
@@ -56,6 +60,7 @@ export async function operations(main, signal, _rest, query) {
     h("h1", null, "Operations"),
     h("p", { class: "lead" }, "A wake is one operation with one executor, however many requests wait for it."),
     wakes,
+    evidence,
     deployments,
   );
   await draw();
@@ -87,6 +92,7 @@ function wake(o, chosen) {
       "div",
       { class: "row" },
       h("b", null, o.environment),
+      o.kind !== "wake" && badge(o.kind, "grey"),
       badge(o.state, stateTone(o.state)),
       h("span", null, total > 0 && `in ${ms(total)}`),
       h("span", { class: "quiet" }, clock(o.requested)),
