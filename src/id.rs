@@ -181,6 +181,10 @@ impl Environment {
     pub fn production(app: AppName) -> Self {
         Self { app, name: EnvName("production".into()) }
     }
+    /// Whether it is its app's production; any other is a preview.
+    pub fn is_production(&self) -> bool {
+        self.name.as_str() == "production"
+    }
     /// The app.
     pub fn app(&self) -> &AppName {
         &self.app

@@ -18,7 +18,9 @@ use crate::config::{self, AccessLogPath, Config, OnExit, Running, SecretSource};
 use crate::contract::Contract;
 use crate::control::{Commit, Control, Prepare, Reloader, TakenOver};
 use crate::id::Environment;
-use crate::proxy::{self, EdgeProxy, Gate, ProxyLimits, ProxyParts, Serving};
+use crate::proxy::{
+    self, EdgeProxy, Gate, PreviewPolicies, PreviewPolicy, ProxyLimits, ProxyParts, Serving,
+};
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
 use crate::session::{
     HttpStore, KeyRing, RedisStore, SessionRoutes, Sessions, StoreSecrets, Stores, Tokens,
@@ -237,10 +239,16 @@ async fn compose(
         entropy: Arc::clone(&entropy),
         telemetry: Arc::clone(&telemetry),
         changing_owners: tokio::sync::Mutex::default(),
+        collecting: tokio::sync::RwLock::default(),
+        promoting: std::sync::Mutex::default(),
+        retiring: std::sync::Mutex::default(),
+        counting: std::sync::Mutex::default(),
         sleeping: std::sync::Mutex::default(),
     });
     let limits = Arc::new(ArcSwap::from_pointee(proxy_limits(config)));
+    let previews = Arc::new(ArcSwap::from_pointee(preview_policies(config)?));
     let prepare = prepare(Parts {
+        previews: Arc::clone(&previews),
         queues: Arc::clone(&queues),
         limits: Arc::clone(&limits),
         telemetry: Arc::clone(&telemetry),
@@ -250,7 +258,7 @@ async fn compose(
         entropy: Arc::clone(&entropy),
     });
     let gate = Gate { snapshots, queues, worker, clock, entropy, sessions };
-    let proxy = EdgeProxy::new(ProxyParts { gate, sockets, files, telemetry, limits });
+    let proxy = EdgeProxy::new(ProxyParts { gate, sockets, files, previews, telemetry, limits });
     let serving = Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
     let edge = Edge {
         reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare)),
@@ -287,6 +295,24 @@ struct Parts {
     sessions: Arc<Sessions>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    previews: Arc<ArcSwap<PreviewPolicies>>,
+}
+
+/// Who may see each app's previews. A token that cannot be read is an error: the previews would be open
+/// to all.
+fn preview_policies(config: &Config) -> Result<PreviewPolicies> {
+    let mut out = PreviewPolicies::new();
+    for app in config.apps.values() {
+        let mut tokens = Vec::new();
+        for source in &app.preview_access {
+            let token = config::read_secret(source)
+                .with_context(|| format!("preview_access of {}", app.name))?;
+            tokens.push(token.expose().as_bytes().to_vec());
+        }
+        let policy = PreviewPolicy { tokens, noindex: app.preview_noindex };
+        out.insert(app.name.clone(), policy);
+    }
+    Ok(out)
 }
 
 /// How a reloaded configuration reaches these parts.
@@ -296,12 +322,14 @@ fn prepare(parts: Parts) -> Prepare {
         let keys = &config.affinity.keys;
         let affinity = KeyRing::load(keys, &config.state.dir, &*parts.clock, &*parts.entropy)
             .map_err(|e| vec![e.to_string()])?;
+        let previews = preview_policies(config).map_err(|e| vec![e.to_string()])?;
         let (hold, proxy) = (hold_limits(config), proxy_limits(config));
         let (ring, level) = (config.trace.ring, config.log.level);
         let parts = parts.clone();
         let commit: Commit = Box::new(move || {
             parts.access.store(Arc::new(access));
             parts.sessions.tokens.reload(affinity);
+            parts.previews.store(Arc::new(previews));
             parts.queues.set_limits(hold);
             parts.limits.store(Arc::new(proxy));
             parts.telemetry.ring.resize(ring);
@@ -332,7 +360,7 @@ fn sessions(
 }
 
 /// Starts what runs beside requests; returns what must not go on while the edge takes its leave.
-fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 2] {
+fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 6] {
     if let Some(exits) = edge.runner.exits() {
         let control = Arc::clone(&edge.control);
         tokio::spawn(async move { control.take_exits(exits).await });
@@ -341,7 +369,15 @@ fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 2] {
     let idle = tokio::spawn(async move { control.put_idle_to_sleep().await });
     let control = Arc::clone(&edge.control);
     let trim = tokio::spawn(async move { control.trim().await });
-    [idle, trim]
+    let control = Arc::clone(&edge.control);
+    let promotions = tokio::spawn(async move { control.carry_promotions().await });
+    let control = Arc::clone(&edge.control);
+    let collect = tokio::spawn(async move { control.collect_forever().await });
+    let control = Arc::clone(&edge.control);
+    let retire = tokio::spawn(async move { control.retire().await });
+    let control = Arc::clone(&edge.control);
+    let evidence = tokio::spawn(async move { control.count_evidence().await });
+    [idle, trim, promotions, collect, retire, evidence]
 }
 
 /// Readiness goes first, so that a balancer in front looks elsewhere; then the listeners close; then

@@ -34,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "wake",
         ],
     ),
+    ("wake::ahead", &["clock", "id", "contract", "runner", "store", "wake"]),
     ("wake", &["wake"]),
     (
         "session",
@@ -43,6 +44,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("artifact", &["assets", "clock", "id"]),
     ("runner", &["clock", "id"]),
     ("control::plan", &["clock", "id", "contract", "snapshot", "store::record"]),
+    ("control::keep", &["clock", "id", "store::record"]),
+    ("control::promotion::judge", &["clock", "config", "id", "store::record"]),
+    ("control::promotion::machine", &["clock", "id", "store::record"]),
     (
         "control",
         &[
@@ -266,7 +270,10 @@ fn the_core_has_no_io_no_clock_and_no_randomness() {
         "snapshot::compile",
         "snapshot::model",
         "wake::machine",
+        "control::keep",
         "control::plan",
+        "control::promotion::judge",
+        "control::promotion::machine",
     ];
     let mut wrong = Vec::new();
     for (path, text) in sources() {

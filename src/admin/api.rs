@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::control::plan::sleep::SleepFor;
 use crate::control::{DeployError, Deployed, Slept};
-use crate::id::{AllocationId, Digest, Environment, RequestId};
+use crate::id::{AllocationId, Digest, EnvName, Environment, RequestId};
 use crate::lifecycle::admit::Woke;
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::Facts;
@@ -21,6 +21,7 @@ use crate::telemetry::TraceRecord;
 use super::Admin;
 use super::page::{Page, PageQuery};
 use super::problem::Problem;
+use super::releases;
 use super::types::{
     AllocationRow, DeployRequest, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow,
     RouteRow, TraceRow, time,
@@ -29,7 +30,7 @@ use super::types::{
 /// Largest blob that can be uploaded.
 const BLOB_LIMIT: u64 = 5 * 1024 * 1024 * 1024;
 
-type Answer<T> = Result<Json<T>, Problem>;
+pub(super) type Answer<T> = Result<Json<T>, Problem>;
 
 pub async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
     let c = &admin.control;
@@ -148,7 +149,7 @@ const KEPT: usize = 10_000;
 const BATCH: usize = 1000;
 
 /// Reads every record under `prefix`, at most [`KEPT`], the last ones if there are more.
-async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Vec<T>, Problem> {
+pub(super) async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Vec<T>, Problem> {
     let mut out = Vec::new();
     let mut after: Option<String> = None;
     loop {
@@ -171,7 +172,7 @@ async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Vec<T>, Probl
     }
 }
 
-/// Wake operations with their phases, newest first: those that go on and those that are kept.
+/// Wakes with their phases, and promotions, newest first: those that go on and those that are kept.
 #[utoipa::path(get, path = "/v1/operations", tag = "views", params(PageQuery),
     responses(
         (status = 200, description = "A page of operations", body = Vec<OperationRow>),
@@ -187,7 +188,10 @@ pub async fn operations(
     // An operation that failed after it was hot is in the history under both; the later one counts.
     all.sort_by(|a, b| (b.requested, &b.id, b.changed).cmp(&(a.requested, &a.id, a.changed)));
     all.dedup_by(|later, earlier| later.id == earlier.id);
-    Page::cut(all.into_iter().map(operation_row), |r| r.id.clone(), &query, &uri)
+    let mut rows: Vec<_> = all.into_iter().map(operation_row).collect();
+    rows.extend(releases::promotion_rows(&admin).await?);
+    rows.sort_by(|a, b| (&b.requested, &b.id).cmp(&(&a.requested, &a.id)));
+    Page::cut(rows, |r| r.id.clone(), &query, &uri)
 }
 
 /// Deployments, newest first.
@@ -215,7 +219,7 @@ pub async fn deployments(
     Page::cut(rows, |r| r.id.clone(), &query, &uri)
 }
 
-fn digest(text: &str) -> Result<Digest, Problem> {
+pub(super) fn digest(text: &str) -> Result<Digest, Problem> {
     text.parse().map_err(Problem::bad)
 }
 
@@ -268,17 +272,23 @@ pub async fn deploy(
     Json(request): Json<DeployRequest>,
 ) -> Answer<Deployed> {
     let digest = digest(&request.digest)?;
-    admin.control.deploy(digest).await.map(Json).map_err(|e| {
+    let preview: Option<EnvName> =
+        request.preview.map(|p| p.parse().map_err(Problem::bad)).transpose()?;
+    admin.control.deploy(digest, preview.as_ref()).await.map(Json).map_err(|e| {
         let status = match &e {
             DeployError::Artifact(_)
             | DeployError::Contract(_)
             | DeployError::Schema { .. }
             | DeployError::Budget(_)
             | DeployError::Assets(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            DeployError::UnknownApp { .. } => StatusCode::NOT_FOUND,
-            DeployError::Static(_) | DeployError::HostTaken { .. } | DeployError::Raced => {
-                StatusCode::CONFLICT
+            DeployError::UnknownApp { .. } | DeployError::NoPreviewHost { .. } => {
+                StatusCode::NOT_FOUND
             }
+            DeployError::NotAPreview => StatusCode::BAD_REQUEST,
+            DeployError::Static(_)
+            | DeployError::HostTaken { .. }
+            | DeployError::Raced
+            | DeployError::Moving(_) => StatusCode::CONFLICT,
             DeployError::Store(_) | DeployError::Record(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         let detail = match &e {
@@ -298,7 +308,7 @@ pub async fn deploy(
 pub struct TraceFilter {
     /// Only this app's.
     app: Option<String>,
-    /// Only this class: page, action, webhook, live or none.
+    /// Only this class: page, action, webhook, live, asset or none.
     class: Option<String>,
     /// Only this method.
     method: Option<String>,
@@ -404,7 +414,7 @@ pub async fn explain(
     }))
 }
 
-fn environment(admin: &Admin, app: &str, name: &str) -> Result<Environment, Problem> {
+pub(super) fn environment(admin: &Admin, app: &str, name: &str) -> Result<Environment, Problem> {
     let environment: Environment = format!("{app}/{name}").parse().map_err(Problem::bad)?;
     if admin.control.snapshots.load().environment(&environment).is_none() {
         let why = format!("there is no environment {environment}; `vango-edge routes` lists them");

@@ -12,6 +12,7 @@ mod environments;
 mod openapi;
 mod page;
 mod problem;
+mod releases;
 mod stream;
 pub mod types;
 
@@ -89,6 +90,13 @@ fn resources() -> OpenApiRouter<Admin> {
         .routes(routes!(api::explain))
         .routes(routes!(api::sleep))
         .routes(routes!(api::wake))
+        .routes(routes!(releases::evidence, releases::record_evidence))
+        .routes(routes!(releases::statement))
+        .routes(routes!(releases::promote))
+        .routes(routes!(releases::rollback))
+        .routes(routes!(releases::promotion))
+        .routes(routes!(releases::remove))
+        .routes(routes!(releases::collect))
 }
 
 /// The OpenAPI document of every resource under `/v1`.

@@ -56,7 +56,7 @@ pub struct AllocationRow {
 pub struct OperationRow {
     /// Public id.
     pub id: String,
-    /// Always `wake` today.
+    /// wake, promote, rollback or redeploy.
     pub kind: String,
     /// What it woke.
     pub environment: String,
@@ -204,11 +204,123 @@ pub struct Explanation {
     pub steps: Vec<StepText>,
 }
 
+/// What is known of a deployment, and whether it may be promoted.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct EvidenceRow {
+    /// Where it serves.
+    pub environment: String,
+    /// Which.
+    pub deployment: String,
+    /// Its artifact.
+    pub digest: String,
+    /// Requests that it answered.
+    pub requests: u64,
+    /// Those among them that were answered 5xx, or not at all.
+    pub errors: u64,
+    /// Named checks.
+    pub checks: Vec<CheckRow>,
+    /// It satisfies the app's promotion policy.
+    pub satisfied: bool,
+    /// What the policy misses, in words.
+    pub missing: Vec<String>,
+}
+
+/// A named check.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CheckRow {
+    /// Its name.
+    pub name: String,
+    /// Whether it passed.
+    pub passed: bool,
+    /// What was said about it.
+    pub note: String,
+    /// When it was recorded.
+    pub at: String,
+}
+
+/// Records named checks.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceRequest {
+    /// The checks; the last word on each name counts.
+    pub checks: Vec<CheckRequest>,
+    /// What is to be said about them.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// A named check to record.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckRequest {
+    /// Its name.
+    pub name: String,
+    /// Whether it passed.
+    pub passed: bool,
+}
+
+/// Asks for a promotion of production: one of the two says of what.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PromoteRequest {
+    /// What this preview runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<String>,
+    /// This artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+/// A promotion.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PromotionRow {
+    /// Public id.
+    pub id: String,
+    /// promote, rollback or redeploy.
+    pub kind: String,
+    /// Whose routes.
+    pub environment: String,
+    /// The artifact.
+    pub digest: String,
+    /// Where the artifact was validated.
+    pub source: String,
+    /// The artifact that owned the routes before.
+    pub previous: Option<String>,
+    /// requested, policy_check, route_cas, edge_propagating, healthy, rolled_back or failed.
+    pub state: String,
+    /// It goes on.
+    pub in_progress: bool,
+    /// The epoch under which the owner moved.
+    pub epoch: Option<u64>,
+    /// Why it failed or was rolled back.
+    pub reason: Option<String>,
+    /// When it was asked for.
+    pub requested: String,
+    /// When it last changed.
+    pub changed: String,
+}
+
+/// What was removed because nobody needs it.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CollectedRow {
+    /// Deployments.
+    pub deployments: usize,
+    /// Blobs of artifacts.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Unpacked trees.
+    pub trees: usize,
+}
+
 /// Asks for a deployment.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeployRequest {
     /// The manifest digest of an uploaded artifact.
     pub digest: String,
+    /// The preview it is for; production when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<String>,
 }
 
 /// What a sleep or wake came to.

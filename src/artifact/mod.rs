@@ -21,6 +21,7 @@ mod layer;
 mod layout;
 mod pack;
 mod store;
+mod sweep;
 mod tree;
 
 pub use assets::AssetSource;
@@ -146,6 +147,11 @@ impl ArtifactError {
                 "the artifact could not be read"
             }
         }
+    }
+
+    /// Whether the artifact itself is missing or damaged, and not the disk or the network.
+    pub fn is_artifact(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Damaged { .. } | Self::Malformed { .. })
     }
 
     /// Whether the same call may succeed later without a change of its input.

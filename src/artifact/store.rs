@@ -1,12 +1,13 @@
 //! Blobs by content in an object store, and the trees unpacked from them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -18,9 +19,11 @@ use sha2::{Digest as _, Sha256};
 use crate::id::Digest;
 
 use crate::assets::{AssetIndex, MAX_INDEX};
+use crate::clock::Wall;
 
 use super::layer::{self, Layer, LayerError};
 use super::layout::{self, Descriptor, Image, Index, Manifest, digest_of};
+use super::sweep;
 use super::tree::Trees;
 use super::{ArtifactError, MAX_BYTES, MAX_MANIFEST, Verified, encode};
 
@@ -70,6 +73,10 @@ impl Artifacts {
             Err(object_store::Error::NotFound { .. }) => return Ok(false),
             Err(e) => return Err(e.into()),
         };
+        // Whoever asks is about to deploy it: it counts as uploaded now.
+        if let Some(path) = self.blob_path(digest) {
+            sweep::touch(&path);
+        }
         let mut hash = Sha256::new();
         while let Some(bytes) = content.next().await {
             hash.update(bytes?);
@@ -107,6 +114,47 @@ impl Artifacts {
                 Err(e)
             }
         }
+    }
+
+    /// Every blob that the artifact `digest` is made of, itself included.
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: what of it is missing or damaged, so that the rest is not known.
+    pub async fn parts(&self, digest: &Digest) -> Result<Vec<Digest>, ArtifactError> {
+        let manifest = Manifest::read(*digest, &self.whole(digest, MAX_MANIFEST).await?)?;
+        let mut parts = vec![*digest, manifest.config.digest];
+        parts.extend(manifest.layers.iter().map(|l| l.digest));
+        if let Some(assets) = manifest.assets(*digest)? {
+            parts.push(assets);
+            let index = self.asset_index(&assets).await?;
+            for (_, asset) in index.iter() {
+                parts.extend(asset.representations().map(|r| r.digest));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Removes blobs that are not among `blobs` and are older than `uploading`, and trees of artifacts
+    /// that are not among `trees`; does nothing where blobs are not in a directory. Returns how many
+    /// blobs, of how many bytes, and how many trees.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Io`]; what was removed until then is gone.
+    pub async fn sweep(
+        &self,
+        blobs: &BTreeSet<Digest>,
+        trees: &BTreeSet<Digest>,
+        uploading: Duration,
+        now: Wall,
+    ) -> Result<(usize, u64, usize), ArtifactError> {
+        let Some(directory) = self.directory.clone() else { return Ok((0, 0, 0)) };
+        let (blobs, trees, kept) = (blobs.clone(), trees.clone(), self.trees.clone());
+        let at = Wall(now.0.saturating_sub(uploading.as_millis() as u64));
+        let swept = tokio::task::spawn_blocking(move || {
+            let (n, bytes) = sweep::blobs(&directory.join("blobs/sha256"), &blobs, at)?;
+            Ok((n, bytes, kept.sweep(|name| trees.iter().any(|d| d.hex() == name))?))
+        });
+        swept.await?
     }
 
     /// Where the blob is, if the artifact store is a directory.

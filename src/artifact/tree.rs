@@ -106,6 +106,27 @@ impl Trees {
         Ok((self.0.join(name).join("root"), done))
     }
 
+    /// Removes the trees whose name `keep` does not want; returns how many. Each is put aside first: one
+    /// that is half removed is no tree.
+    pub fn sweep(&self, keep: impl Fn(&str) -> bool) -> Result<usize, ArtifactError> {
+        let failed = |e| ArtifactError::io(&self.0, e);
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.0).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Those with a dot are being made or removed.
+            if name.contains('.') || keep(&name) {
+                continue;
+            }
+            let aside = self.0.join(format!("{name}.aside"));
+            remove(&aside).map_err(failed)?;
+            fs::rename(entry.path(), &aside).map_err(failed)?;
+            remove(&aside).map_err(failed)?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
     fn finish(&self, name: &str, partial: &Path) -> io::Result<()> {
         let index = Index::of(&partial.join("root"))?;
         let bytes = serde_json::to_vec(&index).map_err(io::Error::other)?;

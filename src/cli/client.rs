@@ -72,6 +72,13 @@ impl Client {
         Ok(response.body_mut().read_json()?)
     }
 
+    /// DELETE, read as JSON.
+    pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let request = self.authorized(self.agent.delete(self.url(path)));
+        let mut response = self.sent(request.call())?;
+        Ok(response.body_mut().read_json()?)
+    }
+
     /// GET, read as text.
     pub fn text(&self, path: &str) -> Result<String> {
         let mut response = self.sent(self.authorized(self.agent.get(self.url(path))).call())?;

@@ -9,6 +9,7 @@ use crate::admin::types::DeployRequest;
 use crate::artifact::{self, AssetSource, Phase};
 use crate::contract::{self, Assets};
 use crate::control::Deployed;
+use crate::id::EnvName;
 
 use super::client::Client;
 use super::show;
@@ -37,7 +38,12 @@ impl Drop for Scratch {
 ///
 /// # Errors
 /// What was wrong with the directory, the upload or the deployment; nothing is half done.
-pub fn deploy(client: &Client, dir: &Path, json: bool) -> Result<()> {
+pub fn deploy(
+    client: &Client,
+    dir: &Path,
+    preview: Option<&EnvName>,
+    json: bool,
+) -> Result<Deployed> {
     let scratch = Scratch::new()?;
     let progress = Progress::new(json);
     let assets = assets(dir)?;
@@ -63,18 +69,27 @@ pub fn deploy(client: &Client, dir: &Path, json: bool) -> Result<()> {
         done += blob.size;
     }
     progress.say("verifying");
-    let request = DeployRequest { digest: packed.digest.to_string() };
+    let request = DeployRequest {
+        digest: packed.digest.to_string(),
+        preview: preview.map(ToString::to_string),
+    };
     let deployed: Deployed = client.post("/v1/deployments", &request)?;
     progress.end();
     if json {
-        return show::json(&deployed);
+        show::json(&deployed)?;
+        return Ok(deployed);
     }
     let what = match deployed.epoch {
         Some(epoch) => {
             let hosts: Vec<_> = deployed.hosts.iter().map(ToString::to_string).collect();
             format!("owns {} under epoch {epoch}; it sleeps until asked for", hosts.join(", "))
         }
-        None => "is stored; another deployment owns the app's hosts and goes on serving".into(),
+        None => format!(
+            "is stored; another deployment owns the app's hosts and goes on serving, until \
+             `vango-edge promote {} {}`",
+            deployed.environment.app(),
+            deployed.digest
+        ),
     };
     show::text(&format!(
         "{} {} {}\n{} files, {} bytes\n{} {what}\n",
@@ -84,7 +99,8 @@ pub fn deploy(client: &Client, dir: &Path, json: bool) -> Result<()> {
         packed.files,
         packed.bytes,
         deployed.environment,
-    ))
+    ))?;
+    Ok(deployed)
 }
 
 /// What the contract says of static files. A contract that is missing is for [`artifact::pack`] to say.

@@ -3,6 +3,7 @@
 
 mod client;
 mod deploy;
+mod release;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::admin::types::{
 };
 use crate::config::{self, Diagnostic, Secret, SecretSource};
 use crate::contract;
-use crate::id::Environment;
+use crate::id::{AppName, EnvName, Environment};
 
 use client::Client;
 
@@ -84,6 +85,47 @@ enum Command {
     Deploy {
         /// The directory; its vango-edge.toml is the contract
         dir: PathBuf,
+        /// For the preview of this name instead of production
+        #[arg(long)]
+        preview: Option<EnvName>,
+        /// Then promote it; the app's promotion policy counts
+        #[arg(long, conflicts_with = "preview")]
+        promote: bool,
+    },
+    /// Move production to the artifact of a preview, or to a digest, if its evidence satisfies the policy
+    Promote {
+        /// The app
+        app: AppName,
+        /// A preview's name, or sha256:…
+        what: String,
+    },
+    /// Remove a preview: its hosts are nobody's, its allocations end
+    Remove {
+        /// app/preview
+        environment: Environment,
+    },
+    /// Remove now what no owner, preview, promotion or rollback needs; the edge does it by itself too
+    Collect,
+    /// Move production back to the artifact that served before
+    Rollback {
+        /// The app
+        app: AppName,
+    },
+    /// Show what is known of a preview's deployment; record checks of it
+    Evidence {
+        /// The app
+        app: AppName,
+        /// The preview, or production
+        preview: EnvName,
+        /// A check to record, as NAME=passed or NAME=failed; may be given again
+        #[arg(long = "check")]
+        checks: Vec<String>,
+        /// What is to be said about the checks
+        #[arg(long, default_value = "")]
+        note: String,
+        /// Print it as an in-toto Statement
+        #[arg(long, conflicts_with_all = ["checks", "note"])]
+        statement: bool,
     },
     /// Print the admin API's OpenAPI document
     Openapi,
@@ -113,7 +155,7 @@ enum Command {
         /// Only this app
         app: Option<String>,
     },
-    /// Wake operations with their phases, newest first
+    /// Wakes with their phases, and promotions, newest first
     Ops {
         /// Only this app
         app: Option<String>,
@@ -205,13 +247,39 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Run { config } => return run(config),
         Command::Check { config, artifact } => return check(config, artifact.as_deref(), json),
         Command::Reload => reload(&client, json)?,
-        Command::Deploy { dir } => deploy::deploy(&client, dir, json)?,
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "vango-edge", &mut out);
             show::text(&String::from_utf8_lossy(&out))?;
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)?,
+        Command::Deploy { dir, preview, promote } => {
+            let deployed = deploy::deploy(&client, dir, preview.as_ref(), json)?;
+            if *promote && deployed.epoch.is_none() {
+                let wanted = release::wanted(&deployed.digest.to_string())?;
+                release::promote(&client, deployed.environment.app(), &wanted, json)?;
+            }
+        }
+        Command::Promote { app, what } => {
+            release::promote(&client, app, &release::wanted(what)?, json)?;
+        }
+        Command::Remove { environment } => {
+            let done: Done = client.delete(&format!("/v1/environments/{environment}"))?;
+            if json {
+                show::json(&done)?;
+            } else {
+                show::text(&format!("{environment}: {}\n", done.done))?;
+            }
+        }
+        Command::Collect => release::collect(&client, json)?,
+        Command::Rollback { app } => release::rollback(&client, app, json)?,
+        Command::Evidence { app, preview, statement: true, .. } => {
+            let text = client.text(&format!("/v1/environments/{app}/{preview}/statement"))?;
+            show::text(&format!("{text}\n"))?;
+        }
+        Command::Evidence { app, preview, checks, note, .. } => {
+            release::evidence(&client, app, preview, checks, note, json)?;
+        }
         Command::Openapi => show::json(&crate::admin::document())?,
         Command::Health => show::text(&client.text("/readyz")?)?,
         Command::Routes { app } => {

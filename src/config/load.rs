@@ -199,7 +199,12 @@ fn limits(top: &Table<'_>) -> Limits {
 
 fn assets(top: &Table<'_>) -> AssetsConfig {
     let t = top.table("assets");
-    let assets = AssetsConfig { memory: t.size("memory", 0..=1 << 40).unwrap_or(64 << 20) };
+    let day = Duration::from_secs(24 * 3600);
+    let assets = AssetsConfig {
+        memory: t.size("memory", 0..=1 << 40).unwrap_or(64 << 20),
+        retention: t.duration("retention", MS..=day * 3650, day * 7),
+        keep_deployments: t.integer("keep_deployments", 1..=10_000).unwrap_or(5) as usize,
+    };
     t.finish();
     assets
 }
@@ -325,6 +330,8 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
     let secrets = secrets(top, "secrets", base);
     let preview_secrets = secrets_of_previews(top, base);
     let max_allocations = top.integer("max_allocations", 1..=1000).unwrap_or(4) as u32;
+    let preview_noindex = top.boolean("preview_noindex").unwrap_or(true);
+    let preview_access = preview_access(top, base);
     let promotion = promotion(top);
     let upstreams = upstreams(top);
     Some(App {
@@ -334,6 +341,8 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
         secrets,
         preview_secrets,
         max_allocations,
+        preview_noindex,
+        preview_access,
         promotion,
         upstreams,
     })
@@ -341,6 +350,18 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
 
 fn secrets_of_previews(top: &Table<'_>, base: &Path) -> BTreeMap<String, Vec<SecretSource>> {
     secrets(top, "preview_secrets", base)
+}
+
+fn preview_access(top: &Table<'_>, base: &Path) -> Vec<SecretSource> {
+    let mut named = secrets(top, "preview_access", base);
+    let token = named.remove("token").unwrap_or_default();
+    if top.has("preview_access") && (token.is_empty() || !named.is_empty()) {
+        top.error(
+            "preview_access",
+            "expected { token = { env = \"NAME\" } } or { token = { file = \"/path\" } }",
+        );
+    }
+    token
 }
 
 fn host_pattern(text: &str) -> Result<HostPattern, String> {

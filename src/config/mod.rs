@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::contract::Route;
-use crate::id::{AppName, Host};
+use crate::id::{AppName, EnvName, Environment, Host};
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,6 +133,10 @@ pub struct Limits {
 pub struct AssetsConfig {
     /// Bytes of static files kept in memory.
     pub memory: u64,
+    /// How long what a deployment replaced is kept.
+    pub retention: Duration,
+    /// Deployments of each environment that are kept whatever their age.
+    pub keep_deployments: usize,
 }
 
 /// `[runner]`
@@ -219,6 +223,10 @@ pub struct App {
     pub preview_secrets: BTreeMap<String, Vec<SecretSource>>,
     /// Allocations at most, whatever its contract says.
     pub max_allocations: u32,
+    /// Previews say `X-Robots-Tag: noindex`.
+    pub preview_noindex: bool,
+    /// Tokens that open its previews; none leaves them open to all. A list rotates.
+    pub preview_access: Vec<SecretSource>,
     /// What a promotion needs.
     pub promotion: Promotion,
     /// An app that somebody else runs.
@@ -232,6 +240,23 @@ pub struct HostPattern {
     pub before: String,
     /// After it.
     pub after: String,
+}
+
+impl App {
+    /// The hosts that `environment` is to own: none for a preview whose name makes no host.
+    pub fn hosts_of(&self, environment: &Environment) -> Vec<Host> {
+        if environment.is_production() {
+            return self.hosts.clone();
+        }
+        self.preview_hosts.iter().filter_map(|p| p.host(environment.name())).collect()
+    }
+}
+
+impl HostPattern {
+    /// The host of the preview `name`; `None` when it would be none (RFC 1035 §2.3.4).
+    pub fn host(&self, name: &EnvName) -> Option<Host> {
+        format!("{}{name}{}", self.before, self.after).parse().ok()
+    }
 }
 
 /// `promotion`

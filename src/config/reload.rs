@@ -30,6 +30,8 @@ pub fn plan(running: &Config, file: Config) -> Reload {
     keep(&mut restart, "state.dir", &running.state, &mut effective.state);
     let lasts = &mut effective.affinity.lasts;
     keep(&mut restart, "affinity.lasts", &running.affinity.lasts, lasts);
+    let memory = &mut effective.assets.memory;
+    keep(&mut restart, "assets.memory", &running.assets.memory, memory);
     keep_runner(&mut restart, running.runner, &mut effective.runner);
     Reload { changed: changed(running, &effective), effective, restart }
 }
@@ -75,6 +77,11 @@ fn changed(running: &Config, next: &Config) -> Vec<String> {
         ("admin.hosts", running.admin.hosts != next.admin.hosts),
         ("log.level", running.log != next.log),
         ("trace.ring", running.trace != next.trace),
+        ("assets.retention", running.assets.retention != next.assets.retention),
+        (
+            "assets.keep_deployments",
+            running.assets.keep_deployments != next.assets.keep_deployments,
+        ),
     ];
     let mut out: Vec<String> =
         keys.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect();

@@ -2,17 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::artifact::ArtifactError;
 use crate::assets::AssetIndex;
 use crate::config::{self, App, Diagnostic};
 use crate::contract::{self, Contract};
-use crate::id::{AppName, DeploymentId, Digest, Environment, Epoch, Host};
-use crate::store::record::{Deployment, Record, RecordError, RouteOwner, key};
+use crate::id::{AppName, DeploymentId, Digest, EnvName, Environment, Epoch, Host};
+use crate::store::record::{
+    Deployment, OwnerSeen, PromotionState, Record, RecordError, RouteOwner, key,
+};
 use crate::store::{StoreError, Txn};
 
 use super::hosts::HostsError;
+use super::promotion::PromoteError;
 use super::{Control, plan};
+
+/// How long who deploys waits for a preview that is awake to move.
+const MOVING: Duration = Duration::from_secs(300);
 
 /// Why a deployment was refused. Nothing was changed then.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +34,23 @@ pub enum DeployError {
     /// Its static files are not those of its contract.
     #[error("the artifact's index of static files is not of its contract: {0}; deploy it again")]
     Assets(&'static str),
+    /// A preview has another name than production.
+    #[error("production is no preview: leave --preview out")]
+    NotAPreview,
+    /// The operator's configuration gives the preview no host.
+    #[error(
+        "{app} has no host for the preview {preview}: add `preview_hosts = [\"{{preview}}.preview.…\"]` \
+         to conf/apps/{app}.toml, or choose a shorter name"
+    )]
+    NoPreviewHost {
+        /// The app.
+        app: AppName,
+        /// The preview.
+        preview: EnvName,
+    },
+    /// The preview is awake, and did not come to run the artifact.
+    #[error("the preview goes on with what it ran: {0}")]
+    Moving(String),
     /// The operator has no such app.
     #[error(
         "this edge has no app {app}: add conf/apps/{app}.toml with `app = \"{app}\"` and its hosts; \
@@ -119,11 +144,19 @@ fn check_assets(contract: &Contract, index: Option<&AssetIndex>) -> Result<(), D
 }
 
 impl Control {
-    /// Makes a deployment of the uploaded artifact `digest`.
+    /// Makes a deployment of the uploaded artifact `digest`, for production or for `preview`. A preview
+    /// takes its hosts at once; one that is awake moves as a promotion does, so that no request fails for
+    /// it.
     ///
     /// # Errors
     /// [`DeployError`]; nothing is half done: owners and deployment are one transaction.
-    pub async fn deploy(&self, digest: Digest) -> Result<Deployed, DeployError> {
+    pub async fn deploy(
+        self: &Arc<Self>,
+        digest: Digest,
+        preview: Option<&EnvName>,
+    ) -> Result<Deployed, DeployError> {
+        // Nothing of it is collected until it is recorded.
+        let _collecting = self.collecting.read().await;
         let verified = self.artifacts.verify(&digest).await?;
         let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
             .map_err(DeployError::Contract)?;
@@ -132,10 +165,17 @@ impl Control {
         // Unpacked now, so that the first wake need not, and a full disk is told to who deploys.
         let tree = self.artifacts.tree(&digest).await?;
         let schema = schema_of(&contract, &tree).await?;
-        let environment = Environment::production(contract.app.clone());
+        let environment = match preview {
+            None => Environment::production(contract.app.clone()),
+            Some(name) => Environment::new(contract.app.clone(), name.clone()),
+        };
+        if preview.is_some() && environment.is_production() {
+            return Err(DeployError::NotAPreview);
+        }
         // A reload waits: owners follow the configuration that is in force when they are written.
         let _owners = self.changing_owners.lock().await;
         let app = self.app(&contract.app)?;
+        let hosts = self.hosts_for(&app, &environment)?;
         let enclosing = config::reload::enclosing(&self.config.load().server);
         if let Some(e) = plan::budget_error(&environment, contract.wake.budget, enclosing) {
             return Err(DeployError::Budget(e));
@@ -155,20 +195,38 @@ impl Control {
             schema,
         };
         let mut seen = BTreeMap::new();
-        let mut owned = false;
-        for host in &app.hosts {
+        let mut owner: Option<OwnerSeen> = None;
+        for host in &hosts {
             let entry = self.store.get(&key::owner(host, "/")).await?;
-            let owner = entry
+            let found = entry
                 .map(|e| RouteOwner::decode(&e.value).map(|o| (o, e.mod_revision)))
                 .transpose()?;
-            owned |= owner.as_ref().is_some_and(|(o, _)| o.environment == environment);
-            seen.insert(host.clone(), owner);
+            if let Some((o, _)) = found.as_ref().filter(|(o, _)| o.environment == environment)
+                && owner.as_ref().is_none_or(|known| known.epoch < o.epoch)
+            {
+                let (deployment, digest) = (o.deployment.clone(), o.digest);
+                owner = Some(OwnerSeen { deployment, digest, epoch: o.epoch });
+            }
+            if let Some((o, _)) = found.as_ref().filter(|(o, _)| o.environment != environment) {
+                let (host, owner) = (host.clone(), o.environment.clone());
+                return Err(DeployError::HostTaken { host, owner });
+            }
+            seen.insert(host.clone(), found);
+        }
+        if let (Some(_), Some(from)) = (preview, &owner)
+            && self.is_awake(&environment)
+        {
+            drop(_owners);
+            return self.deploy_awake(deployment, from.clone(), hosts).await;
         }
         let at = key::deployment(&environment, &deployment.id);
         let mut txn = Txn::new().absent(&at).put(&at, deployment.encode());
         let mut epoch = None;
-        if !owned {
-            let owners = plan::take_hosts(&deployment, &app.hosts, &seen, &retired)
+        if owner.is_none() || preview.is_some() {
+            if let Some(before) = owner {
+                txn = self.replaced(txn, &environment, &before.deployment).await?;
+            }
+            let owners = plan::take_hosts(&deployment, &hosts, &seen, &retired)
                 .map_err(|(host, owner)| DeployError::HostTaken { host, owner })?;
             for (owner, replaces) in owners {
                 let at = key::owner(&owner.host, &owner.path);
@@ -180,23 +238,94 @@ impl Control {
                 txn = txn.put(&at, owner.encode());
             }
         }
+        // What was counted for the deployment that is replaced is still known to be its.
+        self.flush_evidence().await;
         self.store.txn(txn.synced()).await?;
-        let at = deployment.created.to_string();
-        let notes = BTreeMap::from([
-            ("org.opencontainers.image.ref.name".to_owned(), environment.to_string()),
-            ("org.opencontainers.image.created".to_owned(), at),
-        ]);
-        if let Err(e) = self.artifacts.note(&digest, notes).await {
-            // The index is for other tools; nothing here reads it.
-            log::warn!("index.json of the artifact store was not written: {e}");
-        }
+        self.note(&deployment).await;
         Ok(Deployed {
             deployment: deployment.id,
             environment,
             digest,
-            hosts: if epoch.is_some() { app.hosts.clone() } else { Vec::new() },
+            hosts: if epoch.is_some() { hosts } else { Vec::new() },
             epoch,
         })
+    }
+
+    /// Moves a preview that is awake to its next artifact, and waits for it.
+    async fn deploy_awake(
+        self: &Arc<Self>,
+        deployment: Deployment,
+        from: OwnerSeen,
+        hosts: Vec<Host>,
+    ) -> Result<Deployed, DeployError> {
+        let (id, environment) = (deployment.id.clone(), deployment.environment.clone());
+        let digest = deployment.digest;
+        self.note(&deployment).await;
+        let failed = |e: PromoteError| DeployError::Moving(e.to_string());
+        let moving = self.redeploy(deployment, from).await.map_err(failed)?;
+        let over = self.promoted(&environment, &moving.id, MOVING).await.map_err(failed)?;
+        match over {
+            Some(p) if p.state == PromotionState::Healthy => {
+                Ok(Deployed { deployment: id, environment, digest, epoch: p.epoch, hosts })
+            }
+            Some(p) => {
+                let why = p.failure.map_or("it goes on".to_owned(), |f| f.detail);
+                Err(DeployError::Moving(format!("{} is {}: {why}", p.id, p.state.name())))
+            }
+            None => Err(DeployError::Raced),
+        }
+    }
+
+    /// The deployment that another one replaces says since when.
+    async fn replaced(
+        &self,
+        txn: Txn,
+        environment: &Environment,
+        before: &DeploymentId,
+    ) -> Result<Txn, DeployError> {
+        let at = key::deployment(environment, before);
+        let Some(entry) = self.store.get(&at).await? else { return Ok(txn) };
+        let record = Deployment::decode(&entry.value)?;
+        let replaced = Deployment { replaced: Some(self.clock.wall()), ..record };
+        Ok(txn.unchanged(&at, entry.mod_revision).put(&at, replaced.encode()))
+    }
+
+    fn is_awake(&self, environment: &Environment) -> bool {
+        self.snapshots.load().environment(environment).is_some_and(|v| !v.ready.is_empty())
+    }
+
+    async fn note(&self, deployment: &Deployment) {
+        let notes = BTreeMap::from([
+            ("org.opencontainers.image.ref.name".to_owned(), deployment.environment.to_string()),
+            ("org.opencontainers.image.created".to_owned(), deployment.created.to_string()),
+        ]);
+        if let Err(e) = self.artifacts.note(&deployment.digest, notes).await {
+            // The index is for other tools; nothing here reads it.
+            log::warn!("index.json of the artifact store was not written: {e}");
+        }
+    }
+
+    /// The hosts that `environment` is to own.
+    fn hosts_for(&self, app: &App, environment: &Environment) -> Result<Vec<Host>, DeployError> {
+        let hosts = app.hosts_of(environment);
+        if hosts.is_empty() {
+            return Err(DeployError::NoPreviewHost {
+                app: app.name.clone(),
+                preview: environment.name().clone(),
+            });
+        }
+        if !environment.is_production() {
+            // Another app may name it in its configuration, and not be deployed yet.
+            let config = self.config.load();
+            let named = |host: &&Host| config.apps.values().any(|a| a.hosts.contains(host));
+            if let Some(host) = hosts.iter().find(named) {
+                let owner = config.apps.values().find(|a| a.hosts.contains(host));
+                let owner = owner.map_or_else(|| environment.app().clone(), |a| a.name.clone());
+                let owner = Environment::production(owner);
+                return Err(DeployError::HostTaken { host: host.clone(), owner });
+            }
+        }
+        Ok(hosts)
     }
 
     fn app(&self, name: &AppName) -> Result<App, DeployError> {

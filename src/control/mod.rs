@@ -1,20 +1,30 @@
-//! Changes of shared truth that no request waits for: following the store, deployments, reloads,
-//! sleep, exits, what an earlier process left, and what has been kept long enough.
+//! Changes of shared truth that no request waits for: following the store, deployments, promotions,
+//! evidence, reloads, sleep, exits, what an earlier process left, and what has been kept long enough.
 //!
 //! [`plan`] is pure: which records change. The other files perform.
 
+mod collect;
 mod deploy;
+mod evidence;
 mod follow;
 mod hosts;
 mod inherit;
+mod keep;
 pub mod plan;
+pub mod promotion;
+mod read;
 mod reload;
+mod remove;
+mod retire;
 mod sleep;
 mod trim;
 
+pub use collect::{CollectError, Collected};
 pub use deploy::{DeployError, Deployed};
+pub use evidence::{Counting, EvidenceError, MAX_CHECKS};
 pub use inherit::TakenOver;
 pub use reload::{Attempt, Commit, Prepare, ReloadState, Reloader};
+pub use remove::RemoveError;
 pub use sleep::Slept;
 
 use std::sync::Arc;
@@ -22,7 +32,7 @@ use std::sync::Arc;
 use crate::artifact::Artifacts;
 use crate::clock::{Clock, Entropy};
 use crate::config::Running;
-use crate::id::Environment;
+use crate::id::{AllocationId, Environment};
 use crate::snapshot::SnapshotReader;
 use crate::sockets::Sockets;
 use crate::store::StateStore;
@@ -54,6 +64,14 @@ pub struct Control {
     pub telemetry: Arc<Telemetry>,
     /// Held while owners are made to follow the configuration, by a deployment or a reload.
     pub changing_owners: tokio::sync::Mutex<()>,
+    /// Read by those who make deployments, written by who collects what nobody needs.
+    pub collecting: tokio::sync::RwLock<()>,
+    /// Environments whose promotion this process executes now.
+    pub promoting: std::sync::Mutex<std::collections::HashSet<Environment>>,
+    /// Allocations that are being ended because their epoch is over.
+    pub retiring: std::sync::Mutex<std::collections::HashSet<AllocationId>>,
+    /// Deployments whose answers are counted.
+    pub counting: std::sync::Mutex<Counting>,
     /// Environments that are being put to sleep now.
     pub sleeping: std::sync::Mutex<std::collections::HashSet<Environment>>,
 }

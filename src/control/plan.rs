@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::clock::Wall;
 use crate::id::{Environment, Epoch, Host};
-use crate::store::record::{Deployment, Retired, RouteOwner, key};
+use crate::snapshot::AllocationView;
+use crate::store::record::{AllocationState, Deployment, Retired, RouteOwner};
 
 /// An owner's key and the revision it was read at; `None` when there is no such key.
 pub type Seen<T> = Option<(T, u64)>;
@@ -58,6 +59,14 @@ pub fn take_hosts(
         .collect())
 }
 
+/// Whether an allocation's epoch is over, so that it is to be ended: it could serve, and never will
+/// again. One of a later epoch is being started for an owner that is about to move.
+pub fn is_over(allocation: &AllocationView, owner: Epoch) -> bool {
+    let could_serve =
+        matches!(allocation.state, AllocationState::Ready | AllocationState::Draining);
+    could_serve && allocation.epoch < owner
+}
+
 /// Why a wake budget cannot be kept under a timeout that encloses the wait; `None` when it can.
 pub fn budget_error(
     environment: &Environment,
@@ -79,8 +88,10 @@ pub const HISTORY: usize = 10_000;
 pub const HISTORY_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How many of the history's `keys`, oldest first, have been kept long enough.
-pub fn expired(keys: &[String], now: Wall) -> usize {
-    let oldest = key::history_from(Wall(now.0.saturating_sub(HISTORY_AGE.as_millis() as u64)));
+///
+/// `from` is the key at which those of a time begin.
+pub fn expired(keys: &[String], from: fn(Wall) -> String, now: Wall) -> usize {
+    let oldest = from(Wall(now.0.saturating_sub(HISTORY_AGE.as_millis() as u64)));
     let too_old = keys.partition_point(|k| *k < oldest);
     too_old.max(keys.len().saturating_sub(HISTORY))
 }
@@ -88,6 +99,7 @@ pub fn expired(keys: &[String], now: Wall) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::record::key;
 
     #[test]
     fn the_history_is_bounded_by_age_and_by_count() {
@@ -95,10 +107,10 @@ mod tests {
         let at = |n: u64| key::history(Wall(n), &id);
         let day = 24 * 3600 * 1000;
         let keys: Vec<_> = (0..40).map(|n| at(n * day)).collect();
-        assert_eq!(expired(&keys, Wall(39 * day)), 9);
-        assert_eq!(expired(&keys, Wall(0)), 0);
+        assert_eq!(expired(&keys, key::history_from, Wall(39 * day)), 9);
+        assert_eq!(expired(&keys, key::history_from, Wall(0)), 0);
         let many: Vec<_> = (0..10_005).map(at).collect();
-        assert_eq!(expired(&many, Wall(20_000)), 5);
+        assert_eq!(expired(&many, key::history_from, Wall(20_000)), 5);
     }
     use crate::id::Digest;
 

@@ -166,8 +166,10 @@ impl Control {
         let view = self.view_of(environment);
         let serves =
             |a: &Allocation| view.as_ref().is_none_or(|v| v.has_authority(a.epoch, &a.digest));
+        // A promotion started it for the next owner.
+        let next = |a: &Allocation| view.as_ref().is_some_and(|v| a.epoch > v.owner.epoch);
         for (at, record, revision) in self.of_environment(environment).await? {
-            if why == SleepFor::Takeover && serves(&record) {
+            if next(&record) || (why == SleepFor::Takeover && serves(&record)) {
                 continue;
             }
             match record.state {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::Wall;
 use crate::store::record::key;
 use crate::store::{StoreError, TXN_OPS, Txn};
 
@@ -28,16 +29,21 @@ impl Control {
     }
 
     async fn trim_history(&self) -> Result<usize, StoreError> {
+        let operations = self.trim_log(key::HISTORY, key::history_from).await?;
+        Ok(operations + self.trim_log(key::PROMOTED, key::promoted_from).await?)
+    }
+
+    async fn trim_log(&self, log: &str, from: fn(Wall) -> String) -> Result<usize, StoreError> {
         let mut keys = Vec::new();
         loop {
             let after = keys.last().map(String::as_str);
-            let page = self.store.list(key::HISTORY, after, PAGE).await?;
+            let page = self.store.list(log, after, PAGE).await?;
             keys.extend(page.entries.into_iter().map(|(key, _)| key));
             if !page.more {
                 break;
             }
         }
-        let expired = &keys[..plan::expired(&keys, self.clock.wall())];
+        let expired = &keys[..plan::expired(&keys, from, self.clock.wall())];
         for some in expired.chunks(TXN_OPS) {
             self.store.txn(some.iter().fold(Txn::new(), |txn, key| txn.delete(key))).await?;
         }

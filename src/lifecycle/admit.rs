@@ -543,9 +543,10 @@ impl Journey {
 
     /// The app answered with `status`.
     pub fn served(&mut self, status: Option<u16>, now: Mono) {
+        let preview = !self.view.environment.is_production();
         let pinned = self.pinned(now, status);
         if !pinned {
-            self.trace.push(now, StepKind::Run { status });
+            self.ran(status, now);
         }
         if self.posture == Posture::AppIdempotent {
             self.trace.push(now, StepKind::AttachRetry);
@@ -555,11 +556,34 @@ impl Journey {
         } else if self.hold.total > Duration::ZERO {
             Outcome::Held
         } else {
-            if self.posture == Posture::Safe && !pinned {
+            if self.posture == Posture::Safe && !pinned && !preview {
                 self.trace.push(now, StepKind::NoMutation(self.view.owner.epoch));
             }
             Outcome::Hot
         };
+        self.attach_evidence(status, now);
+    }
+
+    /// The app answered, or would.
+    pub(super) fn ran(&mut self, status: Option<u16>, now: Mono) {
+        let kind = if self.view.environment.is_production() {
+            StepKind::Run { status }
+        } else {
+            StepKind::RunPreview { view: Arc::clone(&self.view), status }
+        };
+        self.trace.push(now, kind);
+    }
+
+    /// What a preview's answer means for its promotion.
+    pub(super) fn attach_evidence(&mut self, status: Option<u16>, now: Mono) {
+        if self.view.environment.is_production() {
+            return;
+        }
+        // Only explaining: it would have been an answer.
+        let error = self.trace.outcome.evidence(Some(status.unwrap_or(200)));
+        let view = Arc::clone(&self.view);
+        self.trace.push(now, StepKind::AttachEvidence { view: Arc::clone(&view), error });
+        self.trace.push(now, StepKind::PromoteLater(view));
     }
 
     /// The client left before an answer was complete.
@@ -576,6 +600,10 @@ fn jittered(wait: Duration, pick: u64) -> Duration {
 
 fn wake_failed(operation: &OperationView, now: Mono, pick: u64) -> Reply {
     let left = operation.backoff_until.map_or(Duration::ZERO, |t| t.since(now));
+    if let Some(failure) = operation.failure.as_ref().filter(|f| f.artifact) {
+        let reply = Reply::artifact_unavailable(&failure.safe).retry_after(jittered(left, pick));
+        return reply.operation(Some(operation.id.clone()));
+    }
     let cause = operation.failure.as_ref().map_or("unknown cause", |f| f.safe.as_str());
     Reply::refused(
         Problem::WakeFailed,

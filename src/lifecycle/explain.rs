@@ -73,6 +73,7 @@ fn woken_later(journey: &mut Journey, now: Mono, state: Option<WakeState>) {
     }
     let state = asleep.then_some(state.unwrap_or(WakeState::WakeRequested));
     journey.trace.push(now, StepKind::Hold { held: Duration::ZERO, end: None, state });
-    journey.trace.push(now, StepKind::Run { status: None });
+    journey.ran(None, now);
     journey.trace.outcome = if asleep { Outcome::Woken } else { Outcome::Held };
+    journey.attach_evidence(None, now);
 }

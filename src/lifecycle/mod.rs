@@ -3,7 +3,8 @@
 //!
 //! Read the files in the order a request meets them: [`facts`] says what it is, [`classify`] whose
 //! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
-//! [`asset`] whether the artifact answers without the app, [`place`] where it goes, [`retry`] what a
+//! [`access`] whether a preview is
+//! open to it, [`asset`] whether the artifact answers without the app, [`place`] where it goes, [`retry`] what a
 //! failure allows, [`reply`] what the edge answers itself,
 //! and [`trace`] keeps what was decided and why. [`affinity`] says where a session was before, and
 //! [`resume`] what a live socket's app is told about it, [`hello`] which session a Vango client names. [`explain`] asks the same questions of a request
@@ -12,6 +13,7 @@
 //! A cold request is a hot request plus one bounded wait: after the wait, [`admit::Journey`]
 //! decides again, on the newest snapshot.
 
+pub mod access;
 pub mod admit;
 pub mod affinity;
 pub mod asset;

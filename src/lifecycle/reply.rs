@@ -61,11 +61,15 @@ pub enum Problem {
     OriginRefused,
     /// 400: what asks for a live socket is no whole handshake.
     UpgradeInvalid,
+    /// 401: the preview is behind a token.
+    PreviewAccess,
+    /// 429: too many wrong tokens.
+    TooManyAttempts,
 }
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
@@ -89,6 +93,8 @@ impl Problem {
         Self::Asleep,
         Self::OriginRefused,
         Self::UpgradeInvalid,
+        Self::PreviewAccess,
+        Self::TooManyAttempts,
     ];
 
     /// Last part of its `type`, and its label in metrics.
@@ -117,6 +123,8 @@ impl Problem {
             Self::AssetNotFound => "asset-not-found",
             Self::ArtifactUnavailable => "artifact-unavailable",
             Self::Asleep => "asleep",
+            Self::PreviewAccess => "preview-access",
+            Self::TooManyAttempts => "too-many-attempts",
         }
     }
 
@@ -148,6 +156,8 @@ impl Problem {
             Self::AssetNotFound => "There is no such file",
             Self::ArtifactUnavailable => "The artifact cannot be had",
             Self::Asleep => "The app is asleep; nothing was sent to it",
+            Self::PreviewAccess => "This preview is behind a token",
+            Self::TooManyAttempts => "Too many wrong tokens",
         }
     }
 
@@ -156,10 +166,12 @@ impl Problem {
         match self {
             Self::NoRoute | Self::AssetNotFound => "destination_not_found",
             Self::BadHost | Self::BadPath | Self::UpgradeInvalid => "http_request_error",
-            Self::OriginRefused => "http_request_denied",
-            Self::IdempotencyKeyMissing | Self::IdempotencyKeyInvalid | Self::ContentTooLarge => {
-                "http_request_denied"
-            }
+            Self::OriginRefused
+            | Self::IdempotencyKeyMissing
+            | Self::IdempotencyKeyInvalid
+            | Self::ContentTooLarge
+            | Self::PreviewAccess
+            | Self::TooManyAttempts => "http_request_denied",
             Self::WakeTimeout
             | Self::WakeFailed
             | Self::AppCold
@@ -243,10 +255,12 @@ impl Reply {
         Self::refused(Problem::NoRoute, 404, format!("Nothing is routed for {host} and this path."))
     }
 
-    /// 503 for an artifact that is missing or damaged.
-    pub fn artifact_unavailable() -> Self {
-        let detail = "What is to answer here is missing from the artifact store, or damaged. \
-                      Nothing else is served in its place; its operator has to deploy it again.";
+    /// 503 for an artifact that is missing or damaged; `why` is safe to show.
+    pub fn artifact_unavailable(why: &str) -> Self {
+        let detail = format!(
+            "What is to answer here cannot be had: {why}. Nothing else is served in its place; its \
+             operator has to deploy it again."
+        );
         Self::refused(Problem::ArtifactUnavailable, 503, detail)
             .retry_after(Duration::from_secs(30))
     }
@@ -275,6 +289,10 @@ impl Reply {
         }
         if let Some(id) = &self.operation {
             out.push(("vango-edge-operation", id.to_string()));
+        }
+        if self.problem == Problem::PreviewAccess {
+            // RFC 9110 §11.6.1: a 401 names a scheme. This one is ours: the token is in a header.
+            out.push(("www-authenticate", "Vango-Edge-Preview-Token".to_owned()));
         }
         if matches!(self.problem, Problem::IdempotencyKeyMissing | Problem::IdempotencyKeyInvalid) {
             let page = format!("<{PROBLEM_BASE}{}>; rel=\"describedby\"", self.problem.name());

@@ -41,6 +41,8 @@ pub enum Actor {
     ObjectStore,
     /// A service the app keeps state in.
     RuntimeService,
+    /// Whoever deploys and promotes.
+    User,
 }
 
 impl Actor {
@@ -54,6 +56,7 @@ impl Actor {
             Self::App => "App",
             Self::ObjectStore => "Object store/CDN",
             Self::RuntimeService => "Runtime service",
+            Self::User => "User",
         }
     }
 }
@@ -161,6 +164,22 @@ pub enum StepKind {
         /// Its status; `None` when only explaining.
         status: Option<u16>,
     },
+    /// A preview answered, or would.
+    RunPreview {
+        /// The preview, with the artifact that it runs.
+        view: Arc<EnvView>,
+        /// Its status; `None` when only explaining.
+        status: Option<u16>,
+    },
+    /// What came of it counts as evidence on the deployment.
+    AttachEvidence {
+        /// The preview.
+        view: Arc<EnvView>,
+        /// Whether it counts as an error; `None` when it says nothing of the artifact.
+        error: Option<bool>,
+    },
+    /// What a promotion would reuse.
+    PromoteLater(Arc<EnvView>),
     /// The app was sent the request and gave no response.
     UpstreamFailed(UpstreamFailure),
     /// The app has the key, and joins repeats of it.
@@ -183,6 +202,8 @@ pub enum StepKind {
     },
     /// Nothing was needed of the app.
     NoAllocation,
+    /// The preview's token was checked.
+    CheckAccess(Arc<EnvView>, &'static str),
     /// The edge answered.
     Answer(Problem, u16),
 }
@@ -255,6 +276,11 @@ impl StepKind {
             Self::Unreadable(_) => {
                 (Actor::Edge, "Read the request's host and path.", "Request head")
             }
+            Self::LoadOwner(v) if !v.environment.is_production() => (
+                Actor::Edge,
+                "Route to preview environment owner, not production owner.",
+                "Preview RouteOwner",
+            ),
             Self::LoadOwner(_) | Self::NoOwner(_) => {
                 (Actor::Edge, "Load route owner and current epoch.", "RouteOwner")
             }
@@ -331,6 +357,19 @@ impl StepKind {
                 "Run Vango route/render and return HTML or patches.",
                 "Vango session loop",
             ),
+            Self::RunPreview { .. } => {
+                (Actor::Allocation, "Run exact preview artifact.", "Artifact digest")
+            }
+            Self::AttachEvidence { .. } => (
+                Actor::ControlPlane,
+                "Attach validation evidence to deployment.",
+                "Deployment record",
+            ),
+            Self::PromoteLater(_) => (
+                Actor::User,
+                "Promotion later reuses this artifact unless rebuilt explicitly.",
+                "Deployment/artifact identity",
+            ),
             Self::AttachRetry => (
                 Actor::App,
                 "Attach retry to original mutation only with idempotency.",
@@ -346,6 +385,9 @@ impl StepKind {
             }
             Self::ServeAsset { .. } => {
                 (Actor::ObjectStore, "Serve bytes without app compute.", "Artifact store")
+            }
+            Self::CheckAccess(..) => {
+                (Actor::Edge, "Check the preview's access token.", "Operator configuration")
             }
             Self::NoAllocation => {
                 (Actor::Allocation, "No app allocation needed.", "No session state")
@@ -427,6 +469,22 @@ impl StepKind {
                 .into(),
                 "sent; outcome unknown".into(),
             ),
+            Self::RunPreview { view, status } => (
+                format!("sha256:{}", view.owner.digest.short()),
+                status.map_or_else(|| "would be asked".into(), |s| format!("status {s}")),
+            ),
+            Self::AttachEvidence { view, error } => (
+                view.owner.deployment.to_string(),
+                match error {
+                    Some(true) => "counts as an error",
+                    Some(false) => "counts as an answer",
+                    None => "says nothing of the artifact",
+                }
+                .into(),
+            ),
+            Self::PromoteLater(view) => {
+                (format!("sha256:{}", view.owner.digest.short()), String::new())
+            }
             Self::AttachRetry => ("key passed to the app".into(), String::new()),
             Self::NoMutation(epoch) => (format!("epoch {epoch}"), String::new()),
             Self::FindAsset { asset, artifact } => (
@@ -449,6 +507,7 @@ impl StepKind {
                 ),
             ),
             Self::NoAllocation => ("nothing woken, nothing held".into(), String::new()),
+            Self::CheckAccess(v, found) => (v.environment.to_string(), (*found).into()),
             Self::Answer(problem, status) => (problem.name().into(), format!("status {status}")),
         }
     }
@@ -507,6 +566,8 @@ pub enum Outcome {
     Held,
     /// Answered from the artifact, without the app.
     Asset,
+    /// Sent on to the same address with the cookie that opens the preview.
+    Welcomed,
     /// Answered by the edge.
     Refused(Problem),
     /// The client left first; what was sent, if anything, is in the steps.
@@ -516,9 +577,17 @@ pub enum Outcome {
 impl Outcome {
     /// Every way a request can end, for metrics.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Open, Self::Hot, Self::Woken, Self::Held, Self::ClientLeft, Self::Asset]
-            .into_iter()
-            .chain(Problem::ALL.into_iter().map(Self::Refused))
+        [
+            Self::Open,
+            Self::Hot,
+            Self::Woken,
+            Self::Held,
+            Self::ClientLeft,
+            Self::Asset,
+            Self::Welcomed,
+        ]
+        .into_iter()
+        .chain(Problem::ALL.into_iter().map(Self::Refused))
     }
 
     /// Its place in [`Self::all`].
@@ -530,7 +599,26 @@ impl Outcome {
             Self::Held => 3,
             Self::ClientLeft => 4,
             Self::Asset => 5,
-            Self::Refused(p) => 6 + p as usize,
+            Self::Welcomed => 6,
+            Self::Refused(p) => 7 + p as usize,
+        }
+    }
+
+    /// Whether an answer with `status` says something of the artifact that gave it, and if so, whether
+    /// that it failed. What the edge refused for other reasons, and a client that left, say nothing.
+    pub fn evidence(self, status: Option<u16>) -> Option<bool> {
+        let status = status?;
+        match self {
+            Self::Hot | Self::Woken | Self::Held => Some(status >= 500),
+            Self::Refused(
+                Problem::WakeFailed
+                | Problem::WakeTimeout
+                | Problem::UpstreamClosed
+                | Problem::UpstreamTimeout
+                | Problem::OutcomeUnknown
+                | Problem::ArtifactUnavailable,
+            ) => Some(true),
+            _ => None,
         }
     }
 
@@ -542,6 +630,7 @@ impl Outcome {
             Self::Woken => "woken",
             Self::Held => "held",
             Self::Asset => "asset",
+            Self::Welcomed => "welcomed",
             Self::Refused(p) => p.name(),
             Self::ClientLeft => "client-left",
         }
@@ -644,7 +733,8 @@ impl Trace {
             match step.kind {
                 StepKind::Classify(Posture::Safe, ..)
                 | StepKind::Wake { .. }
-                | StepKind::FindSession(_) => {
+                | StepKind::FindSession(_)
+                | StepKind::RunPreview { .. } => {
                     risk = Risk::Medium;
                 }
                 StepKind::Classify(..) | StepKind::VerifySignature(_) => return Risk::High,
@@ -666,6 +756,10 @@ impl Trace {
             Outcome::Asset => {
                 return "Serve from edge/object storage. Do not wake the app.";
             }
+            Outcome::Welcomed
+            | Outcome::Refused(Problem::PreviewAccess | Problem::TooManyAttempts) => {
+                return "Let nobody see a preview who has not shown its token.";
+            }
             Outcome::Refused(Problem::AssetNotFound) => {
                 return "Refuse: the file is in no artifact. Do not wake the app for it.";
             }
@@ -679,6 +773,7 @@ impl Trace {
         }
         let woke = self.steps.iter().any(|s| matches!(s.kind, StepKind::Wake { .. }));
         let live = self.steps.iter().any(|s| matches!(s.kind, StepKind::FindSession(_)));
+        let preview = self.steps.iter().any(|s| matches!(s.kind, StepKind::RunPreview { .. }));
         match self.risk() {
             Risk::High
                 if self.steps.iter().any(|s| matches!(s.kind, StepKind::VerifySignature(_))) =>
@@ -692,6 +787,9 @@ impl Trace {
             Risk::Medium if live => {
                 "Prefer original allocation. Hydrate only if durable store and schema compatibility \
                  prove it."
+            }
+            Risk::Medium if preview => {
+                "Preview is meaningful only if production can promote the exact validated artifact."
             }
             Risk::Medium if woke => {
                 "Wake and hold within budget. Return clear retry/503 if readiness misses the budget."

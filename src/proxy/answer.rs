@@ -13,7 +13,7 @@ use crate::lifecycle::reply::Reply;
 /// Name of this proxy in `Proxy-Status` (RFC 9209).
 const NAME: &str = "vango-edge";
 
-/// Sends `reply`. A connection with an unread body is closed after it: its bytes would be read as
+/// Sends `reply`, `mark`ed with what depends on whose it is. A connection with an unread body is closed after it: its bytes would be read as
 /// the next request.
 ///
 /// # Errors
@@ -24,6 +24,7 @@ pub async fn write(
     form: ErrorForm,
     request: RequestId,
     body_unread: bool,
+    mark: impl FnOnce(&mut ResponseHeader) -> pingora::Result<()>,
 ) -> pingora::Result<()> {
     let (content_type, body) = reply.body(form, request);
     let mut head = ResponseHeader::build(reply.status, Some(8))?;
@@ -33,6 +34,7 @@ pub async fn write(
     for (name, value) in reply.headers(NAME) {
         head.insert_header(name, value)?;
     }
+    mark(&mut head)?;
     if body_unread {
         session.set_keepalive(None);
     }
@@ -42,4 +44,29 @@ pub async fn write(
         session.write_response_body(Some(Bytes::from(body)), true).await?;
     }
     Ok(())
+}
+
+/// Sends the client to `location`, with `cookie`.
+///
+/// # Errors
+/// Pingora's, when the client is gone.
+pub async fn welcome(
+    session: &mut Session,
+    location: &str,
+    cookie: &str,
+    request: RequestId,
+    body_unread: bool,
+) -> pingora::Result<()> {
+    let mut head = ResponseHeader::build(303, Some(8))?;
+    head.insert_header("location", location)?;
+    head.insert_header("set-cookie", cookie)?;
+    head.insert_header("cache-control", "no-store")?;
+    // The address that carried the token is told to nobody.
+    head.insert_header("referrer-policy", "no-referrer")?;
+    head.insert_header("content-length", "0")?;
+    head.insert_header("x-request-id", request.to_string())?;
+    if body_unread {
+        session.set_keepalive(None);
+    }
+    session.write_response_header(Box::new(head), true).await
 }

@@ -29,7 +29,7 @@ impl From<Box<pingora::Error>> for Failed {
     }
 }
 
-/// Sends what `plan` says, with the connection's own `extra` headers. The bytes are opened, and so
+/// Sends what `plan` says, `mark`ed with what depends on whose it is. The bytes are opened, and so
 /// checked, before the head is sent: what is damaged is an error and not half an answer.
 pub async fn send(
     session: &mut Session,
@@ -37,6 +37,7 @@ pub async fn send(
     files: &AssetBytes,
     request: RequestId,
     body_unread: bool,
+    mark: impl FnOnce(&mut ResponseHeader) -> pingora::Result<()>,
 ) -> Result<(), Failed> {
     let content = match (&plan.body, plan.representation) {
         (Body::None, _) | (_, None) => None,
@@ -59,6 +60,7 @@ pub async fn send(
         head.append_header(name.clone(), value.clone())?;
     }
     head.insert_header("x-request-id", request.to_string())?;
+    mark(&mut head)?;
     if body_unread {
         session.set_keepalive(None);
     }

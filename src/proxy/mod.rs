@@ -10,11 +10,13 @@ mod asset;
 mod gate;
 mod headers;
 mod live;
+mod preview;
 mod record;
 mod serve;
 mod service;
 mod watch;
 
 pub use gate::Gate;
+pub use preview::{PreviewPolicies, PreviewPolicy};
 pub use serve::{Listener, Serving, bind};
 pub use service::{EdgeProxy, ProxyLimits, ProxyParts};

@@ -78,5 +78,8 @@ pub fn close_at(
         trace: std::mem::replace(&mut journey.trace, Trace::new(id, now)),
     };
     debug_assert_ne!(record.trace.outcome, Outcome::Open);
+    if let Some(error) = record.trace.outcome.evidence(status) {
+        view.tally.count(error);
+    }
     telemetry.finished(record, &view.live);
 }

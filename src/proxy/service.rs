@@ -16,6 +16,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use crate::artifact::AssetBytes;
 use crate::clock::Mono;
 use crate::id::RequestId;
+use crate::lifecycle::access::{self, Verdict};
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::affinity;
 use crate::lifecycle::asset::{Action, Visit};
@@ -23,12 +24,14 @@ use crate::lifecycle::classify::{Classified, classify};
 use crate::lifecycle::facts::{ErrorForm, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
-use crate::lifecycle::trace::Trace;
+use crate::lifecycle::trace::{Outcome, StepKind, Trace};
+use crate::snapshot::EnvView;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
 use crate::telemetry::{ASSET, NO_CLASS, Telemetry, TraceRecord};
 
 use super::gate::{Gate, Passed, Placed};
 use super::live::{self, LiveParts};
+use super::preview::{self, PreviewPolicies, WrongTokens};
 use super::record::{self, End};
 use super::{answer, asset, headers};
 
@@ -55,6 +58,8 @@ pub struct ProxyParts {
     pub sockets: Arc<Sockets>,
     /// Bytes of static files.
     pub files: Arc<AssetBytes>,
+    /// Previews, as their operators want them; a reload swaps them.
+    pub previews: Arc<ArcSwap<PreviewPolicies>>,
     /// Where finished requests are told.
     pub telemetry: Arc<Telemetry>,
     /// Timeouts; a reload swaps them.
@@ -65,6 +70,8 @@ pub struct ProxyParts {
 pub struct EdgeProxy {
     parts: Arc<LiveParts>,
     files: Arc<AssetBytes>,
+    previews: Arc<ArcSwap<PreviewPolicies>>,
+    wrong: WrongTokens,
     telemetry: Arc<Telemetry>,
     limits: Arc<ArcSwap<ProxyLimits>>,
 }
@@ -83,6 +90,10 @@ pub struct Ctx {
     unrouted: Option<TraceRecord>,
     /// The answer to give instead of forwarding.
     reply: Option<Reply>,
+    /// Where to send who showed a preview's token, and the cookie.
+    welcome: Option<(String, String)>,
+    /// Whose it is, once that is known.
+    view: Option<Arc<EnvView>>,
     /// Where it goes; `tried` once `upstream_peer` has used it.
     placed: Option<Placed>,
     tried: bool,
@@ -134,14 +145,14 @@ impl Ctx {
 impl EdgeProxy {
     /// The proxy over its parts.
     pub fn new(parts: ProxyParts) -> Self {
-        let ProxyParts { gate, sockets, files, telemetry, limits } = parts;
+        let ProxyParts { gate, sockets, files, previews, telemetry, limits } = parts;
         let parts = Arc::new(LiveParts {
             gate,
             sockets,
             admission: Admission::new(ADMISSION),
             telemetry: Arc::clone(&telemetry),
         });
-        Self { parts, files, telemetry, limits }
+        Self { parts, files, previews, wrong: WrongTokens::default(), telemetry, limits }
     }
 
     /// What live sockets are carried with.
@@ -180,12 +191,101 @@ impl EdgeProxy {
 
     pub(super) async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
         match &ctx.reply {
-            Some(reply) => answer::write(session, reply, ctx.form, ctx.id, ctx.body_unread).await,
+            Some(reply) => {
+                let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
+                answer::write(session, reply, ctx.form, ctx.id, ctx.body_unread, mark).await
+            }
             None => {
                 session.set_keepalive(None);
                 Ok(())
             }
         }
+    }
+
+    /// Whether the environment is behind a token: caches that are shared must not keep its answers.
+    fn is_private(&self, view: &EnvView) -> bool {
+        let previews = self.previews.load();
+        let policy = previews.get(view.environment.app());
+        !view.environment.is_production() && policy.is_some_and(|p| !p.tokens.is_empty())
+    }
+
+    /// Marks a preview's answers; see [`preview::mark`].
+    fn mark(&self, head: &mut ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
+        let Some(view) = ctx.view.as_ref().filter(|v| !v.environment.is_production()) else {
+            return Ok(());
+        };
+        let previews = self.previews.load();
+        let noindex = previews.get(view.environment.app()).is_none_or(|p| p.noindex);
+        preview::mark(head, view, noindex)
+    }
+
+    /// Whether a preview is open to the request. If not, its answer and its trace are kept.
+    fn may_see(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+        facts: &Facts,
+        view: &Arc<EnvView>,
+    ) -> bool {
+        let previews = self.previews.load();
+        let tokens = match previews.get(view.environment.app()) {
+            Some(policy) if !view.environment.is_production() => &policy.tokens,
+            _ => return true,
+        };
+        let now = self.now();
+        let from = session.client_addr().and_then(|a| a.as_inet()).map(std::net::SocketAddr::ip);
+        let tls = session.digest().is_some_and(|d| d.ssl_digest.is_some());
+        let headers = &session.req_header().headers;
+        let wait = from.and_then(|from| self.wrong.wait(from, now));
+        let mut trace = Trace::new(ctx.id, ctx.received);
+        let step = |found| StepKind::CheckAccess(Arc::clone(view), found);
+        let reply = match access::check(tokens, facts, headers, tls, self.parts.gate.clock.wall()) {
+            Verdict::Pass => return true,
+            Verdict::None(reply) => {
+                trace.push(now, step("none shown"));
+                reply
+            }
+            // Not told whether it is right: who guesses fast learns nothing.
+            Verdict::Wrong(_) | Verdict::Welcome { .. } if wait.is_some() => {
+                trace.push(now, step("too many wrong ones"));
+                access::too_many(wait.unwrap_or_default())
+            }
+            Verdict::Wrong(reply) => {
+                if let Some(from) = from {
+                    self.wrong.count(from, now);
+                }
+                trace.push(now, step("wrong"));
+                reply
+            }
+            Verdict::Welcome { location, cookie } => {
+                trace.push(now, step("right"));
+                trace.outcome = Outcome::Welcomed;
+                ctx.welcome = Some((location, cookie));
+                self.keep(ctx, trace, facts, Some(view));
+                return false;
+            }
+        };
+        trace.answered(now, &reply);
+        ctx.reply = Some(reply);
+        self.keep(ctx, trace, facts, Some(view));
+        false
+    }
+
+    /// Keeps the trace of a request that makes no journey.
+    fn keep(&self, ctx: &mut Ctx, trace: Trace, facts: &Facts, view: Option<&Arc<EnvView>>) {
+        ctx.unrouted = Some(TraceRecord {
+            method: facts.method.clone(),
+            host: facts.host.clone(),
+            path: facts.path.clone(),
+            class: NO_CLASS,
+            environment: view.map(|v| v.environment.clone()),
+            status: None,
+            operation: None,
+            held: Duration::ZERO,
+            total: Duration::ZERO,
+            at: self.parts.gate.clock.wall(),
+            trace,
+        });
     }
 
     /// Sends an asset, or says why not.
@@ -197,7 +297,8 @@ impl EdgeProxy {
     ) -> pingora::Result<()> {
         let sent = match &visit.action {
             Action::Serve(plan) => {
-                asset::send(session, plan, &self.files, ctx.id, ctx.body_unread).await
+                let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
+                asset::send(session, plan, &self.files, ctx.id, ctx.body_unread, mark).await
             }
             Action::Reply(reply) => {
                 ctx.reply = Some(reply.clone());
@@ -355,6 +456,8 @@ impl ProxyHttp for EdgeProxy {
             visit: None,
             unrouted: None,
             reply: None,
+            welcome: None,
+            view: None,
             placed: None,
             tried: false,
             gone: false,
@@ -385,8 +488,14 @@ impl ProxyHttp for EdgeProxy {
         ctx.body_unread = facts.body;
         match classify(&self.parts.gate.snapshots.load(), &facts) {
             Some(classified) => {
+                ctx.view = Some(Arc::clone(&classified.view));
+                if !self.may_see(session, ctx, &facts, &classified.view) {
+                    return Ok(());
+                }
                 let now = self.now();
-                match Visit::begin(facts, &classified.view, &head.headers, false, now) {
+                let headers = &session.req_header().headers;
+                let private = self.is_private(&classified.view);
+                match Visit::begin(facts, &classified.view, headers, private, now) {
                     Ok(visit) => ctx.visit = Some(visit),
                     Err(mut facts) => {
                         if classified.wakes {
@@ -409,6 +518,10 @@ impl ProxyHttp for EdgeProxy {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         if let Some(visit) = ctx.visit.take() {
             self.serve_asset(session, ctx, visit).await?;
+            return Ok(true);
+        }
+        if let Some((location, cookie)) = &ctx.welcome {
+            answer::welcome(session, location, cookie, ctx.id, ctx.body_unread).await?;
             return Ok(true);
         }
         if ctx.reply.is_none() && ctx.is_a_live_socket() && !session.is_http2() {
@@ -483,6 +596,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
         ctx.first_byte.get_or_insert_with(|| self.parts.gate.clock.now());
+        self.mark(response, ctx)?;
         self.keep_affinity(session, response, ctx)?;
         response.insert_header("x-request-id", ctx.id.to_string())
     }

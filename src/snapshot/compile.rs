@@ -22,7 +22,8 @@ use crate::store::record::{
 };
 
 use super::model::{
-    AllocationView, EnvView, Live, Load, OperationView, OwnerView, Shelf, Snapshot, WakeStats,
+    AllocationView, EnvView, Live, Load, OperationView, OwnerView, Shelf, Snapshot, Tally,
+    WakeStats,
 };
 
 /// One change of one key, as a watch reports it: its new value, or `None` when it was deleted.
@@ -299,6 +300,8 @@ fn view(
         .map(|o| o.host.clone())
         .collect();
     let live = before.map_or_else(|| Arc::new(Live::default()), |b| Arc::clone(&b.live));
+    let same = before.filter(|b| b.owner.deployment == owner.deployment);
+    let tally = same.map_or_else(|| Arc::new(Tally::default()), |b| Arc::clone(&b.tally));
     let (ready, others) = records
         .allocations
         .values()
@@ -320,6 +323,7 @@ fn view(
         ready,
         others,
         live,
+        tally,
     })
 }
 

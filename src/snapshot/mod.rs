@@ -13,6 +13,6 @@ mod shards;
 pub use compile::{Change, Records, compile};
 pub use model::{
     AllocationView, EnvView, Live, Load, MAX_CLASSES, MAX_OUTCOMES, OperationView, OwnerView, Pin,
-    Shelf, Slot, Snapshot, WakeStats,
+    Shelf, Slot, Snapshot, Tally, WakeStats,
 };
 pub use publish::{Publisher, SnapshotReader};

@@ -92,6 +92,8 @@ pub struct EnvView {
     pub operation: Option<OperationView>,
     /// Counters of the environment.
     pub live: Arc<Live>,
+    /// Answers given with the owner's deployment.
+    pub tally: Arc<Tally>,
 }
 
 impl EnvView {
@@ -264,6 +266,39 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let before = self.load.in_flight.fetch_sub(1, Ordering::AcqRel) & !SEALED;
         assert!(before > 0, "a slot is given back once");
+    }
+}
+
+/// Answers given with one deployment since they were last written down: what is known of it is
+/// evidence for its promotion.
+#[derive(Debug, Default)]
+pub struct Tally {
+    requests: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Tally {
+    /// Counts one answer.
+    pub fn count(&self, error: bool) {
+        if error {
+            // Before the request: a reader never sees more answers and fewer errors than there were.
+            self.errors.fetch_add(1, Ordering::AcqRel);
+        }
+        self.requests.fetch_add(1, Ordering::AcqRel);
+    }
+    /// Takes what was counted: requests, and the errors among them.
+    pub fn take(&self) -> (u64, u64) {
+        let requests = self.requests.swap(0, Ordering::AcqRel);
+        (requests, self.errors.swap(0, Ordering::AcqRel))
+    }
+    /// Counts what was taken again.
+    pub fn give_back(&self, requests: u64, errors: u64) {
+        self.errors.fetch_add(errors, Ordering::AcqRel);
+        self.requests.fetch_add(requests, Ordering::AcqRel);
+    }
+    /// Whether nothing is counted.
+    pub fn is_empty(&self) -> bool {
+        self.requests.load(Ordering::Acquire) == 0
     }
 }
 

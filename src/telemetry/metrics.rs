@@ -199,7 +199,7 @@ impl Metrics {
         };
         let released = at(|k| matches!(k, StepKind::Hold { .. }));
         let placed = at(|k| matches!(k, StepKind::Select(..)));
-        let answered = at(|k| matches!(k, StepKind::Run { .. }));
+        let answered = at(|k| matches!(k, StepKind::Run { .. } | StepKind::RunPreview { .. }));
         if let (Some(released), Some(placed)) = (released, placed) {
             self.phase("notify", placed.saturating_sub(released).as_secs_f64());
         }

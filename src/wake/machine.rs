@@ -299,7 +299,7 @@ mod tests {
         "al-aaaaaaaaaaaaaaaa".parse().unwrap()
     }
     fn failed() -> WakeEvent {
-        let failure = Failure { safe: "x".into(), detail: "x".into() };
+        let failure = Failure { safe: "x".into(), detail: "x".into(), artifact: false };
         WakeEvent::Failed { failure, backoff: Duration::from_secs(1) }
     }
 

@@ -5,6 +5,7 @@
 //! with its own absolute deadline, gone when dropped. [`worker`] performs an operation under a
 //! lease, detached from every request.
 
+pub mod ahead;
 pub mod hold;
 pub mod machine;
 pub mod worker;

@@ -137,13 +137,14 @@ struct Trouble {
 
 impl Trouble {
     fn new(safe: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { failure: Failure { safe: safe.into(), detail: detail.into() } }
+        Self { failure: Failure { safe: safe.into(), detail: detail.into(), artifact: false } }
     }
 }
 
 impl From<ArtifactError> for Trouble {
     fn from(e: ArtifactError) -> Self {
-        Self::new(e.safe_cause(), e.to_string())
+        let (safe, detail) = (e.safe_cause().into(), e.to_string());
+        Self { failure: Failure { safe, detail, artifact: e.is_artifact() } }
     }
 }
 
@@ -596,7 +597,7 @@ impl Worker {
         Ok((generation, record))
     }
 
-    fn host_of(&self, environment: &Environment) -> String {
+    pub(super) fn host_of(&self, environment: &Environment) -> String {
         let snapshot = self.snapshots.load();
         let host = snapshot.environment(environment).and_then(|v| v.hosts.first().cloned());
         host.map_or_else(|| "localhost".into(), |h| h.to_string())
@@ -607,6 +608,10 @@ impl Worker {
     /// waits now, it gets less time than its contract gives it.
     async fn end_earlier_attempts(&self, claim: &Claim) -> Result<(), Lost> {
         for found in self.recorded(&claim.operation.environment).await? {
+            if found.record.epoch > claim.operation.epoch {
+                // A promotion is starting it for the next owner.
+                continue;
+            }
             // One that is newer than the claim is another executor's: this one was paused past its
             // lease.
             let earlier = found.created < claim.executor_revision;
@@ -734,6 +739,7 @@ impl Worker {
                 let failure = Failure {
                     safe: "it ended right after it became ready".into(),
                     detail: format!("{allocation}: {how}, right after it became ready"),
+                    artifact: false,
                 };
                 let next = self.step(&operation, WakeEvent::Failed { failure, backoff: pause })?;
                 txn = txn
@@ -747,7 +753,8 @@ impl Worker {
     }
 }
 
-async fn renew(store: Arc<dyn StateStore>, lease: LeaseId) {
+/// Keeps a claim's lease alive for as long as it is polled.
+pub async fn renew(store: Arc<dyn StateStore>, lease: LeaseId) {
     // Ends with the executor that spawned it; a lease that is gone ends it too.
     loop {
         tokio::time::sleep(CLAIM_TTL / 3).await;
@@ -759,7 +766,8 @@ async fn renew(store: Arc<dyn StateStore>, lease: LeaseId) {
     }
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+/// A task that ends when this is dropped.
+pub struct AbortOnDrop(pub tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
@@ -767,7 +775,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-fn ready_check(contract: &Contract) -> ReadyCheck {
+pub(super) fn ready_check(contract: &Contract) -> ReadyCheck {
     match &contract.process.ready {
         Ready::Http { path } => ReadyCheck::Http { path: path.clone() },
         Ready::Tcp => ReadyCheck::Tcp,
@@ -779,7 +787,7 @@ fn micros(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn to_process(i: &ProcessIdentity) -> Process {
+pub(super) fn to_process(i: &ProcessIdentity) -> Process {
     Process {
         pid: i.pid,
         start_time: i.start_time,

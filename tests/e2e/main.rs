@@ -8,9 +8,11 @@
 mod support;
 
 mod adopt;
+mod assets;
 mod browser;
 mod check;
 mod cold_start;
+mod collect;
 mod crash;
 mod deploy;
 mod freeze;
@@ -19,6 +21,8 @@ mod held;
 mod herd;
 mod idle;
 mod live;
+mod preview;
+mod promotion;
 mod refusals;
 mod sleep;
 mod stop;

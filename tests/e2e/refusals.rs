@@ -161,7 +161,7 @@ fn a_damaged_artifact_is_never_started_and_deploying_again_repairs_it() {
     let tree = edge.state().join("trees").join(digest);
     fs::rename(&tree, tree.with_extension("lost")).unwrap();
     let failed = edge.get("/dashboard");
-    let details = failed.retryable("wake-failed");
+    let details = failed.retryable("artifact-unavailable");
     assert!(details["detail"].as_str().unwrap().contains("the artifact is damaged"), "{details}");
     assert!(!failed.text().contains("sha256"), "the client is told no more than that");
     let why = edge.ops()[0]["failure"]["detail"].as_str().unwrap().to_owned();

@@ -400,7 +400,7 @@ impl Sim {
         }
         let failures = x.claim.as_ref().unwrap().operation.failures;
         let pause = backoff(BACKOFF, failures, self.entropy.next_u64());
-        let failure = Failure { safe: why.into(), detail: why.into() };
+        let failure = Failure { safe: why.into(), detail: why.into(), artifact: false };
         let gone = x.record.as_ref().map(|r| key::allocation(&x.environment, &r.id));
         let failed =
             self.commit_step(x, WakeEvent::Failed { failure, backoff: pause }, |txn| match gone {
@@ -499,6 +499,7 @@ impl Sim {
             let failure = Failure {
                 safe: "it ended right after it became ready".into(),
                 detail: String::new(),
+                artifact: false,
             };
             let event = WakeEvent::Failed { failure, backoff: pause };
             let next = match advance(&operation, event, self.clock.wall()) {

@@ -215,6 +215,7 @@ impl World {
             failure: (state == WakeState::Failed).then(|| Failure {
                 safe: "it exited before it was ready".into(),
                 detail: "exit code 3".into(),
+                artifact: false,
             }),
             failures,
             backoff_ms: if state == WakeState::Failed { 4_000 } else { 0 },

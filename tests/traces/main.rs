@@ -8,6 +8,7 @@ mod cold_post;
 mod given;
 mod hot_get;
 mod immutable_asset;
+mod preview;
 mod seed;
 mod thaw;
 mod websocket_reconnect;

@@ -92,7 +92,9 @@ impl Visit {
             }
             Found::Unreadable(artifact) => {
                 trace.push(now, StepKind::FindAsset { asset: None, artifact });
-                Action::Reply(Reply::artifact_unavailable())
+                Action::Reply(Reply::artifact_unavailable(
+                    "the list of its files is missing or damaged",
+                ))
             }
         };
         if let Action::Reply(reply) = &action {
@@ -112,7 +114,7 @@ impl Visit {
 
     /// The bytes that were planned cannot be had, or are damaged. Returns the answer to give.
     pub fn unavailable(&mut self, now: Mono) -> Reply {
-        let reply = Reply::artifact_unavailable();
+        let reply = Reply::artifact_unavailable("the file is missing or damaged");
         self.trace.answered(now, &reply);
         reply
     }

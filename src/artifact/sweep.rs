@@ -1,0 +1,70 @@
+//! Removes blobs that nobody names any more from a directory.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use crate::clock::Wall;
+use crate::id::Digest;
+
+use super::ArtifactError;
+
+/// Says that a blob is wanted now, by its time of change. What cannot be said is found to be missing when
+/// it is needed, and deployed again.
+pub fn touch(path: &Path) {
+    use nix::sys::stat::{UtimensatFlags, utimensat};
+    use nix::sys::time::TimeSpec;
+    let now = TimeSpec::UTIME_NOW;
+    let _ = utimensat(nix::fcntl::AT_FDCWD, path, &now, &now, UtimensatFlags::FollowSymlink);
+}
+
+/// Removes the files of `dir` whose name is no digest among `keep` and that last changed before `before`:
+/// blobs, and what an upload that broke off left. Returns how many, and their bytes.
+pub fn blobs(
+    dir: &Path,
+    keep: &BTreeSet<Digest>,
+    before: Wall,
+) -> Result<(usize, u64), ArtifactError> {
+    let failed = |e| ArtifactError::io(dir, e);
+    let (mut count, mut bytes) = (0, 0);
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let digest = name.to_str().and_then(|n| format!("sha256:{n}").parse::<Digest>().ok());
+        if digest.is_some_and(|d| keep.contains(&d)) {
+            continue;
+        }
+        let meta = entry.metadata().map_err(failed)?;
+        let changed = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        // One whose time cannot be read is not old.
+        let old = changed.is_some_and(|t| (t.as_millis() as u64) < before.0);
+        if old && meta.is_file() {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|e| ArtifactError::io(&path, e))?;
+            count += 1;
+            bytes += meta.len();
+        }
+    }
+    Ok((count, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_old_and_unnamed_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, gone) = (Digest::from_bytes([1; 32]), Digest::from_bytes([2; 32]));
+        for name in [kept.hex(), gone.hex(), format!("{}#1", gone.hex())] {
+            fs::write(dir.path().join(name), "12345").unwrap();
+        }
+        let keep = BTreeSet::from([kept]);
+        assert_eq!(blobs(dir.path(), &keep, Wall(1000)).unwrap(), (0, 0), "all are young");
+        let later = Wall(u64::MAX);
+        assert_eq!(blobs(dir.path(), &keep, later).unwrap(), (2, 10));
+        assert_eq!(blobs(dir.path(), &keep, later).unwrap(), (0, 0), "again is once");
+        assert!(dir.path().join(kept.hex()).exists());
+    }
+}

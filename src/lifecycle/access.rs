@@ -1,0 +1,226 @@
+//! Previews behind a token: who may pass, decided before anything else about the request.
+//!
+//! A browser shows the token once, in the query; it is answered with a cookie and sent to the same
+//! address without it, so that the token stays in no history, no log and no `Referer`. The cookie is
+//! proof of the token for one host and a limited time, and not the token. A program shows the token in
+//! a header, each time.
+//!
+//! Sources: RFC 6265 §4.1 (cookies), RFC 2104 (HMAC). Comparisons take the same time whatever differs.
+
+use hmac::{Hmac, Mac};
+use http::header::{self, HeaderMap};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::clock::Wall;
+
+use super::facts::Facts;
+use super::reply::{Problem, Reply};
+
+/// The header that carries the token. The app never sees it, as no `vango-edge-` header of a client.
+pub const HEADER: &str = "vango-edge-preview-token";
+/// The query parameter that carries it.
+pub const PARAMETER: &str = "vango_preview";
+/// The cookie that proves it.
+pub const COOKIE: &str = "vango_preview";
+/// How long a cookie is good for, in seconds.
+pub const COOKIE_AGE: u64 = 7 * 24 * 3600;
+
+/// What is to be done with a request for a preview.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Pass,
+    /// It showed the token in the query: 303 to this target, with this `Set-Cookie`.
+    Welcome {
+        /// Path and query without the token.
+        location: String,
+        /// The cookie.
+        cookie: String,
+    },
+    /// It showed a token that is none: this counts against whoever sent it.
+    Wrong(Reply),
+    /// It showed none.
+    None(Reply),
+}
+
+/// Decides. `tokens` are the ones that are good now; with none, everybody passes. `tls`: the connection
+/// is encrypted, so that the cookie may be limited to such.
+pub fn check(
+    tokens: &[Vec<u8>],
+    facts: &Facts,
+    headers: &HeaderMap,
+    tls: bool,
+    now: Wall,
+) -> Verdict {
+    if tokens.is_empty() {
+        return Verdict::Pass;
+    }
+    let good = |shown: &[u8]| tokens.iter().find(|t| same(t, shown));
+    if let Some(shown) = headers.get(HEADER) {
+        return if good(shown.as_bytes()).is_some() { Verdict::Pass } else { wrong() };
+    }
+    if let Some((shown, query)) = facts.query.as_deref().and_then(split_query) {
+        let Some(token) = good(&percent_decoded(shown)) else { return wrong() };
+        let expires = now.0 / 1000 + COOKIE_AGE;
+        let secure = if tls { "; Secure" } else { "" };
+        let cookie = format!(
+            "{COOKIE}={expires}.{}; Path=/; Max-Age={COOKIE_AGE}; HttpOnly; SameSite=Lax{secure}",
+            proof(token, &facts.host, expires)
+        );
+        let location =
+            if query.is_empty() { facts.path.clone() } else { format!("{}?{query}", facts.path) };
+        // A path that begins with // would be read as another host.
+        let location = format!("/{}", location.trim_start_matches('/'));
+        return Verdict::Welcome { location, cookie };
+    }
+    match cookie(headers) {
+        Some(shown) if proves(tokens, shown, &facts.host, now) => Verdict::Pass,
+        // One that ran out, or of a token that was rotated, is no attempt.
+        _ => Verdict::None(refusal("This preview is behind a token, and the request shows none.")),
+    }
+}
+
+fn wrong() -> Verdict {
+    Verdict::Wrong(refusal("The token is not one that opens this preview."))
+}
+
+fn refusal(why: &str) -> Reply {
+    let detail = format!("{why} Ask its operator, then open it once with ?{PARAMETER}=TOKEN.");
+    Reply::refused(Problem::PreviewAccess, 401, detail)
+}
+
+/// Too many wrong tokens from one address.
+pub fn too_many(wait: std::time::Duration) -> Reply {
+    let detail = "Too many wrong tokens came from this address.";
+    Reply::refused(Problem::TooManyAttempts, 429, detail).retry_after(wait)
+}
+
+/// Equal, in a time that depends on nothing but the lengths of the digests.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    Sha256::digest(a).ct_eq(&Sha256::digest(b)).into()
+}
+
+fn proof(token: &[u8], host: &str, expires: u64) -> String {
+    // A key of any length is a key (RFC 2104 §2).
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(token) else { return String::new() };
+    mac.update(format!("vango-edge preview\n{host}\n{expires}").as_bytes());
+    mac.finalize().into_bytes().iter().fold(String::with_capacity(64), |mut hex, b| {
+        use std::fmt::Write as _;
+        let _ = write!(hex, "{b:02x}");
+        hex
+    })
+}
+
+fn proves(tokens: &[Vec<u8>], shown: &str, host: &str, now: Wall) -> bool {
+    let Some((expires, mac)) = shown.split_once('.') else { return false };
+    let Ok(expires) = expires.parse::<u64>() else { return false };
+    let seconds = now.0 / 1000;
+    // Neither over, nor good for longer than any that was given out.
+    (seconds < expires && expires <= seconds + COOKIE_AGE)
+        && tokens.iter().any(|t| same(proof(t, host, expires).as_bytes(), mac.as_bytes()))
+}
+
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(name, _)| *name == COOKIE)
+        .map(|(_, value)| value)
+}
+
+/// The token's value in a query, and the query without it.
+fn split_query(query: &str) -> Option<(&str, String)> {
+    let mut token = None;
+    let mut rest = Vec::new();
+    for pair in query.split('&') {
+        match pair.split_once('=') {
+            Some((PARAMETER, value)) if token.is_none() => token = Some(value),
+            _ => rest.push(pair),
+        }
+    }
+    token.map(|t| (t, rest.join("&")))
+}
+
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        let pair = || {
+            let mut ahead = bytes.clone();
+            let digit = |b: u8| char::from(b).to_digit(16);
+            let (high, low) = (digit(ahead.next()?)?, digit(ahead.next()?)?);
+            u8::try_from(high * 16 + low).ok()
+        };
+        match (b, (b == b'%').then(pair).flatten()) {
+            (_, Some(decoded)) => {
+                out.push(decoded);
+                bytes.nth(1);
+            }
+            (b, None) => out.push(b),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Mono, SeededEntropy};
+    use crate::id::RequestId;
+
+    const NOW: Wall = Wall(1_700_000_000_000);
+
+    fn ask(tokens: &[&str], target: &str, headers: &[(&'static str, &str)], now: Wall) -> Verdict {
+        let mut request = http::Request::builder().header("host", "pr-7.preview.test");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let id = RequestId::random(&SeededEntropy::new(1));
+        let facts = Facts::parse(&parts, target.as_bytes(), id, Mono(0)).unwrap();
+        let tokens: Vec<_> = tokens.iter().map(|t| t.as_bytes().to_vec()).collect();
+        check(&tokens, &facts, &parts.headers, false, now)
+    }
+
+    #[test]
+    fn without_tokens_everybody_passes_and_with_one_nobody_without_it() {
+        assert_eq!(ask(&[], "/", &[], NOW), Verdict::Pass);
+        assert!(matches!(ask(&["s3cret"], "/", &[], NOW), Verdict::None(r) if r.status == 401));
+        for wrong in ["", "s3cre", "s3crets", "S3cret"] {
+            let verdict = ask(&["s3cret"], "/", &[(HEADER, wrong)], NOW);
+            assert!(matches!(verdict, Verdict::Wrong(_)), "{wrong}");
+        }
+        assert_eq!(ask(&["old", "s3cret"], "/", &[(HEADER, "s3cret")], NOW), Verdict::Pass);
+    }
+
+    #[test]
+    fn the_query_becomes_a_cookie_that_is_good_for_this_host_and_time_only() {
+        let verdict = ask(&["s3 cret"], "/a?x=1&vango_preview=s3%20cret&y=2", &[], NOW);
+        let Verdict::Welcome { location, cookie } = verdict else { panic!("{verdict:?}") };
+        assert_eq!(location, "/a?x=1&y=2");
+        assert!(!cookie.contains("s3") && cookie.contains("HttpOnly; SameSite=Lax"), "{cookie}");
+        let pair = cookie.split(';').next().unwrap();
+        let with = |tokens: &[&str], pair: &str, now| ask(tokens, "/", &[("cookie", pair)], now);
+        let also = format!("other=1; {pair}");
+        assert_eq!(with(&["s3 cret"], &also, NOW), Verdict::Pass);
+        assert!(matches!(with(&["rotated"], pair, NOW), Verdict::None(_)));
+        let later = Wall(NOW.0 + COOKIE_AGE * 1000);
+        assert!(matches!(with(&["s3 cret"], pair, later), Verdict::None(_)));
+        let forged = pair.replace(&(NOW.0 / 1000 + COOKIE_AGE).to_string(), "99999999999");
+        assert!(matches!(with(&["s3 cret"], &forged, NOW), Verdict::None(_)));
+        let other = proof(b"s3 cret", "pr-8.preview.test", NOW.0 / 1000 + 10);
+        let other = format!("{COOKIE}={}.{other}", NOW.0 / 1000 + 10);
+        assert!(matches!(with(&["s3 cret"], &other, NOW), Verdict::None(_)));
+    }
+
+    #[test]
+    fn it_leads_to_no_other_host() {
+        let verdict = ask(&["t"], "//evil.example/?vango_preview=t", &[], NOW);
+        let Verdict::Welcome { location, .. } = verdict else { panic!("{verdict:?}") };
+        assert_eq!(location, "/evil.example/");
+    }
+}

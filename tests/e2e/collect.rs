@@ -1,0 +1,116 @@
+//! What nobody needs goes, what somebody needs stays, and killing it in between changes neither.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use vango_edge::clock::{Entropy, SeededEntropy};
+
+use crate::support::{Artifact, Edge, binary, eventually};
+
+use super::promotion::{deploy_preview, host, visit};
+
+const SOON: &str = "[assets]\nretention = \"1ms\"\nkeep_deployments = 1\n";
+
+fn version(name: &str) -> Artifact {
+    Artifact::new().env("VERSION", name)
+}
+
+fn count(edge: &Edge, dir: &str) -> usize {
+    fs::read_dir(edge.state().join(dir)).unwrap().count()
+}
+
+#[test]
+fn owners_previews_and_the_way_back_keep_what_they_need() {
+    let edge = Edge::start_with(SOON);
+    let first = edge.deploy(&version("0"));
+    for n in ["1", "2", "3"] {
+        deploy_preview(&edge, &version(n), &format!("pr-{n}"));
+        visit(&edge, &format!("pr-{n}"), 1);
+        edge.json(&["promote", "studylab", &format!("pr-{n}")]);
+    }
+    edge.json(&["remove", "studylab/pr-1"]);
+    edge.ask("GET", "/", &[("Host", &host("pr-1"))], "").problem(404, "no-route");
+    eventually("what ran of the preview ends", || {
+        edge.ps().iter().all(|a| a["environment"] != "studylab/pr-1")
+    });
+    let before = count(&edge, "artifacts/blobs/sha256");
+    let done = edge.json(&["collect"]);
+    // Of production: 3 owns, 2 is the way back; 1 and 0 are over. 1 is still the removed preview's.
+    assert_eq!((&done["deployments"], &done["trees"]), (&2.into(), &1.into()), "{done}");
+    let removed = usize::try_from(done["blobs"].as_u64().unwrap()).unwrap();
+    assert!(removed >= 3 && count(&edge, "artifacts/blobs/sha256") == before - removed, "{done}");
+    let again = edge.json(&["collect"]);
+    assert_eq!(
+        (&again["deployments"], &again["blobs"], &again["trees"]),
+        (&0.into(), &0.into(), &0.into())
+    );
+
+    edge.json(&["sleep", "studylab"]);
+    assert_eq!(edge.get("/dashboard").status, 200);
+    edge.json(&["sleep", "studylab/pr-2"]);
+    visit(&edge, "pr-2", 1);
+    assert_eq!(edge.get("/assets/app.css").status, 200);
+    assert_eq!(edge.json(&["rollback", "studylab"])["state"], "healthy");
+    let gone = edge.command(&["promote", "studylab", first["digest"].as_str().unwrap()]);
+    let said = String::from_utf8_lossy(&gone.stderr).into_owned();
+    assert!(said.contains("no deployment of studylab has the artifact"), "{said}");
+    let back = edge.deploy(&version("0"));
+    assert_eq!(back["digest"], first["digest"], "what was collected can be deployed again");
+    edge.json(&["collect"]);
+    edge.json(&["sleep", "studylab"]);
+    assert_eq!(edge.get("/dashboard").status, 200);
+}
+
+#[test]
+fn an_artifact_that_is_not_whole_stops_the_collection() {
+    let edge = Edge::start_with(SOON);
+    let artifact = version("0");
+    let deployed = edge.deploy(&artifact);
+    let hex = deployed["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    let manifest = edge.state().join("artifacts/blobs/sha256").join(hex);
+    let whole = fs::read(&manifest).unwrap();
+    fs::write(&manifest, "damaged").unwrap();
+    let before = count(&edge, "artifacts/blobs/sha256");
+    let refused = edge.command(&["collect"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("deploy that artifact again"), "{said}");
+    assert_eq!(count(&edge, "artifacts/blobs/sha256"), before);
+    fs::write(&manifest, whole).unwrap();
+    edge.json(&["collect"]);
+    assert_eq!(edge.get("/dashboard").status, 200);
+}
+
+#[test]
+fn it_can_be_killed_anywhere() {
+    const ROUNDS: u64 = 5;
+    let entropy = SeededEntropy::new(7);
+    let mut edge = Edge::start_with(SOON);
+    edge.deploy(&version("0"));
+    for round in 0..ROUNDS {
+        for n in 0..3 {
+            let name = format!("pr-{round}-{n}");
+            deploy_preview(&edge, &version(&name), &name);
+            deploy_preview(&edge, &version(&format!("{name}-next")), &name);
+            edge.json(&["remove", &format!("studylab/{name}")]);
+        }
+        let mut collecting = Command::new(binary())
+            .arg("collect")
+            .env("VANGO_EDGE_ADMIN", format!("http://{}", edge.admin))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // A time that passes without being waited for: a question takes about a millisecond.
+        for _ in 0..entropy.next_u64() % 20 {
+            edge.held();
+        }
+        edge.kill();
+        let _ = collecting.wait();
+        edge.start_again();
+        edge.json(&["sleep", "studylab"]);
+        assert_eq!(edge.get("/dashboard").status, 200, "round {round}");
+        assert_eq!(edge.get("/assets/app.css").status, 200, "round {round}");
+    }
+    edge.json(&["collect"]);
+    assert_eq!(edge.json(&["collect"])["blobs"], 0, "nothing is left over from being killed");
+}
