@@ -133,3 +133,116 @@ impl Drop for Admitted<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::clock::{ManualClock, Mono, Wall};
+    use crate::id::{Digest, Epoch, Generation};
+    use crate::lifecycle::affinity::FoundIn;
+    use crate::snapshot::{Change, Publisher};
+    use crate::store::record::{Allocation, AllocationState, Deployment, Record, RouteOwner, key};
+
+    /// Answers as it is scripted, and then never.
+    struct Scripted {
+        answers: Mutex<Vec<Result<bool, StoreFailure>>>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    #[async_trait]
+    impl DurableStore for Scripted {
+        async fn has(&self, ask: &Ask<'_>) -> Result<bool, StoreFailure> {
+            assert_eq!(ask.id.expose(), "s-1");
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let next = self.answers.lock().unwrap().pop();
+            match next {
+                Some(answer) => answer,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn view() -> Arc<EnvView> {
+        let environment: Environment = "a".parse().unwrap();
+        let digest = Digest::from_bytes([1; 32]);
+        let contract = "[app]\nname = \"a\"\n[process]\ncommand = [\"./a\"]\n[state]\nstore = { kind = \
+                        \"http\", path = \"/s/{id}\" }\n";
+        let deployment = Deployment {
+            id: "dp-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            environment: environment.clone(),
+            digest,
+            contract: contract.into(),
+            created: Wall(0),
+            files: 0,
+            bytes: 0,
+            assets: None,
+            replaced: None,
+            promoted_from: None,
+            schema: None,
+        };
+        let owner = RouteOwner {
+            host: "a.test".parse().unwrap(),
+            path: "/".into(),
+            environment: environment.clone(),
+            deployment: deployment.id.clone(),
+            digest,
+            epoch: Epoch(1),
+        };
+        let allocation = Allocation {
+            id: "al-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            environment: environment.clone(),
+            generation: Generation(1),
+            epoch: Epoch(1),
+            digest,
+            state: AllocationState::Ready,
+            address: Some("127.0.0.1:1".parse().unwrap()),
+            process: None,
+            operation: "op-aaaaaaaaaaaaaaaa".parse().unwrap(),
+            created: Wall(0),
+            ready: Some(Wall(0)),
+        };
+        let records = [
+            (key::deployment(&environment, &deployment.id), deployment.encode()),
+            (key::owner(&owner.host, "/"), owner.encode()),
+            (key::allocation(&environment, &allocation.id), allocation.encode()),
+        ];
+        let mut publisher = Publisher::new();
+        let changes = records.iter().map(|(key, value)| Change { key, value: Some(value) });
+        publisher.publish(changes, 1, Mono(1)).1.unwrap();
+        let snapshot = publisher.reader().load().clone();
+        Arc::clone(snapshot.environment(&environment).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_away_costs_its_deadline_three_times_and_is_asked_again_later() {
+        let clock = Arc::new(ManualClock::new());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let script = |answers| {
+            Box::new(Scripted { answers: Mutex::new(answers), asked: Arc::clone(&asked) })
+        };
+        let away = || Err(StoreFailure::Away("it said 500".into()));
+        // From the last to the first.
+        let http = script(vec![Ok(true), away(), Ok(false), Ok(true)]);
+        let stores = Stores::new(script(Vec::new()), http, clock.clone());
+        let view = view();
+        let id = SessionId::new("s-1", FoundIn::Query).unwrap();
+        let ask = Ask { view: &view, target: &view.ready[0], id: &id };
+        assert_eq!(stores.ask(&ask).await, StoreAnswer::Present);
+        assert_eq!(stores.ask(&ask).await, StoreAnswer::Absent);
+        assert_eq!(stores.ask(&ask).await, StoreAnswer::Unavailable);
+        // An answer closes the circuit; silence three times in a row opens it.
+        assert_eq!(stores.ask(&ask).await, StoreAnswer::Present);
+        let began = tokio::time::Instant::now();
+        for _ in 0..3 {
+            assert_eq!(stores.ask(&ask).await, StoreAnswer::Unavailable);
+        }
+        assert_eq!(began.elapsed(), DEADLINE * 3);
+        assert_eq!(stores.ask(&ask).await, StoreAnswer::Unavailable);
+        assert_eq!((began.elapsed(), asked.load(Ordering::SeqCst)), (DEADLINE * 3, 7), "not asked");
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(stores.ask(&ask).await, StoreAnswer::Unavailable);
+        assert_eq!(asked.load(Ordering::SeqCst), 8, "one finds out");
+    }
+}
