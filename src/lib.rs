@@ -19,6 +19,7 @@ pub mod snapshot;
 pub mod lifecycle;
 pub mod wake;
 
+pub mod ledger;
 pub mod session;
 pub mod sockets;
 

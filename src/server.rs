@@ -14,12 +14,17 @@ use crate::admin::access::Access;
 use crate::admin::{self, Admin};
 use crate::artifact::{Artifacts, AssetBytes};
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
-use crate::config::{self, AccessLogPath, Config, OnExit, Running, SecretSource};
+use crate::config::{
+    self, AccessLogPath, Config, OnExit, Running, Secret, SecretSource, SecretValues,
+};
 use crate::contract::Contract;
 use crate::control::{Commit, Control, Prepare, Reloader, TakenOver};
 use crate::id::Environment;
+use crate::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
+use crate::lifecycle::idempotency::Holder;
 use crate::proxy::{
-    self, EdgeProxy, Gate, PreviewPolicies, PreviewPolicy, ProxyLimits, ProxyParts, Serving,
+    self, Attempts, EdgeProxy, Exchanges, Gate, PreviewPolicies, PreviewPolicy, ProxyLimits,
+    ProxyParts, Room, Serving, WebhookSecrets,
 };
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
 use crate::session::{
@@ -65,6 +70,9 @@ struct Edge {
     runner: Arc<dyn Runner>,
     serving: Arc<Serving>,
     reloader: Arc<Reloader>,
+    ledger: Arc<Ledger>,
+    audit: Arc<Audit>,
+    exchanges: Arc<Exchanges>,
     ready: Arc<AtomicBool>,
     /// Closed last.
     store: Arc<RocksStore>,
@@ -101,6 +109,15 @@ async fn run_on(
              operations claimable again"
         );
     }
+    let found = edge.ledger.recover().await.context("the ledger could not be read")?;
+    if found.released + found.unknown > 0 {
+        log::warn!(
+            "ledger: an earlier process left {} reservations (released: nothing was sent) and {} \
+             requests that were sent (unknown: `vango-edge ledger` lists them)",
+            found.released,
+            found.unknown
+        );
+    }
     let (followed, listed) = tokio::sync::oneshot::channel();
     let control = Arc::clone(&edge.control);
     tokio::spawn(async move { control.follow(publisher, followed).await });
@@ -117,6 +134,8 @@ async fn run_on(
     let admin = Admin {
         control: Arc::clone(&edge.control),
         runner: Arc::clone(&edge.runner),
+        ledger: Arc::clone(&edge.ledger),
+        audit: Arc::clone(&edge.audit),
         reloader: Arc::clone(&edge.reloader),
         ready: Arc::clone(&edge.ready),
         access,
@@ -179,6 +198,14 @@ async fn compose(
             tokio::task::spawn_blocking(move || RocksStore::open(&dir, clock, Options::default()));
         Arc::new(opened.await.context("opening the store")??)
     };
+    // A store of its own: no reservation waits for a wake's transaction, nor the other way round, and
+    // nobody who follows routing sees them pass.
+    let ledger_store: Arc<dyn StateStore> = {
+        let (dir, clock) = (dir.join("ledger"), Arc::clone(&clock));
+        let options = Options { watch_revisions: 1, watch_bytes: 0 };
+        let opened = tokio::task::spawn_blocking(move || RocksStore::open(&dir, clock, options));
+        Arc::new(opened.await.context("opening the ledger")??)
+    };
     let artifacts = Arc::new(Artifacts::local(&dir.join("artifacts"), &dir.join("trees"))?);
     let files = Arc::new(AssetBytes::new(Arc::clone(&artifacts), config.assets.memory));
     let runner: Arc<dyn Runner> = Arc::new(ProcessRunner::new(ProcessRunnerOptions {
@@ -200,8 +227,24 @@ async fn compose(
         Arc::clone(&telemetry) as _,
     ));
     let secrets = Arc::new(OperatorSecrets(Arc::clone(&running)));
+    let node = node_name(dir)?;
+    let ledger_store: Arc<dyn StateStore> =
+        Arc::new(Observed::new(ledger_store, Arc::clone(&clock), Arc::clone(&telemetry) as _));
+    let limits = AuditLimits { max_rows: config.audit.max_rows, max_age: config.audit.max_age };
+    let audit =
+        Audit::new(Arc::clone(&ledger_store), Arc::clone(&clock), limits, entropy.next_u64() >> 1);
+    let ledger = Ledger::new(
+        ledger_store,
+        Arc::clone(&clock),
+        Holder { node: node.clone(), run: format!("{:016x}", entropy.next_u64()) },
+        LedgerLimits {
+            max_records: config.ledger.max_records,
+            max_response: usize::try_from(config.ledger.max_response).unwrap_or(usize::MAX),
+        },
+        runtime.handle().clone(),
+    );
     let worker = Arc::new(Worker {
-        node: node_name(dir)?,
+        node,
         store: Arc::clone(&store),
         runner: Arc::clone(&runner),
         artifacts: Arc::clone(&artifacts),
@@ -247,17 +290,36 @@ async fn compose(
     });
     let limits = Arc::new(ArcSwap::from_pointee(proxy_limits(config)));
     let previews = Arc::new(ArcSwap::from_pointee(preview_policies(config)?));
+    let exchanges = Arc::new(Exchanges::default());
+    let room = Room::new(config.limits.max_buffered_bytes);
+    let verifying = SecretValues::read(config);
     let prepare = prepare(Parts {
+        secrets: Arc::clone(&verifying),
         previews: Arc::clone(&previews),
         queues: Arc::clone(&queues),
         limits: Arc::clone(&limits),
+        room: Arc::clone(&room),
         telemetry: Arc::clone(&telemetry),
         access: Arc::clone(access),
         sessions: Arc::clone(&sessions),
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
     });
-    let gate = Gate { snapshots, queues, worker, clock, entropy, sessions };
+    let gate = Gate {
+        secrets: Arc::new(VerifyingSecrets(verifying)),
+        ledger: Arc::clone(&ledger),
+        audit: Arc::clone(&audit),
+        room,
+        exchanges: Arc::clone(&exchanges),
+        attempts: Attempts::default(),
+        limits: Arc::clone(&limits),
+        snapshots,
+        queues,
+        worker,
+        clock,
+        entropy,
+        sessions,
+    };
     let proxy = EdgeProxy::new(ProxyParts { gate, sockets, files, previews, telemetry, limits });
     let serving = Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
     let edge = Edge {
@@ -265,6 +327,9 @@ async fn compose(
         control,
         runner,
         serving: Arc::new(serving),
+        ledger,
+        audit,
+        exchanges,
         ready: Arc::new(AtomicBool::new(false)),
         store: on_disk,
     };
@@ -282,14 +347,17 @@ fn proxy_limits(config: &Config) -> ProxyLimits {
         idle_timeout: config.limits.idle_keepalive,
         sockets: config.limits.sockets,
         socket_idle: config.limits.socket_idle,
+        body_timeout: config.limits.body_timeout,
     }
 }
 
 /// What keeps a part of the configuration. Everything else reads it where it is in force.
 #[derive(Clone)]
 struct Parts {
+    secrets: Arc<SecretValues>,
     queues: Arc<HoldQueues>,
     limits: Arc<ArcSwap<ProxyLimits>>,
+    room: Arc<Room>,
     telemetry: Arc<Telemetry>,
     access: Arc<ArcSwap<Access>>,
     sessions: Arc<Sessions>,
@@ -325,6 +393,8 @@ fn prepare(parts: Parts) -> Prepare {
         let previews = preview_policies(config).map_err(|e| vec![e.to_string()])?;
         let (hold, proxy) = (hold_limits(config), proxy_limits(config));
         let (ring, level) = (config.trace.ring, config.log.level);
+        let bodies = config.limits.max_buffered_bytes;
+        let secrets = config.clone();
         let parts = parts.clone();
         let commit: Commit = Box::new(move || {
             parts.access.store(Arc::new(access));
@@ -332,6 +402,8 @@ fn prepare(parts: Parts) -> Prepare {
             parts.previews.store(Arc::new(previews));
             parts.queues.set_limits(hold);
             parts.limits.store(Arc::new(proxy));
+            parts.room.set_most(bodies);
+            parts.secrets.read_again(&secrets);
             parts.telemetry.ring.resize(ring);
             crate::telemetry::set_log_level(level);
         });
@@ -369,6 +441,12 @@ fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 6] {
     let idle = tokio::spawn(async move { control.put_idle_to_sleep().await });
     let control = Arc::clone(&edge.control);
     let trim = tokio::spawn(async move { control.trim().await });
+    let ledger = Arc::clone(&edge.ledger);
+    tokio::spawn(async move { ledger.expire().await });
+    let audit = Arc::clone(&edge.audit);
+    tokio::spawn(async move { audit.write().await });
+    let audit = Arc::clone(&edge.audit);
+    tokio::spawn(async move { audit.trim().await });
     let control = Arc::clone(&edge.control);
     let promotions = tokio::spawn(async move { control.carry_promotions().await });
     let control = Arc::clone(&edge.control);
@@ -388,6 +466,7 @@ async fn drain(edge: &Edge, stop: &mut StopSignals) {
     log::info!("stopping within {:?}", server.grace);
     edge.ready.store(false, Ordering::Release);
     let sockets = &edge.control.sockets;
+    let began = edge.control.clock.now();
     let in_order = async {
         tokio::time::sleep(server.unready_for).await;
         let drained = edge.serving.drain(server.grace);
@@ -396,6 +475,10 @@ async fn drain(edge: &Edge, stop: &mut StopSignals) {
             edge.control.queues.shut_down();
             edge.serving.closed_within(LAST_WORD).await;
         }
+        // Exchanges whose client has left are read to their end too, within what is left of the
+        // limit; the rest becomes unknown when its allocation stops.
+        let waited = edge.control.clock.now().since(began);
+        edge.exchanges.drained(server.grace.saturating_sub(waited)).await;
     };
     tokio::select! {
         () = in_order => {}
@@ -404,6 +487,10 @@ async fn drain(edge: &Edge, stop: &mut StopSignals) {
             edge.control.queues.shut_down();
             tokio::join!(edge.serving.drain(LAST_WORD), sockets.drain_all(LAST_WORD));
         }
+    }
+    let unheard = edge.exchanges.open();
+    if unheard > 0 {
+        log::warn!("{unheard} requests that were sent had no answer yet: their outcome is unknown");
     }
     let left = edge.serving.open();
     if left > 0 {
@@ -489,6 +576,15 @@ fn raise_descriptor_limit() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(e) = raised {
         log::warn!("the limit of open files stays as it is: {e}");
+    }
+}
+
+/// Secrets that deliveries are verified with, as read at the start or with the last reload.
+struct VerifyingSecrets(Arc<SecretValues>);
+
+impl WebhookSecrets for VerifyingSecrets {
+    fn of(&self, environment: &Environment, name: &str) -> Vec<Secret> {
+        self.0.of(environment, name)
     }
 }
 

@@ -405,7 +405,7 @@ pub async fn explain(
     let now = c.clock.now();
     let id = RequestId::random(&*c.entropy);
     let facts = Facts::parse(&parts, target.as_bytes(), id, now).map_err(Problem::bad)?;
-    let trace = core::explain_with(&c.snapshots.load(), facts, &parts.headers, now);
+    let trace = core::explain(&c.snapshots.load(), facts, &parts.headers, now, c.clock.wall());
     Ok(Json(Explanation {
         risk: trace.risk().name().into(),
         outcome: trace.outcome.name().into(),

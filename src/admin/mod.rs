@@ -9,6 +9,7 @@ mod api;
 mod config;
 mod console;
 mod environments;
+mod ledger;
 mod openapi;
 mod page;
 mod problem;
@@ -32,12 +33,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::control::{Control, Reloader};
+use crate::ledger::{Audit, Ledger};
 use crate::runner::Runner;
 
 use access::Access;
 use problem::Problem;
 
 pub use config::{ConfigRow, ReloadAttempt};
+pub use ledger::{AuditRow, LedgerRow, Resolve};
 pub use stream::MOST_STREAMS;
 
 /// Largest JSON body.
@@ -52,6 +55,10 @@ pub struct Admin {
     pub runner: Arc<dyn Runner>,
     /// Reads the configuration again.
     pub reloader: Arc<Reloader>,
+    /// What was sent under a key or for an event.
+    pub ledger: Arc<Ledger>,
+    /// Evidence of unsafe requests.
+    pub audit: Arc<Audit>,
     /// Whether this edge takes traffic; `/readyz` says so.
     pub ready: Arc<AtomicBool>,
     /// Who may use it.
@@ -82,6 +89,10 @@ fn resources() -> OpenApiRouter<Admin> {
         .routes(routes!(api::operations))
         .routes(routes!(api::deployments, api::deploy))
         .routes(routes!(api::has_blob, api::put_blob))
+        .routes(routes!(ledger::ledger))
+        .routes(routes!(ledger::one))
+        .routes(routes!(ledger::resolve))
+        .routes(routes!(ledger::audit))
         .routes(routes!(config::config))
         .routes(routes!(config::reload))
         .routes(routes!(api::traces))

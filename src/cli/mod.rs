@@ -12,14 +12,16 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::admin::ConfigRow;
 use crate::admin::types::{
     AllocationRow, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow, RouteRow,
     TraceRow,
 };
+use crate::admin::{AuditRow, ConfigRow, LedgerRow, Resolve};
+use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Diagnostic, Secret, SecretSource};
 use crate::contract;
 use crate::id::{AppName, EnvName, Environment};
+use crate::lifecycle::idempotency::key_hash;
 
 use client::Client;
 
@@ -160,6 +162,59 @@ enum Command {
         /// Only this app
         app: Option<String>,
     },
+    /// What was decided about unsafe requests, and what came of each, newest first
+    Audit {
+        /// Only this app
+        app: Option<String>,
+        /// Only this route, as the contract has it
+        #[arg(long)]
+        route: Option<String>,
+        /// Only this Idempotency-Key; only its hash leaves this command
+        #[arg(long)]
+        key: Option<String>,
+        /// Only this event, by its provider's id
+        #[arg(long)]
+        event: Option<String>,
+        /// Not longer ago than this: 15m, 24h, 7d
+        #[arg(long)]
+        since: Option<String>,
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 100)]
+        limit: usize,
+        /// One JSON object a line
+        #[arg(long)]
+        lines: bool,
+    },
+    /// Records of keys and events: what was sent, and what became of it
+    Ledger {
+        /// Only this app
+        app: Option<String>,
+        /// Only those in this state, such as unknown
+        #[arg(long)]
+        state: Option<String>,
+        /// Only this Idempotency-Key; only its hash leaves this command
+        #[arg(long)]
+        key: Option<String>,
+        /// Only this event, by its provider's id
+        #[arg(long)]
+        event: Option<String>,
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Say what became of an attempt whose outcome is unknown
+    Resolve {
+        /// The record, as `ledger` shows it
+        record: String,
+        /// Its attempt, as `ledger` shows it
+        attempt: u32,
+        /// carried-out: repeats are told so. not-carried-out: a repeat is sent to the app
+        #[arg(value_parser = ["carried-out", "not-carried-out"])]
+        outcome: String,
+        /// Who says so and why; kept with the record
+        #[arg(long, default_value = "")]
+        note: String,
+    },
     /// Deployments, newest first
     Deployments {
         /// Only this app
@@ -297,6 +352,46 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::operations)?;
         }
+        Command::Audit { app, route, key, event, since, limit, lines } => {
+            let since = since.as_deref().map(since_ms).transpose()?;
+            let hash = key.as_deref().map(key_hash);
+            let query = query(
+                "/v1/audit",
+                *limit,
+                &[
+                    ("app", app.as_deref()),
+                    ("route", route.as_deref()),
+                    ("key_hash", hash.as_deref()),
+                    ("event", event.as_deref()),
+                    ("since_ms", since.as_deref()),
+                ],
+            );
+            let rows: Vec<AuditRow> = client.get(&query)?;
+            match lines {
+                true => show::lines(&rows)?,
+                false => show::list(json, &rows, show::audit)?,
+            }
+        }
+        Command::Ledger { app, state, key, event, limit } => {
+            let hash = key.as_deref().map(key_hash);
+            let query = query(
+                "/v1/ledger",
+                *limit,
+                &[
+                    ("app", app.as_deref()),
+                    ("state", state.as_deref()),
+                    ("key_hash", hash.as_deref()),
+                    ("event", event.as_deref()),
+                ],
+            );
+            let rows: Vec<LedgerRow> = client.get(&query)?;
+            show::list(json, &rows, show::ledger)?;
+        }
+        Command::Resolve { record, attempt, outcome, note } => {
+            let body = Resolve { attempt: *attempt, outcome: outcome.clone(), note: note.clone() };
+            let row: LedgerRow = client.post(&format!("/v1/ledger/{record}/resolve"), &body)?;
+            show::list(json, &[row], show::ledger)?;
+        }
         Command::Deployments { app } => {
             let mut rows: Vec<DeploymentRow> = client.get("/v1/deployments?limit=1000")?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
@@ -332,6 +427,38 @@ fn token(file: Option<&Path>) -> Result<Option<Secret>> {
         None => return Ok(None),
     };
     Ok(Some(config::read_secret(&source)?))
+}
+
+/// `path` with what is asked for, as a query.
+fn query(path: &str, limit: usize, asked: &[(&str, Option<&str>)]) -> String {
+    let mut out = format!("{path}?limit={limit}");
+    for (name, value) in asked {
+        let Some(value) = value else { continue };
+        out.push_str(&format!("&{name}="));
+        for b in value.bytes() {
+            match b {
+                b if b.is_ascii_alphanumeric() || b"-._~/*".contains(&b) => out.push(b.into()),
+                b => out.push_str(&format!("%{b:02X}")),
+            }
+        }
+    }
+    out
+}
+
+/// The moment that is `ago` before now, in milliseconds since 1970.
+fn since_ms(ago: &str) -> Result<String> {
+    let wrong = || anyhow::anyhow!("--since {ago}: expected a time such as 15m, 24h or 7d");
+    let at = ago.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = ago[..at].parse().map_err(|_| wrong())?;
+    let unit = match &ago[at..] {
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    let now = SystemClock::new().wall().0;
+    Ok(now.saturating_sub(number.saturating_mul(unit)).to_string())
 }
 
 fn of_app(app: Option<&String>, environment: &str) -> bool {

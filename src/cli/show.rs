@@ -9,6 +9,7 @@ use crate::admin::ConfigRow;
 use crate::admin::types::{
     AllocationRow, DeploymentRow, Explanation, OperationRow, RouteRow, TraceRow,
 };
+use crate::admin::{AuditRow, LedgerRow};
 use crate::lifecycle::trace::StepText;
 
 /// Prints text as it is.
@@ -155,6 +156,66 @@ pub fn operations(rows: &[OperationRow]) -> String {
         "THAW",
         "ALLOCATION",
         "REASON",
+    ];
+    table(&head, &rows)
+}
+
+/// One JSON object a line.
+pub fn lines<T: Serialize>(rows: &[T]) -> Result<()> {
+    let mut out = String::new();
+    for row in rows {
+        out.push_str(&serde_json::to_string(row)?);
+        out.push('\n');
+    }
+    text(&out)
+}
+
+/// Records of the ledger.
+pub fn ledger(rows: &[LedgerRow]) -> String {
+    let cells = |r: &LedgerRow| {
+        vec![
+            r.changed.clone(),
+            r.route.clone(),
+            r.event.clone().unwrap_or_else(|| r.key_hash.clone()),
+            r.attempt.to_string(),
+            r.state.clone(),
+            r.status.map_or_else(|| "-".into(), |s| s.to_string()),
+            r.resolved.clone().unwrap_or_else(|| "-".into()),
+            r.at.clone(),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    let head =
+        ["CHANGED", "ROUTE", "KEY OR EVENT", "ATTEMPT", "STATE", "STATUS", "RESOLVED", "RECORD"];
+    table(&head, &rows)
+}
+
+/// Evidence.
+pub fn audit(rows: &[AuditRow]) -> String {
+    let cells = |r: &AuditRow| {
+        vec![
+            r.at.clone(),
+            r.request.clone(),
+            format!("{} {}", r.method, r.route),
+            r.event.clone().or(r.key_hash.clone()).unwrap_or_else(|| "-".into()),
+            r.attempt.to_string(),
+            r.decision.clone(),
+            r.forwarded.clone(),
+            r.status.map_or_else(|| "-".into(), |s| s.to_string()),
+            r.why.clone(),
+        ]
+    };
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    let head = [
+        "AT",
+        "REQUEST",
+        "ROUTE",
+        "KEY OR EVENT",
+        "ATTEMPT",
+        "DECISION",
+        "FORWARDED",
+        "STATUS",
+        "WHY",
     ];
     table(&head, &rows)
 }

@@ -13,9 +13,9 @@ use crate::id::{AppName, Host};
 
 use super::secret::SecretSource;
 use super::{
-    AccessLogConfig, AccessLogPath, Admin, AdminToken, Affinity, App, AssetsConfig, Backoff,
-    Config, HostPattern, Limits, LogConfig, OnExit, Promotion, Role, RunnerConfig, Server,
-    StateDir, TraceConfig, Upstreams,
+    AccessLogConfig, AccessLogPath, Admin, AdminToken, Affinity, App, AssetsConfig, AuditConfig,
+    Backoff, Config, HostPattern, LedgerConfig, Limits, LogConfig, OnExit, Promotion, Role,
+    RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -88,6 +88,8 @@ fn node(top: &Table<'_>, base: &Path) -> Config {
         affinity: affinity(top, base),
         limits: limits(top),
         assets: assets(top),
+        ledger: ledger(top),
+        audit: audit(top),
         runner: runner(top),
         log: log_level(top),
         trace: trace(top),
@@ -192,6 +194,8 @@ fn limits(top: &Table<'_>) -> Limits {
         idle_keepalive: t.duration("idle_keepalive", MS..=secs(3600), secs(60)),
         sockets: t.integer("sockets", 0..=10_000_000).unwrap_or(50_000) as usize,
         socket_idle: t.duration("socket_idle", MS..=secs(86_400), secs(120)),
+        max_buffered_bytes: t.size("max_buffered_bytes", 1 << 20..=1 << 40).unwrap_or(256 << 20),
+        body_timeout: t.duration("body_timeout", MS..=secs(3600), secs(30)),
     };
     t.finish();
     limits
@@ -207,6 +211,27 @@ fn assets(top: &Table<'_>) -> AssetsConfig {
     };
     t.finish();
     assets
+}
+
+fn audit(top: &Table<'_>) -> AuditConfig {
+    let t = top.table("audit");
+    let age = MS * 1000..=secs(3650 * 86_400);
+    let audit = AuditConfig {
+        max_rows: t.integer("max_rows", 1..=100_000_000).unwrap_or(100_000),
+        max_age: t.duration("max_age", age, secs(30 * 86_400)),
+    };
+    t.finish();
+    audit
+}
+
+fn ledger(top: &Table<'_>) -> LedgerConfig {
+    let t = top.table("ledger");
+    let ledger = LedgerConfig {
+        max_records: t.integer("max_records", 1..=1_000_000_000).unwrap_or(1_000_000),
+        max_response: t.size("max_response", 0..=768 << 10).unwrap_or(64 << 10),
+    };
+    t.finish();
+    ledger
 }
 
 fn runner(top: &Table<'_>) -> RunnerConfig {

@@ -7,11 +7,13 @@ mod load;
 pub mod reload;
 mod running;
 mod secret;
+mod values;
 
 pub use crate::document::{Checked, Diagnostic};
 pub use load::load;
 pub use running::Running;
 pub use secret::{Secret, SecretError, SecretSource, read_secret};
+pub use values::SecretValues;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -38,6 +40,10 @@ pub struct Config {
     pub limits: Limits,
     /// Static files.
     pub assets: AssetsConfig,
+    /// What is kept of keyed requests.
+    pub ledger: LedgerConfig,
+    /// What is kept of decisions.
+    pub audit: AuditConfig,
     /// How processes are run.
     pub runner: RunnerConfig,
     /// What is logged.
@@ -126,6 +132,28 @@ pub struct Limits {
     pub sockets: usize,
     /// A live socket on which nothing passes for this long is closed.
     pub socket_idle: Duration,
+    /// Bytes of bodies that the edge reads whole, on the node.
+    pub max_buffered_bytes: u64,
+    /// How long such a body may take.
+    pub body_timeout: Duration,
+}
+
+/// `[ledger]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerConfig {
+    /// Records of keys and events.
+    pub max_records: u64,
+    /// Largest response that is kept for repeats, head and body.
+    pub max_response: u64,
+}
+
+/// `[audit]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// Rows of evidence.
+    pub max_rows: u64,
+    /// How long a row is kept.
+    pub max_age: Duration,
 }
 
 /// `[assets]`

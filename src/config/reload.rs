@@ -32,6 +32,8 @@ pub fn plan(running: &Config, file: Config) -> Reload {
     keep(&mut restart, "affinity.lasts", &running.affinity.lasts, lasts);
     let memory = &mut effective.assets.memory;
     keep(&mut restart, "assets.memory", &running.assets.memory, memory);
+    keep(&mut restart, "ledger", &running.ledger, &mut effective.ledger);
+    keep(&mut restart, "audit", &running.audit, &mut effective.audit);
     keep_runner(&mut restart, running.runner, &mut effective.runner);
     Reload { changed: changed(running, &effective), effective, restart }
 }
@@ -73,6 +75,8 @@ fn changed(running: &Config, next: &Config) -> Vec<String> {
         ("limits.idle_keepalive", old.idle_keepalive != new.idle_keepalive),
         ("limits.sockets", old.sockets != new.sockets),
         ("limits.socket_idle", old.socket_idle != new.socket_idle),
+        ("limits.max_buffered_bytes", old.max_buffered_bytes != new.max_buffered_bytes),
+        ("limits.body_timeout", old.body_timeout != new.body_timeout),
         ("admin.tokens", running.admin.tokens != next.admin.tokens),
         ("admin.hosts", running.admin.hosts != next.admin.hosts),
         ("log.level", running.log != next.log),

@@ -8,8 +8,8 @@ mod route;
 
 pub use parse::{parse, routes};
 pub use route::{
-    Action, Duplicate, Fingerprint, Idempotency, Live, PathPattern, Provider, Resume, Route,
-    RouteClass, SessionSource, Source, Webhook, WhenCold,
+    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
+    Provider, Resume, Route, RouteClass, SessionSource, Source, Webhook, WhenCold,
 };
 
 use std::collections::BTreeMap;

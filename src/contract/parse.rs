@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::document::{Checked, Errors, Table};
 
 use super::route::{
-    Action, Duplicate, Fingerprint, Idempotency, Live, PathPattern, Provider, Resume, Route,
-    RouteClass, SessionSource, Source, Webhook, WhenCold,
+    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
+    Provider, Resume, Route, RouteClass, SessionSource, Source, Webhook, WhenCold,
 };
 use super::{
     Assets, Contract, LivePolicy, Process, Ready, Scale, SessionStore, Sleep, SleepMode, State,
@@ -329,6 +329,7 @@ fn webhook(t: &Table<'_>) -> Option<Webhook> {
         ("github", Provider::Github),
         ("shopify", Provider::Shopify),
         ("slack", Provider::Slack),
+        ("generic-hmac", Provider::GenericHmac),
     ];
     let colds = [("hold", WhenCold::Hold), ("defer", WhenCold::Defer), ("block", WhenCold::Block)];
     let duplicates = [("answer", Duplicate::Answer), ("forward", Duplicate::Forward)];
@@ -339,7 +340,63 @@ fn webhook(t: &Table<'_>) -> Option<Webhook> {
     let secret = t.required("secret");
     let when_cold = t.word("when_cold", &colds, WhenCold::Hold);
     let duplicate = t.word("duplicate", &duplicates, Duplicate::Answer);
-    Some(Webhook { provider, secret: secret?, when_cold, duplicate })
+    let generic = match (provider, t.opt_table("hmac")) {
+        (Provider::GenericHmac, Some(hmac)) => generic_hmac(hmac),
+        (Provider::GenericHmac, None) => {
+            t.error("provider", "\"generic-hmac\" needs hmac = { header = \"X-Signature\", … }");
+            None
+        }
+        (_, Some(hmac)) => {
+            hmac.error_here("only a provider = \"generic-hmac\" has this");
+            None
+        }
+        (_, None) => None,
+    };
+    Some(Webhook { provider, secret: secret?, when_cold, duplicate, generic })
+}
+
+fn generic_hmac(t: Table<'_>) -> Option<GenericHmac> {
+    let name = |key: &'static str, text: String| match text.parse::<http::HeaderName>() {
+        Ok(name) => Some(name.as_str().to_owned()),
+        Err(_) => {
+            t.error(key, format!("expected a header's name, found {text:?}"));
+            None
+        }
+    };
+    let header = t.required("header").and_then(|text| name("header", text));
+    let timestamp = t.text("timestamp").and_then(|text| name("timestamp", text));
+    let encodings = [("hex", Encoding::Hex), ("base64", Encoding::Base64)];
+    let signed = t.text("signed").unwrap_or_else(|| "{body}".into());
+    if signed.matches("{body}").count() != 1 {
+        t.error("signed", "expected {body} in it, once");
+    }
+    if signed.contains("{timestamp}") != t.has("timestamp") {
+        t.error("signed", "expected {timestamp} in it exactly if timestamp names a header");
+    }
+    let event = match t.text("event") {
+        None => EventId::Body,
+        Some(text) => match text.split_once(':') {
+            Some(("header", header)) => EventId::Header(name("event", header.to_owned())?),
+            Some(("json", pointer)) if pointer.starts_with('/') => EventId::Json(pointer.into()),
+            _ => {
+                let expected = "expected \"header:NAME\" or \"json:/pointer\"";
+                t.error("event", format!("{expected}, found {text:?}"));
+                EventId::Body
+            }
+        },
+    };
+    let rules = GenericHmac {
+        header: header.unwrap_or_default(),
+        prefix: t.text("prefix").unwrap_or_default(),
+        encoding: t.word("encoding", &encodings, Encoding::Hex),
+        signed,
+        timestamp,
+        tolerance: t.duration("tolerance", secs(1)..=secs(3600), secs(300)),
+        event,
+        deadline: t.duration("deadline", secs(1)..=secs(120), secs(10)),
+    };
+    t.finish();
+    Some(rules)
 }
 
 fn live(t: &Table<'_>) -> Live {

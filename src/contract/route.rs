@@ -151,6 +151,49 @@ pub struct Webhook {
     pub when_cold: WhenCold,
     /// What happens with a delivery of an event that was accepted before.
     pub duplicate: Duplicate,
+    /// The rules of a provider that has no row of its own.
+    pub generic: Option<GenericHmac>,
+}
+
+/// How a provider signs that has no row of its own: HMAC-SHA256 over the body, or a text around it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GenericHmac {
+    /// The header that has the signature, lower case.
+    pub header: String,
+    /// What stands before it there.
+    pub prefix: String,
+    /// How it is written.
+    pub encoding: Encoding,
+    /// What was signed: a text with `{body}` in it once, and `{timestamp}` where there is one.
+    pub signed: String,
+    /// The header that has the timestamp, in seconds, lower case.
+    pub timestamp: Option<String>,
+    /// How far the timestamp may be from now.
+    pub tolerance: Duration,
+    /// Where the event's id is.
+    pub event: EventId,
+    /// How long the provider waits for an answer.
+    pub deadline: Duration,
+}
+
+/// How a signature is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// 64 digits.
+    Hex,
+    /// RFC 4648 §4, padded.
+    Base64,
+}
+
+/// Where an event's id is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventId {
+    /// In a header, lower case.
+    Header(String),
+    /// In the JSON body, by pointer (RFC 6901).
+    Json(String),
+    /// Nowhere: equal bodies are one event.
+    Body,
 }
 
 /// Whose signature rules.
@@ -166,6 +209,22 @@ pub enum Provider {
     Shopify,
     /// <https://api.slack.com/authentication/verifying-requests-from-slack>
     Slack,
+    /// By the contract's own `[route.hmac]`.
+    GenericHmac,
+}
+
+impl Provider {
+    /// Its name in contracts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stripe => "stripe",
+            Self::StandardWebhooks => "standard-webhooks",
+            Self::Github => "github",
+            Self::Shopify => "shopify",
+            Self::Slack => "slack",
+            Self::GenericHmac => "generic-hmac",
+        }
+    }
 }
 
 /// What happens with a delivery when the app is asleep.

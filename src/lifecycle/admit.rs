@@ -13,7 +13,9 @@ use crate::store::record::WakeState;
 
 use super::classify::{Classified, Posture, under, wakes};
 use super::facts::{Facts, IdempotencyKey};
+use super::idempotency::DEFAULT_WHOLE_BODY;
 use super::place::{self, Choice, Placement};
+use super::recorded::OnRecord;
 use super::reply::{Forwarded, Problem, Reply};
 use super::retry::{self, MAX_ATTEMPTS, UpstreamFailure};
 use super::trace::{HoldEnd, KeyVerdict, Outcome, QueueBound, StepKind, Trace};
@@ -39,6 +41,20 @@ pub enum Next {
     /// Ask the app's durable store whether the live session is there, report with
     /// [`Journey::store_answered`], and decide again with this place.
     AskStore(Placement),
+    /// Read the whole body, at most `limit` bytes, then report with [`Journey::body_read`] or
+    /// [`Journey::body_refused`]. `granted` goes into the next decision.
+    ReadBody {
+        /// Bytes.
+        limit: u64,
+        /// A place that is kept meanwhile.
+        granted: Option<Placement>,
+    },
+    /// Take the key in the ledger while nothing is sent, then report with [`Journey::reserved`].
+    Reserve,
+    /// Answer 200 for an event that was accepted before.
+    Acknowledge,
+    /// Answer with the stored response, then report with [`Journey::replayed`].
+    Replay,
     /// Answer it.
     Reply(Reply),
 }
@@ -64,19 +80,20 @@ pub enum Woke {
 /// One request on its way.
 #[derive(Debug)]
 pub struct Journey {
-    facts: Facts,
-    view: Arc<EnvView>,
-    route: usize,
-    posture: Posture,
+    pub(super) facts: Facts,
+    pub(super) view: Arc<EnvView>,
+    pub(super) route: usize,
+    pub(super) posture: Posture,
     wakes: bool,
     deadline: Mono,
     excluded: Vec<AllocationId>,
-    attempts: u32,
+    pub(super) attempts: u32,
     operation: Option<OperationId>,
     hold: Hold,
     /// Only of a live socket.
     live: Option<Box<Live>>,
-    explaining: bool,
+    pub(super) explaining: bool,
+    pub(super) record: Option<OnRecord>,
     /// What was decided so far.
     pub trace: Trace,
 }
@@ -108,6 +125,7 @@ impl Journey {
             operation: None,
             hold: Hold::default(),
             explaining: false,
+            record: None,
         }
     }
 
@@ -159,7 +177,11 @@ impl Journey {
     /// Whether it may wait while nothing is ready: an unsafe request without idempotency waits for
     /// a place in an app that is up, never for a start.
     pub fn waits_cold(&self) -> bool {
-        matches!(self.posture, Posture::Safe | Posture::AppIdempotent)
+        match self.posture {
+            Posture::Safe | Posture::AppIdempotent | Posture::EdgeIdempotent => true,
+            Posture::Webhook => self.delivery_waits(),
+            Posture::Unsafe => false,
+        }
     }
     /// Attempts begun.
     pub fn attempts(&self) -> u32 {
@@ -201,7 +223,12 @@ impl Journey {
         if let Some(refused) = self.refusal(first || changed, now) {
             return self.answer(now, refused);
         }
-        if let Some(placed) = granted.filter(|p| self.still_ready(p)) {
+        let granted = granted.filter(|p| self.still_ready(p));
+        let granted = match self.follow_record(granted, now) {
+            Ok(granted) => granted,
+            Err(next) => return next,
+        };
+        if let Some(placed) = granted {
             return self.forward(now, placed);
         }
         // Those who wait go first: a newcomer does not overtake the queue.
@@ -259,7 +286,7 @@ impl Journey {
         Next::Forward(placed)
     }
 
-    fn answer(&mut self, now: Mono, reply: Reply) -> Next {
+    pub(super) fn answer(&mut self, now: Mono, reply: Reply) -> Next {
         let reply = Reply { operation: reply.operation.or(self.operation.clone()), ..reply };
         self.trace.answered(now, &reply);
         Next::Reply(reply)
@@ -273,7 +300,13 @@ impl Journey {
     }
 
     fn max_body(&self) -> Option<u64> {
-        self.view.contract.routes.get(self.route)?.max_body
+        let of_route = self.view.contract.routes.get(self.route).and_then(|r| r.max_body);
+        of_route.or_else(|| self.reads_whole_body().then_some(DEFAULT_WHOLE_BODY))
+    }
+
+    /// The bound of a body that is read whole.
+    pub(super) fn whole_body_limit(&self) -> u64 {
+        self.max_body().unwrap_or(DEFAULT_WHOLE_BODY)
     }
 
     /// A body that says it is too long is refused before anything wakes.
@@ -300,13 +333,7 @@ impl Journey {
         let classify = StepKind::Classify(self.posture, Arc::clone(&self.view), self.route);
         self.trace.push(now, classify);
         let (verdict, reply) = match (self.posture, &self.facts.key) {
-            (Posture::Webhook, _) => {
-                self.trace.push(now, StepKind::VerifySignature("no verifier loaded"));
-                let detail = "This edge cannot verify this provider's signatures; nothing was \
-                              sent to the app.";
-                let reply = Reply::refused(Problem::VerifierUnavailable, 503, detail);
-                return Some(reply.retry_after(Duration::from_secs(60)));
-            }
+            (Posture::Webhook, _) => return self.check_signature(now),
             (Posture::AppIdempotent, IdempotencyKey::Present(_)) => (KeyVerdict::Present, None),
             (Posture::AppIdempotent | Posture::EdgeIdempotent, IdempotencyKey::Absent) => (
                 KeyVerdict::Missing,
@@ -325,18 +352,10 @@ impl Journey {
                     "The Idempotency-Key header must be one string of 1 to 255 characters.",
                 )),
             ),
-            (Posture::EdgeIdempotent, IdempotencyKey::Present(_)) => (
-                KeyVerdict::LedgerUnavailable,
-                Some(
-                    Reply::refused(
-                        Problem::LedgerUnavailable,
-                        503,
-                        "This route asks the edge to keep the record of keys, and this edge keeps \
-                         none; nothing was sent to the app.",
-                    )
-                    .retry_after(Duration::from_secs(60)),
-                ),
-            ),
+            (Posture::EdgeIdempotent, IdempotencyKey::Present(_)) => match self.no_principal() {
+                Some(reply) => (KeyVerdict::NoPrincipal, Some(reply)),
+                None => (KeyVerdict::Present, None),
+            },
             (Posture::Unsafe | Posture::Safe, _) => (KeyVerdict::NotAsked, None),
         };
         self.trace.push(now, StepKind::CheckKey(verdict));
@@ -344,6 +363,12 @@ impl Journey {
     }
 
     fn cold(&mut self, now: Mono, pick: u64) -> Next {
+        if self.wants_reservation() {
+            return Next::Reserve;
+        }
+        if let Some(answer) = self.blocked_delivery(now) {
+            return answer;
+        }
         let may_hold = self.waits_cold();
         let view = Arc::clone(&self.view);
         if self.posture == Posture::Safe && !self.was_classified() {
@@ -405,6 +430,10 @@ impl Journey {
     }
 
     fn app_cold(&mut self, now: Mono) -> Next {
+        if self.is_delivery() {
+            let reply = self.deferred("deferred: the app is asleep and is being woken", now);
+            return self.answer(now, reply);
+        }
         let typical = self.view.operation.as_ref().map_or(0, |o| o.stats.typical_ms);
         let wait = Duration::from_millis(typical.max(1000));
         let detail = "The app was asleep and is being started. This action was not sent to it: \
@@ -486,7 +515,16 @@ impl Journey {
         Some(self.view.operation.as_ref().map_or(WakeState::WakeRequested, |o| o.state))
     }
 
-    fn too_late(&self, now: Mono, pick: u64) -> Reply {
+    /// Waiting ends `after` the request came, if not earlier.
+    pub(super) fn limit_hold(&mut self, after: Duration) {
+        self.deadline = self.deadline.min(self.facts.received + after);
+    }
+
+    fn too_late(&mut self, now: Mono, pick: u64) -> Reply {
+        if self.is_delivery() {
+            let reply = self.deferred("deferred: no place in the app in the provider's time", now);
+            return reply.operation(self.operation.clone());
+        }
         let budget = self.view.contract.wake.budget;
         let operation = self.view.operation.as_ref();
         match operation {
@@ -545,10 +583,12 @@ impl Journey {
     pub fn served(&mut self, status: Option<u16>, now: Mono) {
         let preview = !self.view.environment.is_production();
         let pinned = self.pinned(now, status);
-        if !pinned {
+        if self.is_delivery() {
+            self.trace.push(now, StepKind::ProcessOnce { status });
+        } else if !pinned {
             self.ran(status, now);
         }
-        if self.posture == Posture::AppIdempotent {
+        if matches!(self.posture, Posture::AppIdempotent | Posture::EdgeIdempotent) {
             self.trace.push(now, StepKind::AttachRetry);
         }
         self.trace.outcome = if self.operation.is_some() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::header::HeaderMap;
 
-use crate::clock::Mono;
+use crate::clock::{Mono, Wall};
 use crate::snapshot::Snapshot;
 use crate::store::record::{WakePhases, WakeState};
 
@@ -16,13 +16,14 @@ use super::facts::Facts;
 use super::reply::Problem;
 use super::trace::{Outcome, StepKind, Trace};
 
-/// The trace of `facts` on `snapshot` at `now`.
-pub fn explain(snapshot: &Snapshot, facts: Facts, now: Mono) -> Trace {
-    explain_with(snapshot, facts, &HeaderMap::new(), now)
-}
-
-/// The same, for a request with these `headers`: they decide how an asset is sent.
-pub fn explain_with(snapshot: &Snapshot, facts: Facts, headers: &HeaderMap, now: Mono) -> Trace {
+/// The trace of `facts`, and the headers they were read from, on `snapshot` at `now`.
+pub fn explain(
+    snapshot: &Snapshot,
+    facts: Facts,
+    headers: &HeaderMap,
+    now: Mono,
+    wall: Wall,
+) -> Trace {
     let Some(classified) = classify(snapshot, &facts) else {
         return Trace::unowned(&facts, now).0;
     };
@@ -32,17 +33,28 @@ pub fn explain_with(snapshot: &Snapshot, facts: Facts, headers: &HeaderMap, now:
         Err(facts) => *facts,
     };
     let mut journey = Journey::begin_explaining(facts, classified);
+    // Whether this edge has the secret is known where it is kept; the steps are those of one that has.
+    journey.read_head(headers, true, wall);
     match journey.decide(Some(&view), None, now, 0) {
         Next::Forward(_) | Next::AskStore(_) => journey.served(None, now),
-        Next::Reply(_) => {}
+        // An explanation asks no record and reads no body; these say so by answering nothing.
+        Next::Reply(_)
+        | Next::ReadBody { .. }
+        | Next::Reserve
+        | Next::Replay
+        | Next::Acknowledge => {}
         Next::Wake { hold } => {
             let safe = journey.posture() == Posture::Safe;
             journey.trace.push(now, StepKind::Wake { operation: None, created: true, safe });
             if hold {
                 woken_later(&mut journey, now, None);
             } else {
-                journey.trace.push(now, StepKind::Answer(Problem::AppCold, 503));
-                journey.trace.outcome = Outcome::Refused(Problem::AppCold);
+                let problem = match journey.posture() {
+                    Posture::Webhook => Problem::WakeDeferred,
+                    _ => Problem::AppCold,
+                };
+                journey.trace.push(now, StepKind::Answer(problem, 503));
+                journey.trace.outcome = Outcome::Refused(problem);
             }
         }
         Next::Hold => {

@@ -3,11 +3,13 @@
 //!
 //! Read the files in the order a request meets them: [`facts`] says what it is, [`classify`] whose
 //! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
-//! [`access`] whether a preview is
-//! open to it, [`asset`] whether the artifact answers without the app, [`place`] where it goes, [`retry`] what a
-//! failure allows, [`reply`] what the edge answers itself,
-//! and [`trace`] keeps what was decided and why. [`affinity`] says where a session was before, and
-//! [`resume`] what a live socket's app is told about it, [`hello`] which session a Vango client names. [`explain`] asks the same questions of a request
+//! [`access`] whether a preview is open to it,
+//! [`asset`] whether the artifact answers without the app, [`idempotency`] what a key's record says and
+//! becomes, [`webhook`] whether a provider's delivery is believed, [`recorded`] and [`delivery`] how a
+//! request follows its record, [`place`] where it goes, [`retry`] what a failure allows, [`reply`] what
+//! the edge answers itself, and [`trace`] keeps what was decided and why, [`evidence`] for longer.
+//! [`affinity`] says where a session was before, [`resume`] what a live socket's app is told about it,
+//! [`hello`] which session a Vango client names. [`explain`] asks the same questions of a request
 //! that is never sent.
 //!
 //! A cold request is a hot request plus one bounded wait: after the wait, [`admit::Journey`]
@@ -18,11 +20,16 @@ pub mod admit;
 pub mod affinity;
 pub mod asset;
 pub mod classify;
+pub mod delivery;
+pub mod evidence;
 pub mod explain;
 pub mod facts;
 pub mod hello;
+pub mod idempotency;
 pub mod place;
+pub mod recorded;
 pub mod reply;
 pub mod resume;
 pub mod retry;
 pub mod trace;
+pub mod webhook;

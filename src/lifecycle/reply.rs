@@ -39,15 +39,31 @@ pub enum Problem {
     IdempotencyKeyMissing,
     /// 400: the key is not one.
     IdempotencyKeyInvalid,
+    /// 400: the contract says whose key it is, and the request does not.
+    PrincipalMissing,
+    /// 422: the key belongs to another request.
+    IdempotencyKeyReused,
+    /// 409: the first request with this key is at work.
+    RequestInProgress,
+    /// 409: carried out before, and the response is not stored.
+    ResponseNotReplayable,
+    /// 408: the body did not come in time.
+    RequestTimeout,
     /// 503: the record of keys that the contract needs cannot be had.
     LedgerUnavailable,
     /// 503: the webhook's signature cannot be verified.
     VerifierUnavailable,
+    /// 403: the webhook's signature is not believed.
+    WebhookSignatureInvalid,
+    /// 503: verified, and no safe delivery in the provider's time.
+    WakeDeferred,
+    /// 502: the app answered what a provider must not get.
+    WebhookRefused,
     /// 502: the app closed the connection after the request was sent.
     UpstreamClosed,
     /// 504: the app was silent after the request was sent.
     UpstreamTimeout,
-    /// 502 or 504: as the two above, for an unsafe request.
+    /// 502 or 504: as the two above, for an unsafe request. 409: for a repeat of such a one.
     OutcomeUnknown,
     /// 503: the edge is stopping.
     ShuttingDown,
@@ -69,7 +85,7 @@ pub enum Problem {
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 33] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
@@ -82,8 +98,16 @@ impl Problem {
         Self::AppCold,
         Self::IdempotencyKeyMissing,
         Self::IdempotencyKeyInvalid,
+        Self::PrincipalMissing,
+        Self::IdempotencyKeyReused,
+        Self::RequestInProgress,
+        Self::ResponseNotReplayable,
+        Self::RequestTimeout,
         Self::LedgerUnavailable,
         Self::VerifierUnavailable,
+        Self::WebhookSignatureInvalid,
+        Self::WakeDeferred,
+        Self::WebhookRefused,
         Self::UpstreamClosed,
         Self::UpstreamTimeout,
         Self::OutcomeUnknown,
@@ -112,8 +136,16 @@ impl Problem {
             Self::AppCold => "app-cold",
             Self::IdempotencyKeyMissing => "idempotency-key-missing",
             Self::IdempotencyKeyInvalid => "idempotency-key-invalid",
+            Self::PrincipalMissing => "principal-missing",
+            Self::IdempotencyKeyReused => "idempotency-key-reused",
+            Self::RequestInProgress => "request-in-progress",
+            Self::ResponseNotReplayable => "response-not-replayable",
+            Self::RequestTimeout => "request-timeout",
             Self::LedgerUnavailable => "ledger-unavailable",
             Self::VerifierUnavailable => "verifier-unavailable",
+            Self::WebhookSignatureInvalid => "webhook-signature-invalid",
+            Self::WakeDeferred => "wake-deferred",
+            Self::WebhookRefused => "webhook-refused",
             Self::UpstreamClosed => "upstream-closed",
             Self::UpstreamTimeout => "upstream-timeout",
             Self::OutcomeUnknown => "outcome-unknown",
@@ -143,10 +175,18 @@ impl Problem {
             Self::AppCold => "The app was asleep; nothing was sent to it",
             Self::IdempotencyKeyMissing => "This route requires an Idempotency-Key",
             Self::IdempotencyKeyInvalid => "The Idempotency-Key is not valid",
+            Self::PrincipalMissing => "This route asks whose key it is",
+            Self::IdempotencyKeyReused => "This key belongs to another request",
+            Self::RequestInProgress => "The first request with this key is still at work",
+            Self::ResponseNotReplayable => "This was carried out; its response is not kept",
+            Self::RequestTimeout => "The body did not come in time",
             Self::LedgerUnavailable => {
                 "The record of idempotency keys cannot be had; nothing was sent"
             }
             Self::VerifierUnavailable => "The signature cannot be verified; nothing was sent",
+            Self::WebhookSignatureInvalid => "The signature is not valid",
+            Self::WakeDeferred => "The delivery was put off; nothing was sent",
+            Self::WebhookRefused => "The app did not accept the delivery",
             Self::UpstreamClosed => "The app closed the connection before it answered",
             Self::UpstreamTimeout => "The app did not answer in time",
             Self::OutcomeUnknown => "The app may or may not have carried this out",
@@ -166,18 +206,27 @@ impl Problem {
         match self {
             Self::NoRoute | Self::AssetNotFound => "destination_not_found",
             Self::BadHost | Self::BadPath | Self::UpgradeInvalid => "http_request_error",
-            Self::OriginRefused
-            | Self::IdempotencyKeyMissing
+            Self::OriginRefused => "http_request_denied",
+            Self::IdempotencyKeyMissing
             | Self::IdempotencyKeyInvalid
-            | Self::ContentTooLarge
+            | Self::PrincipalMissing
+            | Self::IdempotencyKeyReused
+            | Self::RequestInProgress
+            | Self::ResponseNotReplayable
+            | Self::WebhookSignatureInvalid
             | Self::PreviewAccess
-            | Self::TooManyAttempts => "http_request_denied",
+            | Self::TooManyAttempts
+            | Self::ContentTooLarge => "http_request_denied",
+            Self::WebhookRefused => "http_response_incomplete",
+            Self::RequestTimeout => "http_request_error",
+            Self::OutcomeUnknown if status == 409 => "http_request_denied",
             Self::WakeTimeout
             | Self::WakeFailed
             | Self::AppCold
             | Self::LedgerUnavailable
             | Self::VerifierUnavailable
             | Self::ArtifactUnavailable
+            | Self::WakeDeferred
             | Self::ShuttingDown
             | Self::Asleep => "destination_unavailable",
             Self::HoldQueueFull | Self::Saturated => "connection_limit_reached",
@@ -195,15 +244,19 @@ impl Problem {
 pub enum Forwarded {
     /// No byte of it reached the app.
     No,
-    /// It was sent, and what became of it is not known.
+    /// It, or the first request with its key, was sent, and what became of it is not known.
     OutcomeUnknown,
+    /// The first request with its key was answered by the app.
+    Answered,
 }
 
 impl Forwarded {
-    fn text(self) -> &'static str {
+    /// In words.
+    pub fn text(self) -> &'static str {
         match self {
             Self::No => "not forwarded",
             Self::OutcomeUnknown => "forwarded, outcome unknown",
+            Self::Answered => "answered by the app",
         }
     }
 }
@@ -294,7 +347,12 @@ impl Reply {
             // RFC 9110 §11.6.1: a 401 names a scheme. This one is ours: the token is in a header.
             out.push(("www-authenticate", "Vango-Edge-Preview-Token".to_owned()));
         }
-        if matches!(self.problem, Problem::IdempotencyKeyMissing | Problem::IdempotencyKeyInvalid) {
+        if matches!(
+            self.problem,
+            Problem::IdempotencyKeyMissing
+                | Problem::IdempotencyKeyInvalid
+                | Problem::IdempotencyKeyReused
+        ) {
             let page = format!("<{PROBLEM_BASE}{}>; rel=\"describedby\"", self.problem.name());
             out.push(("link", page));
         }

@@ -87,6 +87,8 @@ pub enum QueueBound {
     Node,
     /// `limits.max_held_bytes` of the node.
     Bytes,
+    /// `limits.max_buffered_bytes` of the node.
+    Bodies,
 }
 
 impl QueueBound {
@@ -96,6 +98,7 @@ impl QueueBound {
             Self::Environment => "the environment's wake.max_held",
             Self::Node => "the node's limits.max_held",
             Self::Bytes => "the node's limits.max_held_bytes",
+            Self::Bodies => "the node's limits.max_buffered_bytes",
         }
     }
 }
@@ -115,6 +118,20 @@ pub enum StepKind {
     CheckKey(KeyVerdict),
     /// The webhook's signature policy was checked.
     VerifySignature(&'static str),
+    /// The event's record was asked.
+    CheckEvent(EventVerdict),
+    /// What an operator will find on record about a delivery.
+    Evidence {
+        /// The wake it waits or waited for.
+        operation: Option<OperationId>,
+        /// What was decided.
+        what: &'static str,
+    },
+    /// The app was given the delivery.
+    ProcessOnce {
+        /// Its status; `None` when only explaining.
+        status: Option<u16>,
+    },
     /// A wake was made, or one that exists was joined.
     Wake {
         /// The operation; `None` when only explaining, or when none could be made.
@@ -208,6 +225,19 @@ pub enum StepKind {
     Answer(Problem, u16),
 }
 
+/// What was found about a provider's event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventVerdict {
+    /// Taken in the ledger; nothing is sent.
+    Reserved,
+    /// The record says that it is sent, under this attempt; it is about to be.
+    Forwarded(u32),
+    /// Another delivery of it is at work.
+    InProgress,
+    /// The app accepted it before.
+    Accepted,
+}
+
 /// What was found about a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyVerdict {
@@ -219,6 +249,22 @@ pub enum KeyVerdict {
     Missing,
     /// Required and not a key.
     Invalid,
+    /// The contract says whose key it is, and the request does not.
+    NoPrincipal,
+    /// Taken in the ledger; nothing is sent.
+    Reserved,
+    /// The record says that it is sent, under this attempt; it is about to be.
+    Forwarded(u32),
+    /// Its record is of another request.
+    Reused,
+    /// The first request with it is at work.
+    InProgress,
+    /// Nobody knows what became of the first.
+    Unknown,
+    /// The first was answered, and the answer is stored.
+    Completed,
+    /// The first was answered, and the answer is not stored.
+    NotReplayable,
     /// The edge's own ledger is required and cannot be had.
     LedgerUnavailable,
 }
@@ -298,6 +344,19 @@ impl StepKind {
             Self::VerifySignature(_) => {
                 (Actor::Edge, "Verify route class and signature policy.", "Webhook route contract")
             }
+            Self::CheckEvent(_) => {
+                (Actor::Edge, "Check idempotency posture before wake/retry.", "Idempotency store")
+            }
+            Self::Evidence { .. } => (
+                Actor::ControlPlane,
+                "Record wake/blocked evidence for user and support.",
+                "Operation/audit",
+            ),
+            Self::ProcessOnce { .. } => (
+                Actor::App,
+                "Process once when a safe delivery path exists.",
+                "Product DB plus provider event id",
+            ),
             Self::Wake { safe: true, .. } => {
                 (Actor::Edge, "Create or attach to wake operation.", "Operation table")
             }
@@ -422,12 +481,42 @@ impl StepKind {
                     KeyVerdict::Present => "key present",
                     KeyVerdict::Missing => "key missing",
                     KeyVerdict::Invalid => "key invalid",
+                    KeyVerdict::NoPrincipal => "no principal",
                     KeyVerdict::LedgerUnavailable => "ledger unavailable",
+                    KeyVerdict::Reserved => "reserved",
+                    KeyVerdict::Forwarded(_) => "forwarded",
+                    KeyVerdict::Reused => "another request's key",
+                    KeyVerdict::InProgress => "in progress",
+                    KeyVerdict::Unknown => "outcome unknown",
+                    KeyVerdict::Completed => "completed",
+                    KeyVerdict::NotReplayable => "completed, response not stored",
                 }
                 .into(),
-                String::new(),
+                match v {
+                    KeyVerdict::Reserved => "on disk; nothing is sent".into(),
+                    KeyVerdict::Forwarded(n) => {
+                        format!("on disk before the first byte; attempt {n}")
+                    }
+                    _ => String::new(),
+                },
             ),
             Self::VerifySignature(verdict) => ((*verdict).into(), String::new()),
+            Self::CheckEvent(v) => match v {
+                EventVerdict::Reserved => ("reserved".into(), "on disk; nothing is sent".into()),
+                EventVerdict::Forwarded(n) => {
+                    ("forwarded".into(), format!("on disk before the first byte; attempt {n}"))
+                }
+                EventVerdict::InProgress => ("another delivery is at work".into(), String::new()),
+                EventVerdict::Accepted => ("accepted before".into(), String::new()),
+            },
+            Self::Evidence { operation, what } => (
+                operation.as_ref().map_or_else(|| "no operation".into(), ToString::to_string),
+                (*what).into(),
+            ),
+            Self::ProcessOnce { status } => (
+                status.map_or_else(|| "would be asked".into(), |s| format!("status {s}")),
+                String::new(),
+            ),
             Self::Wake { operation, created, .. } => (
                 operation.as_ref().map_or_else(|| "would be created".into(), ToString::to_string),
                 match (operation, created) {
@@ -568,6 +657,10 @@ pub enum Outcome {
     Asset,
     /// Sent on to the same address with the cookie that opens the preview.
     Welcomed,
+    /// Answered with the stored response of an earlier request with the same key.
+    Replayed,
+    /// A delivery of an event that was accepted before, answered 200 from its record.
+    Duplicate,
     /// Answered by the edge.
     Refused(Problem),
     /// The client left first; what was sent, if anything, is in the steps.
@@ -585,6 +678,8 @@ impl Outcome {
             Self::ClientLeft,
             Self::Asset,
             Self::Welcomed,
+            Self::Replayed,
+            Self::Duplicate,
         ]
         .into_iter()
         .chain(Problem::ALL.into_iter().map(Self::Refused))
@@ -600,7 +695,9 @@ impl Outcome {
             Self::ClientLeft => 4,
             Self::Asset => 5,
             Self::Welcomed => 6,
-            Self::Refused(p) => 7 + p as usize,
+            Self::Replayed => 7,
+            Self::Duplicate => 8,
+            Self::Refused(p) => 9 + p as usize,
         }
     }
 
@@ -631,6 +728,8 @@ impl Outcome {
             Self::Held => "held",
             Self::Asset => "asset",
             Self::Welcomed => "welcomed",
+            Self::Replayed => "replayed",
+            Self::Duplicate => "duplicate",
             Self::Refused(p) => p.name(),
             Self::ClientLeft => "client-left",
         }

@@ -4,10 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pingora_proxy::Session;
 
 use crate::clock::{Clock, Entropy, Mono};
+use crate::config::Secret;
 use crate::id::{Environment, RequestId};
+use crate::ledger::{Audit, Ledger, Reservation, Taken};
 use crate::lifecycle::admit::{Journey, Next, Woke};
 use crate::lifecycle::place::Placement;
 use crate::lifecycle::reply::Reply;
@@ -15,13 +18,38 @@ use crate::lifecycle::resume::StoreAnswer;
 use crate::lifecycle::trace::HoldEnd;
 use crate::session::{Ask, Sessions};
 use crate::snapshot::{Live, SnapshotReader};
+use crate::store::record::ledger::StoredResponse;
 use crate::wake::hold::{HoldQueues, Release, Ticket};
 use crate::wake::worker::Worker;
 
+use super::attempts::Attempts;
+use super::body::{self, Buffered, Room, Unread};
+use super::deliver::Exchanges;
+use super::service::ProxyLimits;
 use super::watch;
+
+/// The operator's secrets by which providers' deliveries are verified; a reload swaps them.
+pub trait WebhookSecrets: Send + Sync {
+    /// Every value under `name` that counts now, the current one first; none where there is none.
+    fn of(&self, environment: &Environment, name: &str) -> Vec<Secret>;
+}
 
 /// What the gate works with.
 pub struct Gate {
+    /// For verifying deliveries.
+    pub secrets: Arc<dyn WebhookSecrets>,
+    /// Keeps what was sent.
+    pub ledger: Arc<Ledger>,
+    /// Keeps what was decided.
+    pub audit: Arc<Audit>,
+    /// For bodies that are read whole.
+    pub room: Arc<Room>,
+    /// What goes on without its client.
+    pub exchanges: Arc<Exchanges>,
+    /// How often keys were sent to apps that deduplicate themselves.
+    pub attempts: Attempts,
+    /// Timeouts; a reload swaps them.
+    pub limits: Arc<ArcSwap<ProxyLimits>>,
     /// What routing sees.
     pub snapshots: SnapshotReader,
     /// Those who wait.
@@ -67,12 +95,30 @@ impl Drop for Placed {
     }
 }
 
+/// What a request carries through the gate besides itself.
+#[derive(Default)]
+pub struct Carried {
+    /// Its body, once it was read.
+    pub body: Option<Buffered>,
+    /// Its key, once it was reserved; released when dropped.
+    pub reservation: Option<Reservation>,
+}
+
 /// A client that waits.
 pub trait Downstream: Send {
     /// Resolves when it has left. Consumes nothing of an unread body. Cancel safe.
     fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send;
     /// Whether it is known to have left already.
     fn has_left(&mut self) -> bool;
+    /// Reads its whole body, at most `limit` bytes; one that sends none has nothing to read.
+    fn read_whole(
+        &mut self,
+        _limit: u64,
+        _room: &Arc<Room>,
+        _within: Duration,
+    ) -> impl Future<Output = Result<Buffered, Unread>> + Send {
+        async { Err(Unread::Gone) }
+    }
 }
 
 impl Downstream for Session {
@@ -82,10 +128,22 @@ impl Downstream for Session {
     fn has_left(&mut self) -> bool {
         watch::has_left(self)
     }
+    fn read_whole(
+        &mut self,
+        limit: u64,
+        room: &Arc<Room>,
+        within: Duration,
+    ) -> impl Future<Output = Result<Buffered, Unread>> + Send {
+        body::read_whole(self, limit, room, within)
+    }
 }
 
 /// How the gate was left.
 pub enum Passed {
+    /// Answer with this stored response.
+    Replay(StoredResponse),
+    /// Answer 200: the event was accepted before.
+    Acknowledge,
     /// Forward it there.
     Forward(Placed),
     /// Answer this.
@@ -96,8 +154,14 @@ pub enum Passed {
 
 impl Gate {
     /// Asks and performs until there is an end. Bounded by the journey's deadline: each turn
-    /// either ends or waits for a change, and after the deadline nothing waits.
-    pub async fn pass(&self, session: &mut impl Downstream, journey: &mut Journey) -> Passed {
+    /// either ends, waits for a change, or takes one of few steps that are taken once (the body is
+    /// read, the ledger is asked); after the deadline nothing waits.
+    pub async fn pass(
+        &self,
+        session: &mut impl Downstream,
+        journey: &mut Journey,
+        carried: &mut Carried,
+    ) -> Passed {
         let mut granted: Option<(Placement, Environment)> = None;
         if let Some(id) = journey.session().filter(|_| journey.trace.steps.is_empty()).cloned() {
             let environment = journey.view().environment.clone();
@@ -128,6 +192,19 @@ impl Gate {
                     journey.store_answered(answer);
                     granted = placed.into_placement();
                 }
+                Next::ReadBody { limit, granted: kept } => {
+                    granted = kept.zip(from);
+                    if let Some(end) = self.read_body(session, journey, carried, limit).await {
+                        return end;
+                    }
+                }
+                Next::Reserve => {
+                    if let Some(end) = self.reserve(journey, carried).await {
+                        return end;
+                    }
+                }
+                Next::Replay => return self.replay(journey).await,
+                Next::Acknowledge => return Passed::Acknowledge,
                 Next::Wake { hold: false } => {
                     let woke = self.wake(journey).await;
                     match journey.woke(&woke, false, self.clock.now()) {
@@ -157,6 +234,69 @@ impl Gate {
         }
     }
 
+    async fn read_body(
+        &self,
+        session: &mut impl Downstream,
+        journey: &mut Journey,
+        carried: &mut Carried,
+        limit: u64,
+    ) -> Option<Passed> {
+        let within = self.limits.load().body_timeout;
+        match session.read_whole(limit, &self.room, within).await {
+            Ok(body) => {
+                let secrets = self.secrets_for(journey);
+                let secrets: Vec<&[u8]> = secrets.iter().map(|s| s.expose().as_bytes()).collect();
+                let refused = journey.body_read(&body.bytes, &secrets, self.clock.now());
+                carried.body = Some(body);
+                refused.map(Passed::Reply)
+            }
+            Err(Unread::Refused(why)) => {
+                Some(Passed::Reply(journey.body_refused(why, self.clock.now())))
+            }
+            Err(Unread::Gone) => Some(Passed::Gone),
+        }
+    }
+
+    /// The values that a delivery is verified with; none for anything else.
+    pub fn secrets_for(&self, journey: &Journey) -> Vec<Secret> {
+        journey.secret_wanted().map_or_else(Vec::new, |(e, name)| self.secrets.of(e, name))
+    }
+
+    async fn reserve(&self, journey: &mut Journey, carried: &mut Carried) -> Option<Passed> {
+        let taken = match journey.claim() {
+            Some(claim) => self.ledger.reserve(claim, journey.reads_whole_body()).await,
+            None => return None,
+        };
+        let now = self.clock.now();
+        match taken {
+            Ok(Taken::Held(reservation)) => {
+                carried.reservation = Some(reservation);
+                journey.reserved(None, now);
+            }
+            Ok(Taken::Found(seen)) => journey.reserved(Some(seen), now),
+            Err(e) => {
+                log::debug!("ledger: {e}");
+                return Some(Passed::Reply(journey.ledger_failed(now)));
+            }
+        }
+        None
+    }
+
+    async fn replay(&self, journey: &mut Journey) -> Passed {
+        let stored = match journey.claim() {
+            Some(claim) => self.ledger.response(&claim.at).await,
+            None => Ok(None),
+        };
+        match stored {
+            Ok(Some(stored)) => Passed::Replay(stored),
+            Ok(None) => Passed::Reply(journey.replay_missing(self.clock.now())),
+            Err(e) => {
+                log::debug!("ledger: {e}");
+                Passed::Reply(journey.ledger_failed(self.clock.now()))
+            }
+        }
+    }
+
     fn placed(&self, journey: &Journey, placement: Placement) -> Placed {
         let view = journey.view();
         Placed {
@@ -176,7 +316,7 @@ impl Gate {
     async fn hold(&self, session: &mut impl Downstream, journey: &mut Journey, wake: bool) -> Held {
         let view = Arc::clone(journey.view());
         let facts = journey.facts();
-        let body_unread = facts.body;
+        let body_unread = facts.body && !journey.body_is_read();
         let entered = self.queues.enter(
             &view,
             facts.header_bytes,

@@ -1,12 +1,17 @@
 //! The Pingora shell: it performs what [`crate::lifecycle`] decides, and decides nothing itself.
 //!
-//! `early_request_filter` reads the facts, looks for an asset and classifies, `request_filter` gates and holds,
-//! `upstream_peer` places (again, after a failed connection). [`serve`] accepts connections: the
+//! `early_request_filter` reads the facts, looks for an asset and classifies, `request_filter` gates
+//! and holds, `upstream_peer` places (again, after a failed connection). What is kept on record is not
+//! sent by Pingora's loop but by [`exchange`], which outlives the client. [`serve`] accepts connections: the
 //! edge runs Pingora's HTTP engine on its own runtime, since Pingora's server owns signals,
 //! shutdown and listening sockets in ways that an edge with reload and drain cannot use.
 
 mod answer;
 mod asset;
+mod attempts;
+mod body;
+mod deliver;
+mod exchange;
 mod gate;
 mod headers;
 mod live;
@@ -16,7 +21,10 @@ mod serve;
 mod service;
 mod watch;
 
-pub use gate::Gate;
+pub use attempts::Attempts;
+pub use body::Room;
+pub use deliver::Exchanges;
+pub use gate::{Gate, WebhookSecrets};
 pub use preview::{PreviewPolicies, PreviewPolicy};
 pub use serve::{Listener, Serving, bind};
 pub use service::{EdgeProxy, ProxyLimits, ProxyParts};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::clock::Mono;
 use crate::lifecycle::admit::Journey;
+use crate::lifecycle::reply::{Problem, Reply};
 use crate::lifecycle::trace::{Outcome, Trace};
 use crate::telemetry::{Telemetry, TraceRecord};
 
@@ -29,10 +30,19 @@ pub enum End {
     },
 }
 
+/// What the edge answered itself, and whether evidence of it is kept already.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Told<'a> {
+    /// The answer.
+    pub reply: Option<&'a Reply>,
+    /// Its evidence is kept.
+    pub kept: bool,
+}
+
 /// Closes `journey`, which ended now.
 pub fn close(gate: &Gate, telemetry: &Telemetry, journey: Journey, end: End) {
     let now = gate.clock.now();
-    close_at(gate, telemetry, journey, end, now);
+    close_at(gate, telemetry, journey, end, now, Told::default());
 }
 
 /// The same; the app's answer began at `answered`.
@@ -42,6 +52,7 @@ pub fn close_at(
     mut journey: Journey,
     end: End,
     answered: Mono,
+    told: Told<'_>,
 ) {
     let now = gate.clock.now();
     if journey.wakes() {
@@ -58,6 +69,18 @@ pub fn close_at(
             status
         }
     };
+    let wall = gate.clock.wall();
+    let evidence = journey.evidence_of(told.reply, status, now, wall).filter(|_| !told.kept);
+    match (evidence, journey.trace.outcome) {
+        (Some(evidence), Outcome::Refused(Problem::WebhookSignatureInvalid)) => {
+            gate.audit.refused(evidence);
+        }
+        (Some(evidence), _) => gate.audit.soon(evidence),
+        (None, _) => {}
+    }
+    if let Some(counted) = journey.counted(status) {
+        telemetry.delivery(counted);
+    }
     let held = journey.held_for();
     let operation = journey.operation().cloned();
     let class = journey.class();

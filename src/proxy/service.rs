@@ -20,19 +20,21 @@ use crate::lifecycle::access::{self, Verdict};
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::affinity;
 use crate::lifecycle::asset::{Action, Visit};
-use crate::lifecycle::classify::{Classified, classify};
+use crate::lifecycle::classify::{Classified, Posture, classify};
 use crate::lifecycle::facts::{ErrorForm, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::{Outcome, StepKind, Trace};
 use crate::snapshot::EnvView;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
+use crate::store::record::ledger::StoredResponse;
 use crate::telemetry::{ASSET, NO_CLASS, Telemetry, TraceRecord};
 
-use super::gate::{Gate, Passed, Placed};
+use super::deliver::{self, Tried};
+use super::gate::{Carried, Gate, Passed, Placed};
 use super::live::{self, LiveParts};
 use super::preview::{self, PreviewPolicies, WrongTokens};
-use super::record::{self, End};
+use super::record::{self, End, Told};
 use super::{answer, asset, headers};
 
 /// Timeouts toward allocations. Pingora's own default for each is none.
@@ -44,6 +46,8 @@ pub struct ProxyLimits {
     pub response_timeout: Duration,
     /// A pooled connection unused for this long is closed.
     pub idle_timeout: Duration,
+    /// For a body that the edge reads whole.
+    pub body_timeout: Duration,
     /// Live sockets that may be open.
     pub sockets: usize,
     /// A live socket on which nothing passes for this long is closed.
@@ -94,6 +98,16 @@ pub struct Ctx {
     welcome: Option<(String, String)>,
     /// Whose it is, once that is known.
     view: Option<Arc<EnvView>>,
+    /// The stored response to give instead.
+    replay: Option<StoredResponse>,
+    /// The event was accepted before.
+    acknowledge: bool,
+    /// It was answered from a record.
+    from_record: bool,
+    /// Its evidence is kept already.
+    audited: bool,
+    /// What goes with it through the gate.
+    carried: Carried,
     /// Where it goes; `tried` once `upstream_peer` has used it.
     placed: Option<Placed>,
     tried: bool,
@@ -173,10 +187,20 @@ impl EdgeProxy {
     pub(super) async fn pass(&self, session: &mut Session, ctx: &mut Ctx) -> bool {
         let Some(journey) = &mut ctx.journey else { return false };
         ctx.tried = false;
-        match self.parts.gate.pass(session, journey).await {
+        let passed = self.parts.gate.pass(session, journey, &mut ctx.carried).await;
+        ctx.body_unread &= !journey.body_is_read();
+        match passed {
             Passed::Forward(placed) => {
                 ctx.placed = Some(placed);
                 true
+            }
+            Passed::Replay(stored) => {
+                ctx.replay = Some(stored);
+                false
+            }
+            Passed::Acknowledge => {
+                ctx.acknowledge = true;
+                false
             }
             Passed::Reply(reply) => {
                 ctx.reply = Some(reply);
@@ -189,7 +213,70 @@ impl EdgeProxy {
         }
     }
 
+    /// What a provider is told about a verified delivery, other than the app's own answer, is on
+    /// record before it is told.
+    async fn record_before_answer(&self, ctx: &mut Ctx) {
+        let Some(journey) = ctx.journey.as_ref().filter(|j| j.event().is_some() && !ctx.audited)
+        else {
+            return;
+        };
+        let status = ctx.reply.as_ref().map(|r| r.status).or(ctx.acknowledge.then_some(200));
+        let gate = &self.parts.gate;
+        let evidence =
+            journey.evidence_of(ctx.reply.as_ref(), status, self.now(), gate.clock.wall());
+        let Some(evidence) = evidence else { return };
+        match gate.audit.before_answer(&evidence).await {
+            Ok(()) => ctx.audited = true,
+            // The answer is the same without it, and the provider delivers again.
+            Err(e) => log::warn!("audit: {e}"),
+        }
+    }
+
+    /// Sends what is kept on record, at most once, and answers.
+    async fn deliver(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
+        // Ends: each turn without an answer excludes an allocation or meets a record.
+        while let (Some(placed), Some(journey)) = (ctx.placed.take(), &mut ctx.journey) {
+            let carried = &mut ctx.carried;
+            let tried = deliver::deliver(session, &self.parts.gate, journey, carried, placed).await;
+            match tried? {
+                Tried::Answered(head, first, rest) => {
+                    ctx.first_byte = Some(self.now());
+                    let Some(claim) = journey.claim().cloned() else { break };
+                    let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
+                    return deliver::write(session, ctx.id, &claim, &head, (first, rest), mark)
+                        .await;
+                }
+                Tried::Reply(reply) => {
+                    ctx.reply = Some(reply);
+                    break;
+                }
+                Tried::Again => {
+                    if !self.pass(session, ctx).await {
+                        break;
+                    }
+                }
+            }
+        }
+        self.answer(session, ctx).await
+    }
+
     pub(super) async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
+        self.record_before_answer(ctx).await;
+        if let (Some(stored), Some(journey)) = (ctx.replay.take(), &mut ctx.journey) {
+            let (head, body) = deliver::replayed(stored);
+            journey.replayed();
+            ctx.from_record = true;
+            if ctx.body_unread {
+                session.set_keepalive(None);
+            }
+            let Some(claim) = journey.claim().cloned() else { return Ok(()) };
+            let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
+            return deliver::write(session, ctx.id, &claim, &head, (body, None), mark).await;
+        }
+        if ctx.acknowledge {
+            ctx.from_record = true;
+            return deliver::acknowledge(session, ctx.id).await;
+        }
         match &ctx.reply {
             Some(reply) => {
                 let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
@@ -424,12 +511,20 @@ impl EdgeProxy {
         let mut peer = HttpPeer::new(allocation.address?, false, String::new());
         // A restarted allocation on the same port never gets an old connection.
         peer.group_key = allocation.pool_key;
+        let safe = ctx.journey.as_ref().is_some_and(|j| j.posture() == Posture::Safe);
         let limits = self.limits.load();
         let options = &mut peer.options;
         options.connection_timeout = Some(limits.connect_timeout);
         options.total_connection_timeout = Some(limits.connect_timeout);
         options.idle_timeout = Some(limits.idle_timeout);
         options.write_timeout = Some(limits.response_timeout);
+        if !safe {
+            // A connection from the pool may be closing just now, and after the first byte that
+            // looks like an app that died: what may not be sent twice gets one of its own, under a
+            // key that nobody asks for again.
+            peer.group_key ^= self.parts.gate.entropy.next_u64() | 1;
+            options.idle_timeout = Some(Duration::ZERO);
+        }
         let socket = ctx.journey.as_ref().is_some_and(|j| j.facts().websocket);
         // A live socket may be silent for longer than any response.
         options.read_timeout = (!socket).then_some(limits.response_timeout);
@@ -458,6 +553,11 @@ impl ProxyHttp for EdgeProxy {
             reply: None,
             welcome: None,
             view: None,
+            replay: None,
+            acknowledge: false,
+            from_record: false,
+            audited: false,
+            carried: Carried::default(),
             placed: None,
             tried: false,
             gone: false,
@@ -502,7 +602,11 @@ impl ProxyHttp for EdgeProxy {
                             classified.view.live.touch(ctx.received);
                         }
                         self.recognise(session, &classified, &mut facts);
-                        ctx.journey = Some(Journey::begin(*facts, classified));
+                        let mut journey = Journey::begin(*facts, classified);
+                        let gate = &self.parts.gate;
+                        let secret = !gate.secrets_for(&journey).is_empty();
+                        journey.read_head(&head.headers, secret, gate.clock.wall());
+                        ctx.journey = Some(journey);
                     }
                 }
             }
@@ -529,6 +633,10 @@ impl ProxyHttp for EdgeProxy {
             return Ok(true);
         }
         if ctx.reply.is_none() && self.pass(session, ctx).await {
+            if ctx.journey.as_ref().is_some_and(|j| j.claim().is_some()) {
+                self.deliver(session, ctx).await?;
+                return Ok(true);
+            }
             return Ok(false);
         }
         self.answer(session, ctx).await?;
@@ -568,7 +676,12 @@ impl ProxyHttp for EdgeProxy {
         let entropy = &*self.parts.gate.entropy;
         let (facts, target) = (journey.facts(), &placement.allocation);
         let verdict = journey.verdict();
-        headers::for_app(upstream, facts, target, verdict, client, is_tls(session), entropy)
+        headers::for_app(upstream, facts, target, verdict, client, is_tls(session), entropy)?;
+        if let Some(subject) = journey.app_subject() {
+            let attempt = self.parts.gate.attempts.next(subject);
+            upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;
+        }
+        Ok(())
     }
 
     /// Counts a body whose length the head did not say, or said wrongly.
@@ -676,6 +789,7 @@ impl ProxyHttp for EdgeProxy {
     /// Closes the trace and counts.
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
         drop(ctx.placed.take());
+        ctx.carried = Carried::default();
         let now = self.now();
         let status = session.response_written().map(|r| r.status.as_u16());
         if let Some(visit) = ctx.visit.take() {
@@ -690,11 +804,13 @@ impl ProxyHttp for EdgeProxy {
         };
         let end = match (&ctx.reply, ctx.gone, e) {
             (Some(_), ..) => End::Replied { status },
+            _ if ctx.from_record => End::Replied { status },
             (None, true, _) => End::Left { status },
             (None, false, Some(_)) if status.is_none() => End::Left { status },
             _ => End::Answered { status },
         };
         let answered = ctx.first_byte.unwrap_or(now);
-        record::close_at(&self.parts.gate, &self.telemetry, journey, end, answered);
+        let told = Told { reply: ctx.reply.as_ref(), kept: ctx.audited };
+        record::close_at(&self.parts.gate, &self.telemetry, journey, end, answered, told);
     }
 }

@@ -5,6 +5,8 @@
 //! Keys are the ones a fleet uses in etcd, so that the rules over them need no second form.
 //! Wall times here are for people; nothing in the edge computes a deadline from them.
 
+pub mod ledger;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -157,6 +157,26 @@ fn options() -> DbOptions {
     options
 }
 
+/// Tries for the lock, and how long between them: a second in all.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// A process that was killed while it was starting another leaves the lock to that one until it
+/// becomes its own program: moments, in which its successor may be here already.
+fn lock_soon(file: File) -> Result<Flock<File>, (File, Errno)> {
+    let mut held = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    for _ in 0..LOCK_TRIES {
+        match held {
+            Err((file, Errno::EWOULDBLOCK)) => {
+                std::thread::sleep(LOCK_PAUSE);
+                held = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+            }
+            other => return other,
+        }
+    }
+    held
+}
+
 /// Takes the directory's lock and writes this process's id into it.
 fn lock(dir: &Path) -> Result<Flock<File>, OpenError> {
     let path = dir.join("lock");
@@ -169,7 +189,7 @@ fn lock(dir: &Path) -> Result<Flock<File>, OpenError> {
         .mode(0o600)
         .open(&path)
         .map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    match lock_soon(file) {
         Ok(mut lock) => {
             // On a full disk the id is missing, the lock is held all the same.
             let id = format!("pid {}\n", std::process::id());

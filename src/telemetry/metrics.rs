@@ -16,6 +16,7 @@ use prometheus::{
 };
 
 use crate::clock::Mono;
+use crate::lifecycle::delivery::Counted;
 use crate::lifecycle::reply::Problem;
 use crate::lifecycle::trace::{Outcome, StepKind};
 use crate::snapshot::SnapshotReader;
@@ -45,6 +46,8 @@ pub struct Metrics {
     wakes: IntCounterVec,
     phases: HashMap<&'static str, Histogram>,
     unrouted: IntCounterVec,
+    webhooks_refused: IntCounterVec,
+    webhooks_lost: IntCounter,
     queue: IntGaugeVec,
     snapshot_revision: IntGauge,
     snapshot_age: Gauge,
@@ -122,6 +125,14 @@ impl Metrics {
                 Opts::new("unrouted_requests_total", "Requests that belong to no environment."),
                 &["problem"],
             )?,
+            webhooks_refused: IntCounterVec::new(
+                Opts::new("webhooks_refused_total", "Deliveries that were not believed, by why."),
+                &["reason"],
+            )?,
+            webhooks_lost: IntCounter::new(
+                "webhooks_lost_total",
+                "Verified deliveries without a 2xx, of providers that never deliver again.",
+            )?,
             queue: IntGaugeVec::new(
                 Opts::new("held", "Requests held now, and their header bytes."),
                 &["unit"],
@@ -159,6 +170,8 @@ impl Metrics {
         self.registry.register(Box::new(self.wakes.clone()))?;
         self.registry.register(Box::new(self.store_errors.clone()))?;
         self.registry.register(Box::new(self.unrouted.clone()))?;
+        self.registry.register(Box::new(self.webhooks_refused.clone()))?;
+        self.registry.register(Box::new(self.webhooks_lost.clone()))?;
         self.registry.register(Box::new(self.queue.clone()))?;
         self.registry.register(Box::new(self.snapshot_revision.clone()))?;
         self.registry.register(Box::new(self.snapshot_age.clone()))?;
@@ -235,6 +248,14 @@ impl Metrics {
     /// A request that belongs to no environment was answered.
     pub fn unrouted(&self, problem: Problem) {
         self.unrouted.with_label_values(&[problem.name()]).inc();
+    }
+
+    /// A delivery was not believed, or is lost.
+    pub fn delivery(&self, counted: Counted) {
+        match counted {
+            Counted::Refused(why) => self.webhooks_refused.with_label_values(&[why.name()]).inc(),
+            Counted::Lost => self.webhooks_lost.inc(),
+        }
     }
 
     /// A call of the store took so long.

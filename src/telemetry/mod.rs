@@ -16,6 +16,7 @@ pub use ring::{Ring, TraceRecord};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::lifecycle::delivery::Counted;
 use crate::lifecycle::trace::Outcome;
 use crate::snapshot::Live;
 use crate::store::observed::{Call, StoreObserver};
@@ -53,6 +54,11 @@ impl Telemetry {
             }
         }
         self.ring.push(Arc::new(record));
+    }
+
+    /// A delivery was not believed, or is lost.
+    pub fn delivery(&self, counted: Counted) {
+        self.metrics.delivery(counted);
     }
 
     /// A request ended that nobody owns.

@@ -232,6 +232,9 @@ impl Sim {
             Next::Wake { hold: true } => self.hold(n, true),
             Next::Hold => self.hold(n, false),
             Next::AskStore(_) => unreachable!("{NO_STORE}"),
+            Next::ReadBody { .. } | Next::Reserve | Next::Replay | Next::Acknowledge => {
+                unreachable!("no route of the simulation is kept on record")
+            }
         }
     }
 
@@ -502,6 +505,9 @@ fn brief(next: &Next) -> String {
         Next::Wake { hold } => format!("wake, hold: {hold}"),
         Next::Hold => "hold".into(),
         Next::AskStore(_) => unreachable!("{NO_STORE}"),
+        Next::ReadBody { .. } | Next::Reserve | Next::Replay | Next::Acknowledge => {
+            unreachable!("no route of the simulation is kept on record")
+        }
         Next::Reply(r) => format!("answer {}", r.problem.name()),
     }
 }

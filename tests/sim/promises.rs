@@ -215,6 +215,9 @@ impl Sim {
             }
             Next::Wake { hold: false } | Next::Reply(_) => {}
             Next::AskStore(_) => unreachable!("{NO_STORE}"),
+            Next::ReadBody { .. } | Next::Reserve | Next::Replay | Next::Acknowledge => {
+                unreachable!("no route of the simulation is kept on record")
+            }
         }
     }
 

@@ -91,6 +91,12 @@ fn when_it_is_up_they_are_served_and_never_held() {
 fn explain_says_so_too() {
     let world = asleep();
     let facts = world.facts(get("curl/8"), "/status");
-    let trace = explain(&world.publisher.reader().load(), facts, world.now);
+    let trace = explain(
+        &world.publisher.reader().load(),
+        facts,
+        &http::HeaderMap::new(),
+        world.now,
+        vango_edge::clock::Wall(0),
+    );
     assert_eq!(trace.outcome, Outcome::Refused(Problem::Asleep));
 }

@@ -69,8 +69,13 @@ fn a_sleeping_page_is_woken_held_and_served() {
 #[test]
 fn explaining_it_says_the_seeds_steps_and_wakes_nothing() {
     let world = World::asleep();
-    let trace =
-        explain(&world.publisher.reader().load(), world.facts(get(), "/dashboard"), world.now);
+    let trace = explain(
+        &world.publisher.reader().load(),
+        world.facts(get(), "/dashboard"),
+        &http::HeaderMap::new(),
+        world.now,
+        vango_edge::clock::Wall(0),
+    );
     let taken: Vec<_> = trace.steps.iter().map(|s| s.text()).collect();
     seed::assert_contains(TITLE, &taken);
     assert_eq!((trace.outcome, trace.risk()), (Outcome::Woken, Risk::Medium));

@@ -18,6 +18,8 @@ use vango_edge::store::record::{
     WakeState, key,
 };
 
+/// The wall clock of every request.
+pub const WALL: Wall = Wall(1_700_000_000_000);
 pub const T0: Mono = Mono(1_000_000_000_000);
 
 /// The sample's contract, as far as the traces need it.
@@ -50,7 +52,30 @@ path = "/actions/*"
 class = "action"
 idempotency = "app"
 [[route]]
-path = "/webhooks/stripe"
+path = "/webhooks/lost"
+class = "webhook"
+provider = "github"
+secret = "GITHUB_WEBHOOK_SECRET"
+[[route]]
+path = "/webhooks/defer"
+class = "webhook"
+provider = "stripe"
+secret = "STRIPE_WEBHOOK_SECRET"
+when_cold = "defer"
+[[route]]
+path = "/webhooks/block"
+class = "webhook"
+provider = "stripe"
+secret = "STRIPE_WEBHOOK_SECRET"
+when_cold = "block"
+[[route]]
+path = "/webhooks/again"
+class = "webhook"
+provider = "stripe"
+secret = "STRIPE_WEBHOOK_SECRET"
+duplicate = "forward"
+[[route]]
+path = "/webhooks/*"
 class = "webhook"
 provider = "stripe"
 secret = "STRIPE_WEBHOOK_SECRET"
@@ -243,9 +268,14 @@ impl World {
     }
 
     pub fn begin(&self, request: http::request::Builder, path: &str) -> Journey {
-        let facts = self.facts(request, path);
+        let (parts, ()) =
+            request.header("host", "studylab.localhost").body(()).unwrap().into_parts();
+        let id = RequestId::random(&SeededEntropy::new(1));
+        let facts = Facts::parse(&parts, path.as_bytes(), id, self.now).unwrap();
         let classified = classify(&self.publisher.reader().load(), &facts).unwrap();
-        Journey::begin(facts, classified)
+        let mut journey = Journey::begin(facts, classified);
+        journey.read_head(&parts.headers, true, WALL);
+        journey
     }
 
     pub fn decide(&self, journey: &mut Journey) -> Next {

@@ -48,8 +48,13 @@ fn a_hot_page_is_served_directly() {
 #[test]
 fn explaining_it_says_the_same_and_takes_no_place() {
     let world = World::hot();
-    let trace =
-        explain(&world.publisher.reader().load(), world.facts(get(), "/dashboard"), world.now);
+    let trace = explain(
+        &world.publisher.reader().load(),
+        world.facts(get(), "/dashboard"),
+        &http::HeaderMap::new(),
+        world.now,
+        vango_edge::clock::Wall(0),
+    );
     let taken: Vec<_> =
         trace.steps.iter().map(|s| s.text()).map(|s| (s.actor, s.action, s.truth)).collect();
     assert_eq!(taken, seed::trace(TITLE));
@@ -158,7 +163,13 @@ fn an_unknown_host_is_nobodys() {
     let facts =
         vango_edge::lifecycle::facts::Facts::parse(&request.into_parts().0, b"/", id, world.now)
             .unwrap();
-    let trace = explain(&world.publisher.reader().load(), facts, world.now);
+    let trace = explain(
+        &world.publisher.reader().load(),
+        facts,
+        &http::HeaderMap::new(),
+        world.now,
+        vango_edge::clock::Wall(0),
+    );
     assert_eq!(trace.outcome, Outcome::Refused(Problem::NoRoute));
     let text = trace.steps[0].text();
     assert_eq!((text.truth.as_str(), text.value.as_str()), ("RouteOwner", "none"));

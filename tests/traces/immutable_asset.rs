@@ -7,7 +7,7 @@ use vango_edge::clock::Wall;
 use vango_edge::id::{Digest, Epoch};
 use vango_edge::lifecycle::admit::Next;
 use vango_edge::lifecycle::asset::{Action, Body, Plan, Visit};
-use vango_edge::lifecycle::explain::{explain, explain_with};
+use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::trace::{Outcome, Step};
 
@@ -117,14 +117,20 @@ fn explaining_it_says_the_same() {
     let world = asleep();
     let get = || http::Request::builder().method("GET");
     let snapshot = world.publisher.reader().load().clone();
-    let trace = explain(&snapshot, world.facts(get(), "/assets/app.css"), world.now);
+    let trace = explain(
+        &snapshot,
+        world.facts(get(), "/assets/app.css"),
+        &http::HeaderMap::new(),
+        world.now,
+        vango_edge::clock::Wall(0),
+    );
     let taken: Vec<_> =
         trace.steps.iter().map(Step::text).map(|s| (s.actor, s.action, s.truth)).collect();
     assert_eq!(taken, seed::trace(TITLE));
     let headers =
         http::HeaderMap::from_iter([(http::header::ACCEPT_ENCODING, "gzip".parse().unwrap())]);
     let facts = world.facts(get(), "/assets/app.css");
-    let trace = explain_with(&snapshot, facts, &headers, world.now);
+    let trace = explain(&snapshot, facts, &headers, world.now, vango_edge::clock::Wall(0));
     assert!(trace.steps[1].text().detail.starts_with("gzip"));
 }
 

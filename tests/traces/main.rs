@@ -5,9 +5,11 @@
 mod asleep;
 mod cold_get;
 mod cold_post;
+mod cold_webhook;
 mod given;
 mod hot_get;
 mod immutable_asset;
+mod keyed_post;
 mod preview;
 mod seed;
 mod thaw;

@@ -113,7 +113,13 @@ fn a_preview_is_served_by_its_own_artifact_and_leaves_evidence() {
 fn explaining_it_says_the_same_asleep_and_awake() {
     for awake in [true, false] {
         let world = world(awake);
-        let trace = explain(&world.publisher.reader().load(), facts(&world, HOST), world.now);
+        let trace = explain(
+            &world.publisher.reader().load(),
+            facts(&world, HOST),
+            &http::HeaderMap::new(),
+            world.now,
+            vango_edge::clock::Wall(0),
+        );
         let taken: Vec<_> = trace.steps.iter().map(|s| s.text()).collect();
         seed::assert_contains(TITLE, &taken);
         assert_eq!(trace.decision(), seed::verdict(TITLE).1);

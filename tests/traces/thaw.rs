@@ -71,7 +71,13 @@ fn its_pooled_connections_of_before_are_not_used_again() {
 #[test]
 fn explain_says_what_would_be_taken_back() {
     let world = frozen();
-    let trace = explain(&world.publisher.reader().load(), world.facts(get(), "/x"), world.now);
+    let trace = explain(
+        &world.publisher.reader().load(),
+        world.facts(get(), "/x"),
+        &http::HeaderMap::new(),
+        world.now,
+        vango_edge::clock::Wall(0),
+    );
     let start = trace.steps.iter().map(|s| s.text()).find(|s| s.actor == "Runner").unwrap();
     assert_eq!(
         (start.value.as_str(), start.detail.as_str()),

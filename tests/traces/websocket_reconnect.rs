@@ -362,7 +362,13 @@ fn explaining_asks_nobody_and_says_what_would_be_asked() {
     let mut world = promised();
     world.allocation('b', Epoch(1), 1, AllocationState::Ready);
     let facts = reconnect(&world, Some('a'), Some(OURS));
-    let trace = explain(&world.publisher.reader().load(), facts, world.now);
+    let trace = explain(
+        &world.publisher.reader().load(),
+        facts,
+        &http::HeaderMap::new(),
+        world.now,
+        vango_edge::clock::Wall(0),
+    );
     let taken: Vec<_> = trace.steps.iter().map(|s| s.text()).collect();
     seed::assert_contains(TITLE, &taken);
     assert!(taken.iter().any(|s| s.truth == "Session store" && s.value == "would be asked"));

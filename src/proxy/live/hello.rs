@@ -22,7 +22,7 @@ use crate::lifecycle::classify::{Classified, classify};
 use crate::lifecycle::facts::Facts;
 use crate::lifecycle::hello::{FirstFrame, HELLO_BYTES, first_frame};
 use crate::lifecycle::reply::{Problem, Reply};
-use crate::proxy::gate::{Downstream, Passed};
+use crate::proxy::gate::{Carried, Downstream, Passed};
 use crate::proxy::record::{self, End};
 use crate::proxy::service::ProxyLimits;
 
@@ -139,14 +139,16 @@ impl Hello {
         let mut journey = Journey::begin(facts, classified);
         let way = Way { parts: &parts, head: &head, client, tls, limits };
         loop {
-            let placed = match parts.gate.pass(&mut waiting, &mut journey).await {
-                Passed::Forward(placed) => placed,
-                Passed::Reply(reply) => return refuse(&parts, journey, waiting, &reply).await,
-                Passed::Gone => {
-                    let end = End::Left { status: Some(101) };
-                    return record::close(&parts.gate, &parts.telemetry, journey, end);
-                }
-            };
+            let placed =
+                match parts.gate.pass(&mut waiting, &mut journey, &mut Carried::default()).await {
+                    Passed::Forward(placed) => placed,
+                    Passed::Reply(reply) => return refuse(&parts, journey, waiting, &reply).await,
+                    // A live route keeps no record, so that nothing is answered from one.
+                    Passed::Gone | Passed::Replay(_) | Passed::Acknowledge => {
+                        let end = End::Left { status: Some(101) };
+                        return record::close(&parts.gate, &parts.telemetry, journey, end);
+                    }
+                };
             match way.ask(&mut waiting, &mut journey, placed).await {
                 Ok(Some((placed, Asked::Accepted(_, app, from_app)))) => {
                     let socket = way.accepted(&journey, &placed, app, from_app);

@@ -1,0 +1,283 @@
+//! What is kept of unsafe requests: the ledger's records, their resolution, and the audit.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::clock::Wall;
+use crate::id::Environment;
+use crate::ledger::{LedgerError, Row, Wanted};
+use crate::lifecycle::idempotency::Resolution;
+use crate::store::record::ledger::{Attempted, Subject};
+
+use super::Admin;
+use super::page::MOST;
+use super::problem::Problem;
+use super::types::time;
+
+/// A record of the ledger.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct LedgerRow {
+    /// Its name: `app/environment/hash`.
+    pub at: String,
+    /// `action` or `event`.
+    pub subject: String,
+    /// Whose.
+    pub environment: String,
+    /// The route's path, as the contract has it.
+    pub route: String,
+    /// Hash of the key, or of the event's id.
+    pub key_hash: String,
+    /// The provider's event id.
+    pub event: Option<String>,
+    /// Times it was given to the app.
+    pub attempt: u32,
+    /// reserved, forwarded, completed, completed_unreplayable, unknown, released or refused.
+    pub state: String,
+    /// The app's status.
+    pub status: Option<u16>,
+    /// The wake it waited for.
+    pub operation: Option<String>,
+    /// Who said what became of it, if not the app's own answer.
+    pub resolved: Option<String>,
+    /// When it was first seen.
+    pub created: String,
+    /// When it last changed.
+    pub changed: String,
+    /// When it goes.
+    pub expires: String,
+}
+
+fn row(at: String, r: Attempted) -> LedgerRow {
+    LedgerRow {
+        at,
+        subject: match r.subject {
+            Subject::Action => "action".into(),
+            Subject::Event => "event".into(),
+        },
+        environment: r.environment.to_string(),
+        route: r.route,
+        key_hash: r.key_hash,
+        event: r.event,
+        attempt: r.attempt,
+        state: r.state.name().into(),
+        status: r.status,
+        operation: r.operation.map(|o| o.to_string()),
+        resolved: r.resolved,
+        created: time(r.created),
+        changed: time(r.changed),
+        expires: time(r.expires),
+    }
+}
+
+fn problem(e: LedgerError) -> Problem {
+    Problem::unavailable(e)
+}
+
+/// Which records.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct LedgerFilter {
+    /// Only this app's.
+    app: Option<String>,
+    /// Only those in this state.
+    state: Option<String>,
+    /// Only those of this key, by its hash.
+    key_hash: Option<String>,
+    /// Only those of this event.
+    event: Option<String>,
+    /// Rows at most, 1 to 1000; 100 when absent.
+    limit: Option<usize>,
+}
+
+/// Records of keyed actions and provider events.
+#[utoipa::path(get, path = "/v1/ledger", tag = "views", params(LedgerFilter),
+    responses(
+        (status = 200, description = "The records", body = [LedgerRow]),
+        (status = 503, description = "The ledger cannot be read")))]
+pub async fn ledger(
+    State(admin): State<Admin>,
+    Query(filter): Query<LedgerFilter>,
+) -> Result<Json<Vec<LedgerRow>>, Problem> {
+    let prefix = filter.app.as_ref().map_or_else(String::new, |app| format!("{app}/"));
+    let is = |wanted: &Option<String>, found: Option<&str>| {
+        wanted.as_deref().is_none_or(|w| found == Some(w))
+    };
+    let wanted = |r: &Attempted| {
+        is(&filter.state, Some(r.state.name()))
+            && is(&filter.key_hash, Some(&r.key_hash))
+            && is(&filter.event, r.event.as_deref())
+    };
+    let limit = filter.limit.unwrap_or(100).clamp(1, MOST);
+    let rows = admin.ledger.list(&prefix, limit, wanted).await.map_err(problem)?;
+    Ok(Json(rows.into_iter().map(|Row { at, record }| row(at, record)).collect()))
+}
+
+fn place(app: &str, environment: &str, hash: &str) -> Result<String, Problem> {
+    let environment: Environment = format!("{app}/{environment}").parse().map_err(Problem::bad)?;
+    if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(Problem::bad("expected 64 hex digits, as the ledger's list shows them"));
+    }
+    Ok(format!("{environment}/{hash}"))
+}
+
+/// One record.
+#[utoipa::path(get, path = "/v1/ledger/{app}/{environment}/{hash}", tag = "views",
+    params(("app" = String, Path), ("environment" = String, Path), ("hash" = String, Path)),
+    responses(
+        (status = 200, description = "The record", body = LedgerRow),
+        (status = 404, description = "There is none"),
+        (status = 503, description = "The ledger cannot be read")))]
+pub async fn one(
+    State(admin): State<Admin>,
+    Path((app, environment, hash)): Path<(String, String, String)>,
+) -> Result<Json<LedgerRow>, Problem> {
+    let at = place(&app, &environment, &hash)?;
+    match admin.ledger.get(&at).await.map_err(problem)? {
+        Some(seen) => Ok(Json(row(at, seen.record))),
+        None => Err(Problem::not_found("the ledger has no such record, or no longer")),
+    }
+}
+
+/// What somebody who knows says about an unknown outcome.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Resolve {
+    /// The attempt this is about, as the record shows it: another one is refused.
+    pub attempt: u32,
+    /// `carried-out` (repeats are told so) or `not-carried-out` (a repeat is sent).
+    pub outcome: String,
+    /// Who says so and why; kept with the record.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// Says what became of an attempt whose outcome is unknown.
+#[utoipa::path(post, path = "/v1/ledger/{app}/{environment}/{hash}/resolve", tag = "commands",
+    params(("app" = String, Path), ("environment" = String, Path), ("hash" = String, Path)),
+    request_body = Resolve,
+    responses(
+        (status = 200, description = "The record now", body = LedgerRow),
+        (status = 400, description = "No such outcome"),
+        (status = 409, description = "The record is not unknown, or is of another attempt"),
+        (status = 503, description = "The ledger cannot be used")))]
+pub async fn resolve(
+    State(admin): State<Admin>,
+    Path((app, environment, hash)): Path<(String, String, String)>,
+    Json(request): Json<Resolve>,
+) -> Result<Json<LedgerRow>, Problem> {
+    let at = place(&app, &environment, &hash)?;
+    let resolution = match request.outcome.as_str() {
+        "carried-out" => Resolution::CarriedOut,
+        "not-carried-out" => Resolution::NotCarriedOut,
+        other => {
+            let expected = "outcome: expected \"carried-out\" or \"not-carried-out\"";
+            return Err(Problem::bad(format!("{expected}, found {other:?}")));
+        }
+    };
+    let note: String = request.note.chars().take(200).collect();
+    let who = if note.is_empty() { "operator".to_owned() } else { format!("operator: {note}") };
+    let resolved = admin.ledger.resolve(&at, request.attempt, resolution, &who).await;
+    match resolved.map_err(problem)? {
+        Some(record) => Ok(Json(row(at, record))),
+        None => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "the record is not there, its outcome is not unknown, or it is of another attempt",
+        )),
+    }
+}
+
+/// Evidence of one unsafe request.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct AuditRow {
+    /// When it ended, or was about to be answered.
+    pub at: String,
+    /// The request's id.
+    pub request: String,
+    /// Whose.
+    pub environment: String,
+    /// The route's path, as the contract has it.
+    pub route: String,
+    /// The route's class.
+    pub class: String,
+    /// Its method.
+    pub method: String,
+    /// How it ended.
+    pub decision: String,
+    /// `not forwarded`, `forwarded, outcome unknown` or `answered by the app`.
+    pub forwarded: String,
+    /// Why.
+    pub why: String,
+    /// The status that was sent.
+    pub status: Option<u16>,
+    /// Hash of its key, or of its event's id.
+    pub key_hash: Option<String>,
+    /// The provider's event id.
+    pub event: Option<String>,
+    /// The attempt of its key or event; 0 where none was sent.
+    pub attempt: u32,
+    /// The wake it waited for.
+    pub operation: Option<String>,
+    /// Microseconds it was held.
+    pub held_us: u64,
+    /// Microseconds from its head to its end.
+    pub total_us: u64,
+}
+
+/// Which evidence.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AuditFilter {
+    /// Only this app's.
+    app: Option<String>,
+    /// Only this route's, as the contract has it.
+    route: Option<String>,
+    /// Only this key's, by its hash.
+    key_hash: Option<String>,
+    /// Only this event's.
+    event: Option<String>,
+    /// Not before this time, in milliseconds since 1970.
+    since_ms: Option<u64>,
+    /// Rows at most, 1 to 1000; 100 when absent.
+    limit: Option<usize>,
+}
+
+/// Evidence of unsafe requests, newest first.
+#[utoipa::path(get, path = "/v1/audit", tag = "views", params(AuditFilter),
+    responses(
+        (status = 200, description = "The evidence", body = [AuditRow]),
+        (status = 503, description = "The audit cannot be read")))]
+pub async fn audit(
+    State(admin): State<Admin>,
+    Query(filter): Query<AuditFilter>,
+) -> Result<Json<Vec<AuditRow>>, Problem> {
+    let limit = filter.limit.unwrap_or(100).clamp(1, MOST);
+    let wanted = Wanted {
+        app: filter.app,
+        route: filter.route,
+        key_hash: filter.key_hash,
+        event: filter.event,
+        since: Wall(filter.since_ms.unwrap_or(0)),
+    };
+    let found = admin.audit.list(&wanted, limit).await.map_err(Problem::unavailable)?;
+    let rows = found.into_iter().map(|e| AuditRow {
+        at: time(e.at),
+        request: e.request,
+        environment: e.environment.to_string(),
+        route: e.route,
+        class: e.class,
+        method: e.method,
+        decision: e.decision,
+        forwarded: e.forwarded,
+        why: e.why,
+        status: e.status,
+        key_hash: e.key_hash,
+        event: e.event,
+        attempt: e.attempt,
+        operation: e.operation.map(|o| o.to_string()),
+        held_us: e.held_us,
+        total_us: e.total_us,
+    });
+    Ok(Json(rows.collect()))
+}

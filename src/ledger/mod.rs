@@ -1,0 +1,412 @@
+//! The ledger: keeps, on disk, which keyed actions and provider events were given to an app.
+//!
+//! The rules are [`crate::lifecycle::idempotency`]'s; this module performs them as compare-and-set
+//! transactions on a [`StateStore`], so that the same code runs over RocksDB and over etcd.
+//!
+//! Invariants:
+//! - [`Ledger::forward`] returns only once `forwarded` is on disk (synced). No byte is sent before.
+//! - A subject has one holder in this process at a time ([`Slot`]); a record that is open and has
+//!   no holder is never taken for one that is at work.
+//! - Whoever holds something lets go of it: dropping a [`Reservation`] releases it (nothing was
+//!   sent), dropping a [`Sending`] makes it unknown (something may have been).
+//! - When the store does not answer, nothing is sent: callers get [`LedgerError`] and say so.
+//!
+//! Deliberately absent: leases on records. A record is of a node's process; another process of the
+//! same node means that the holder is gone, since the state directory admits one at a time.
+
+mod audit;
+mod expiry;
+mod held;
+
+pub use audit::{Audit, AuditLimits, MOST_REFUSED, Wanted};
+pub use held::{Reservation, Sending};
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock::{Clock, Wall};
+use crate::id::OperationId;
+use crate::lifecycle::idempotency::{
+    self, Claim, Delivered, Holder, Print, Resolution, Seen, Verdict, judge, judge_event,
+};
+use crate::store::record::ledger::{AttemptState, Attempted, StoredResponse, Subject, key};
+use crate::store::record::{Record, RecordError};
+use crate::store::{StateStore, StoreError, Txn};
+
+/// How long a transaction that a request waits for may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Tries to take a subject whose record changes meanwhile.
+const TRIES: usize = 4;
+/// Rows of one page.
+const PAGE: usize = 1000;
+
+/// Bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct LedgerLimits {
+    /// Records kept at once; the next new key is refused.
+    pub max_records: u64,
+    /// Largest stored response, head and body, in bytes; at most 768 KiB.
+    pub max_response: usize,
+}
+
+/// Why the ledger could not say or do what it was asked for. Nothing may be sent then.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The store did not answer, or not in time.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store's answer did not come in time.
+    #[error("the ledger's store gave no answer within {DEADLINE:?}")]
+    TimedOut,
+    /// A record cannot be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// As many records as may be kept.
+    #[error("the ledger is full: it keeps at most {0} records (ledger.max_records)")]
+    Full(u64),
+    /// The record kept changing.
+    #[error("the record changed each time it was looked at")]
+    Restless,
+}
+
+/// What came of asking for a subject.
+pub enum Taken<T> {
+    /// It is the caller's.
+    Held(T),
+    /// A record is in the way.
+    Found(Box<Seen>),
+}
+
+/// A record and where it is.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// `<environment>/<hash>`.
+    pub at: String,
+    /// The record.
+    pub record: Attempted,
+}
+
+/// The ledger of one node.
+pub struct Ledger {
+    store: Arc<dyn StateStore>,
+    clock: Arc<dyn Clock>,
+    holder: Holder,
+    limits: LedgerLimits,
+    /// Subjects that this process is at work on.
+    held: Mutex<HashSet<String>>,
+    records: AtomicU64,
+    /// Where what outlives a request is finished.
+    runtime: tokio::runtime::Handle,
+}
+
+/// This process's right to be at work on a subject; free again when dropped.
+pub(crate) struct Slot {
+    ledger: Arc<Ledger>,
+    at: String,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.ledger.held().remove(&self.at);
+    }
+}
+
+/// Which state a claim takes its subject in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum As<'a> {
+    Reserved,
+    Forwarded(Option<&'a OperationId>),
+}
+
+impl Ledger {
+    /// The ledger over `store`. `holder` is this process: its run is new with each start.
+    pub fn new(
+        store: Arc<dyn StateStore>,
+        clock: Arc<dyn Clock>,
+        holder: Holder,
+        limits: LedgerLimits,
+        runtime: tokio::runtime::Handle,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            clock,
+            holder,
+            limits,
+            held: Mutex::default(),
+            records: AtomicU64::new(0),
+            runtime,
+        })
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        // A panic while it was held leaves a set that is whole: each change is one call.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records kept now, as far as this process has counted.
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// Subjects at work now.
+    pub fn at_work(&self) -> usize {
+        self.held().len()
+    }
+
+    /// Largest response that is stored.
+    pub fn max_response(&self) -> usize {
+        self.limits.max_response
+    }
+
+    fn slot(self: &Arc<Self>, at: &str) -> Option<Slot> {
+        let new = self.held().insert(at.to_owned());
+        new.then(|| Slot { ledger: Arc::clone(self), at: at.to_owned() })
+    }
+
+    /// Whether `record`'s holder is at work. A holder on another node counts as at work: only that
+    /// node, or an operator, says otherwise.
+    fn alive(&self, at: &str, record: &Attempted) -> bool {
+        record.state.open()
+            && (record.node != self.holder.node
+                || (record.run == self.holder.run && self.held().contains(at)))
+    }
+
+    /// Takes the subject while nothing is sent yet; durable.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: nothing may be sent.
+    pub async fn reserve(
+        self: &Arc<Self>,
+        claim: &Claim,
+        whole: bool,
+    ) -> Result<Taken<Reservation>, LedgerError> {
+        Ok(match self.take(claim, whole, As::Reserved).await? {
+            Taken::Held((slot, record, revision)) => {
+                Taken::Held(Reservation::new(slot, record, revision))
+            }
+            Taken::Found(found) => Taken::Found(found),
+        })
+    }
+
+    /// Takes the subject for sending: from the moment this returns, the record says `forwarded` on
+    /// disk. `reserved` is what was reserved for the same claim before.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: nothing may be sent.
+    pub async fn forward(
+        self: &Arc<Self>,
+        reserved: Option<Reservation>,
+        claim: &Claim,
+        whole: bool,
+        operation: Option<&OperationId>,
+    ) -> Result<Taken<Sending>, LedgerError> {
+        let Some(reserved) = reserved else {
+            return Ok(match self.take(claim, whole, As::Forwarded(operation)).await? {
+                Taken::Held((slot, record, revision)) => {
+                    Taken::Held(Sending::new(slot, record, revision))
+                }
+                Taken::Found(found) => Taken::Found(found),
+            });
+        };
+        let (slot, before, revision) = reserved.into_parts();
+        let now = self.clock.wall();
+        let next = idempotency::forwarded(&before, &claim.print, operation.cloned(), now);
+        let at = key::attempt(&slot.at);
+        let txn = Txn::new().unchanged(&at, revision).put(&at, next.encode()).synced();
+        match self.commit(txn).await {
+            Ok(revision) => Ok(Taken::Held(Sending::new(slot, next, revision))),
+            Err(e) => {
+                self.undo_later(slot, claim.request.clone());
+                Err(e)
+            }
+        }
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<u64, LedgerError> {
+        match tokio::time::timeout(DEADLINE, self.store.txn(txn)).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(LedgerError::TimedOut),
+        }
+    }
+
+    async fn take(
+        self: &Arc<Self>,
+        claim: &Claim,
+        whole: bool,
+        kind: As<'_>,
+    ) -> Result<Taken<(Slot, Attempted, u64)>, LedgerError> {
+        let Some(slot) = self.slot(&claim.at) else {
+            return self.held_here(claim).await.map(|f| Taken::Found(Box::new(f)));
+        };
+        let mut before: Option<(Attempted, u64)> = None;
+        for _ in 0..TRIES {
+            let now = self.clock.wall();
+            let free = before.as_ref().map(|(record, _)| record);
+            let mut next = idempotency::reserved(claim, &self.holder, free, now);
+            if let As::Forwarded(operation) = kind {
+                next = idempotency::forwarded(&next, &claim.print, operation.cloned(), now);
+            }
+            let fresh = before.is_none();
+            if fresh && self.records() >= self.limits.max_records {
+                // One that is there already may still be answered from.
+                match self.read(&claim.at).await? {
+                    None => return Err(LedgerError::Full(self.limits.max_records)),
+                    Some(seen) => before = Some(seen),
+                }
+            } else {
+                match self.commit(self.taking(claim, &next, before.as_ref().map(|b| b.1))).await {
+                    Ok(revision) => {
+                        self.records.fetch_add(u64::from(fresh), Ordering::Relaxed);
+                        return Ok(Taken::Held((slot, next, revision)));
+                    }
+                    Err(LedgerError::Store(StoreError::Conflict { .. })) => {
+                        before = self.read(&claim.at).await?;
+                    }
+                    Err(e) => {
+                        // The outcome may be unknown; what was not sent is not left as if it were.
+                        self.undo_later(slot, claim.request.clone());
+                        return Err(e);
+                    }
+                }
+            }
+            if let Some((record, _)) = &before {
+                let alive = record.state.open() && record.node != self.holder.node;
+                let free = match claim.subject {
+                    Subject::Action => judge(record, &claim.print, whole, alive) == Verdict::Free,
+                    Subject::Event => judge_event(record, alive) == Delivered::Free,
+                };
+                if !free {
+                    let record = record.clone();
+                    return Ok(Taken::Found(Box::new(Seen { record, alive })));
+                }
+            }
+        }
+        Err(LedgerError::Restless)
+    }
+
+    /// The transaction that takes a subject: over a record that is free, or over nothing.
+    fn taking(&self, claim: &Claim, next: &Attempted, before: Option<u64>) -> Txn {
+        let at = key::attempt(&claim.at);
+        let txn = match before {
+            Some(revision) => Txn::new().unchanged(&at, revision),
+            None => Txn::new().absent(&at).put(key::expiry(next.expires, &claim.at), &b""[..]),
+        };
+        txn.put(&at, next.encode()).put(key::open(&claim.at), &b""[..]).synced()
+    }
+
+    /// Another request of this process has the subject; its record may be on its way to disk.
+    async fn held_here(&self, claim: &Claim) -> Result<Seen, LedgerError> {
+        Ok(match self.read(&claim.at).await? {
+            Some((record, _)) => {
+                let alive = self.alive(&claim.at, &record);
+                Seen { record, alive }
+            }
+            None => {
+                let unread = Print { head: claim.print.head.clone(), body: None };
+                let claim = Claim { print: unread, ..claim.clone() };
+                let now = self.clock.wall();
+                let record = idempotency::reserved(&claim, &self.holder, None, now);
+                Seen { record, alive: true }
+            }
+        })
+    }
+
+    async fn read(&self, at: &str) -> Result<Option<(Attempted, u64)>, LedgerError> {
+        let entry = tokio::time::timeout(DEADLINE, self.store.get(&key::attempt(at)))
+            .await
+            .map_err(|_| LedgerError::TimedOut)??;
+        entry.map(|e| Ok((Attempted::decode(&e.value)?, e.mod_revision))).transpose()
+    }
+
+    /// One record.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it cannot be read.
+    pub async fn get(&self, at: &str) -> Result<Option<Seen>, LedgerError> {
+        let read = self.read(at).await?;
+        Ok(read.map(|(record, _)| Seen { alive: self.alive(at, &record), record }))
+    }
+
+    /// The stored response of a completed subject.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it cannot be read.
+    pub async fn response(&self, at: &str) -> Result<Option<StoredResponse>, LedgerError> {
+        let entry = tokio::time::timeout(DEADLINE, self.store.get(&key::response(at)))
+            .await
+            .map_err(|_| LedgerError::TimedOut)??;
+        entry.map(|e| Ok(StoredResponse::decode(&e.value)?)).transpose()
+    }
+
+    /// Records of an environment (or of an app, or all, by prefix), at most `most`.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when they cannot be read.
+    pub async fn list(
+        &self,
+        prefix: &str,
+        most: usize,
+        wanted: impl Fn(&Attempted) -> bool,
+    ) -> Result<Vec<Row>, LedgerError> {
+        let prefix = format!("{}{prefix}", key::ATTEMPTS);
+        let mut after: Option<String> = None;
+        let mut rows = Vec::new();
+        loop {
+            let page = self.store.list(&prefix, after.as_deref(), PAGE).await?;
+            for (at, entry) in &page.entries {
+                let record = Attempted::decode(&entry.value)?;
+                if wanted(&record) && rows.len() < most {
+                    let at = at.strip_prefix(key::ATTEMPTS).unwrap_or(at).to_owned();
+                    rows.push(Row { at, record });
+                }
+            }
+            after = page.entries.last().map(|(k, _)| k.clone());
+            if !page.more || rows.len() >= most {
+                return Ok(rows);
+            }
+        }
+    }
+
+    /// Says what became of an unknown attempt. `None` when the record is not unknown, or is of
+    /// another attempt, or not there.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it cannot be read or written.
+    pub async fn resolve(
+        &self,
+        at: &str,
+        attempt: u32,
+        resolution: Resolution,
+        who: &str,
+    ) -> Result<Option<Attempted>, LedgerError> {
+        for _ in 0..TRIES {
+            let Some((mut record, revision)) = self.read(at).await? else { return Ok(None) };
+            if record.state == AttemptState::Forwarded && !self.alive(at, &record) {
+                record.state = AttemptState::Unknown;
+            }
+            let now = self.clock.wall();
+            let Some(next) = idempotency::resolved(&record, attempt, resolution, who, now) else {
+                return Ok(None);
+            };
+            let key_at = key::attempt(at);
+            let txn = Txn::new()
+                .unchanged(&key_at, revision)
+                .put(&key_at, next.encode())
+                .delete(key::open(at))
+                .synced();
+            match self.commit(txn).await {
+                Ok(_) => return Ok(Some(next)),
+                Err(LedgerError::Store(StoreError::Conflict { .. })) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(LedgerError::Restless)
+    }
+
+    /// Now, for those who hold something.
+    fn wall(&self) -> Wall {
+        self.clock.wall()
+    }
+}

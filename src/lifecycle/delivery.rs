@@ -1,0 +1,275 @@
+//! A provider's delivery on its way: refused before anything is read, verified before anything
+//! wakes, held within the provider's own patience, and never acknowledged for an app that has not
+//! accepted it. Part of [`Journey`], as [`super::recorded`] is.
+
+use std::time::Duration;
+
+use http::header::HeaderMap;
+
+use crate::clock::{Mono, Wall};
+use crate::contract::{Duplicate, RouteClass, Webhook, WhenCold};
+use crate::id::Environment;
+
+use super::admit::{Journey, Next};
+use super::idempotency::{Claim, Delivered};
+use super::place::Placement;
+use super::recorded::{About, in_progress};
+use super::reply::{Forwarded, Problem, Reply};
+use super::trace::{EventVerdict, Outcome, StepKind};
+use super::webhook::{self, Refusal, Signed};
+
+/// Pause asked of a provider whose delivery was put off: the app is being woken.
+const DEFERRED_PAUSE: Duration = Duration::from_secs(5);
+
+/// What was read of a delivery's head.
+#[derive(Debug)]
+pub(super) enum Delivery {
+    /// This edge has no secret to check it with.
+    NoSecret,
+    /// Not believed.
+    Refused(Refusal),
+    /// To be checked once the body is there.
+    Signed(Box<Signed>),
+    /// Believed. `duplicate` is one that was accepted before, and is passed on all the same.
+    Verified { event: String, duplicate: bool },
+}
+
+impl Delivery {
+    pub(super) fn read(webhook: &Webhook, headers: &HeaderMap, secret: bool, now: Wall) -> Self {
+        match Signed::parse(webhook, headers, now) {
+            _ if !secret => Self::NoSecret,
+            Ok(signed) => Self::Signed(Box::new(signed)),
+            Err(why) => Self::Refused(why),
+        }
+    }
+}
+
+/// A name under which deliveries are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// Not believed.
+    Refused(Refusal),
+    /// A provider that never redelivers was not given a 2xx.
+    Lost,
+}
+
+impl Journey {
+    fn webhook(&self) -> Option<&Webhook> {
+        match &self.view.contract.routes.get(self.route)?.class {
+            RouteClass::Webhook(webhook) => Some(webhook),
+            _ => None,
+        }
+    }
+
+    fn delivery(&self) -> Option<&Delivery> {
+        match &self.record.as_ref()?.about {
+            About::Delivery(delivery) => Some(delivery),
+            About::Action(_) => None,
+        }
+    }
+
+    /// Whose secret, and under which name, a delivery is checked with; `None` for anything else.
+    pub fn secret_wanted(&self) -> Option<(&Environment, &str)> {
+        Some((&self.view.environment, &self.webhook()?.secret))
+    }
+
+    /// The event's id, once the delivery is verified.
+    pub fn event(&self) -> Option<&str> {
+        match self.delivery()? {
+            Delivery::Verified { event, .. } => Some(event),
+            _ => None,
+        }
+    }
+
+    /// A delivery of an event that was accepted before, which the contract wants passed on. It is
+    /// sent without a record of its own: the event's record stays as it is.
+    pub fn passes_duplicate(&self) -> bool {
+        matches!(self.delivery(), Some(Delivery::Verified { duplicate: true, .. }))
+    }
+
+    /// Refuses what cannot be believed by its head alone, before a byte of the body is read.
+    pub(super) fn check_signature(&mut self, now: Mono) -> Option<Reply> {
+        let refusal = match self.delivery() {
+            Some(Delivery::Signed(_) | Delivery::Verified { .. }) => {
+                if self.explaining {
+                    self.trace.push(now, StepKind::VerifySignature("would be verified"));
+                }
+                return None;
+            }
+            Some(Delivery::Refused(why)) => *why,
+            Some(Delivery::NoSecret) | None => {
+                self.trace.push(now, StepKind::VerifySignature("no secret loaded"));
+                let detail = "This edge has no secret to verify this provider's signatures with; \
+                              nothing was sent to the app.";
+                let reply = Reply::refused(Problem::VerifierUnavailable, 503, detail);
+                return Some(reply.retry_after(Duration::from_secs(60)));
+            }
+        };
+        Some(self.not_believed(refusal, now))
+    }
+
+    fn not_believed(&mut self, why: Refusal, now: Mono) -> Reply {
+        self.trace.push(now, StepKind::VerifySignature(why.name()));
+        let detail = match why {
+            Refusal::Missing => {
+                "The signature header is not there, or has no signature of a kind \
+                                 that is checked."
+            }
+            Refusal::Repeated => "A signature header is there twice.",
+            Refusal::Malformed => "A signature header cannot be read.",
+            Refusal::Stale => "The signature's timestamp is too far from this edge's time.",
+            Refusal::Wrong => "The signature does not match.",
+        };
+        Reply::refused(Problem::WebhookSignatureInvalid, 403, detail)
+    }
+
+    /// Checks the signature over the body; from here on the delivery has an event.
+    pub(super) fn verify(&mut self, body: &[u8], secrets: &[&[u8]], now: Mono) -> Option<Reply> {
+        let webhook = self.webhook()?.clone();
+        let verified = match self.delivery() {
+            Some(Delivery::Signed(signed)) => signed.verify(&webhook, body, secrets),
+            _ => return None,
+        };
+        let event = match verified {
+            Ok(event) => event,
+            Err(why) => {
+                let reply = self.not_believed(why, now);
+                self.trace.answered(now, &reply);
+                return Some(reply);
+            }
+        };
+        self.trace.push(now, StepKind::VerifySignature("verified"));
+        let route = self.view.contract.routes.get(self.route)?.path.to_string();
+        let claim = Claim::event(
+            &self.view.environment,
+            &route,
+            webhook.provider.name(),
+            &event,
+            webhook::manners(&webhook).remember,
+            self.facts.id.to_string(),
+        );
+        let record = self.record.as_mut()?;
+        record.claim = Some(claim);
+        record.about = About::Delivery(Delivery::Verified { event, duplicate: false });
+        None
+    }
+
+    /// What an event's record asks for.
+    pub(super) fn follow_event(
+        &mut self,
+        seen: Delivered,
+        granted: Option<Placement>,
+        now: Mono,
+    ) -> Result<Option<Placement>, Next> {
+        if seen == Delivered::InProgress {
+            self.trace.push(now, StepKind::CheckEvent(EventVerdict::InProgress));
+            self.evidence("not delivered: another delivery of the event is at work", now);
+            let detail = "Another delivery of this event is at work; this one was not sent to the \
+                          app. Deliver again.";
+            return Err(self.answer(now, in_progress(detail)));
+        }
+        if self.passes_duplicate() {
+            return Ok(granted);
+        }
+        self.trace.push(now, StepKind::CheckEvent(EventVerdict::Accepted));
+        match self.webhook().map(|w| w.duplicate) {
+            Some(Duplicate::Forward) => {
+                if let Some(record) = &mut self.record
+                    && let About::Delivery(Delivery::Verified { duplicate, .. }) = &mut record.about
+                {
+                    *duplicate = true;
+                }
+                Ok(granted)
+            }
+            _ => {
+                self.evidence("duplicate: answered from the record", now);
+                self.trace.outcome = Outcome::Duplicate;
+                Err(Next::Acknowledge)
+            }
+        }
+    }
+
+    /// Whether a delivery waits for an app that is asleep; else it is put off.
+    pub(super) fn delivery_waits(&self) -> bool {
+        self.webhook().is_some_and(|w| w.when_cold == WhenCold::Hold)
+    }
+
+    /// The answer to a verified delivery whose app is asleep and is not woken for it.
+    pub(super) fn blocked_delivery(&mut self, now: Mono) -> Option<Next> {
+        if self.webhook()?.when_cold != WhenCold::Block {
+            return None;
+        }
+        let reply = self.deferred("blocked: the app is asleep and is not woken for it", now);
+        Some(self.answer(now, reply))
+    }
+
+    /// 503 for a verified delivery that cannot be given to the app in time.
+    pub(super) fn deferred(&mut self, what: &'static str, now: Mono) -> Reply {
+        self.evidence(what, now);
+        let redelivers = self.webhook().is_none_or(|w| webhook::manners(w).redelivers);
+        let detail = match redelivers {
+            true => {
+                "The delivery is verified and was not sent to the app: there was no safe way to it \
+                 in time. Nothing is kept to be sent later: deliver again."
+            }
+            false => {
+                "The delivery is verified and was not sent to the app: there was no safe way to it \
+                 in time. Nothing is kept to be sent later; this provider does not deliver again by \
+                 itself, so it is lost unless it is redelivered by hand."
+            }
+        };
+        Reply::refused(Problem::WakeDeferred, 503, detail).retry_after(DEFERRED_PAUSE)
+    }
+
+    pub(super) fn is_delivery(&self) -> bool {
+        self.delivery().is_some()
+    }
+
+    /// Notes what an operator will find on record.
+    pub(super) fn evidence(&mut self, what: &'static str, now: Mono) {
+        let operation = self.operation().cloned();
+        self.trace.push(now, StepKind::Evidence { operation, what });
+    }
+
+    /// The answer to give instead of one that a provider must never get: a redirect, which some
+    /// follow with the event in hand, and 410, which ends the endpoint.
+    pub fn withheld(&mut self, status: u16, now: Mono) -> Option<Reply> {
+        if !self.is_delivery() || !(status == 410 || (300..400).contains(&status)) {
+            return None;
+        }
+        self.trace.push(now, StepKind::ProcessOnce { status: Some(status) });
+        let detail = format!(
+            "The app answered {status}, which a provider takes for more than a refusal; it is told \
+             502 instead. The event counts as not accepted."
+        );
+        let reply = Reply {
+            forwarded: Forwarded::Answered,
+            ..Reply::refused(Problem::WebhookRefused, 502, detail)
+        };
+        self.trace.answered(now, &reply);
+        Some(reply)
+    }
+
+    /// Whether this is the last chance of a verified delivery, and it was not taken.
+    pub(super) fn loses(&self, status: Option<u16>) -> bool {
+        self.counted(status) == Some(Counted::Lost)
+    }
+
+    /// How this delivery is counted besides its outcome, given the status that was sent.
+    pub fn counted(&self, status: Option<u16>) -> Option<Counted> {
+        let webhook = self.webhook()?;
+        match self.delivery()? {
+            Delivery::Refused(why) => Some(Counted::Refused(*why)),
+            Delivery::Signed(_)
+                if self.trace.outcome == Outcome::Refused(Problem::WebhookSignatureInvalid) =>
+            {
+                Some(Counted::Refused(Refusal::Wrong))
+            }
+            Delivery::Verified { .. } => {
+                let taken = status.is_some_and(|s| (200..300).contains(&s));
+                (!taken && !webhook::manners(webhook).redelivers).then_some(Counted::Lost)
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The ledger over a store that remembers, and over one that fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use vango_edge::clock::ManualClock;
+use vango_edge::ledger::{Ledger, LedgerError, LedgerLimits, Reservation, Sending, Taken};
+use vango_edge::lifecycle::idempotency::{Came, Claim, Holder, Print, Resolution, key_hash};
+use vango_edge::store::record::ledger::{AttemptState, StoredHead, StoredResponse, Subject, key};
+use vango_edge::store::{
+    Entry, LeaseId, MemoryStore, Options, Page, StateStore, StoreError, Txn, Watch,
+};
+
+struct World {
+    store: Arc<dyn StateStore>,
+    clock: Arc<ManualClock>,
+}
+
+impl World {
+    fn new() -> Self {
+        let clock = Arc::new(ManualClock::new());
+        let store = MemoryStore::new(Arc::clone(&clock) as _, Options::default()).unwrap();
+        Self { store: Arc::new(store), clock }
+    }
+
+    /// A process of the node; another `run` is what a restart makes.
+    fn ledger(&self, run: &str) -> Arc<Ledger> {
+        self.ledger_of(run, 1000)
+    }
+
+    fn ledger_of(&self, run: &str, max_records: u64) -> Arc<Ledger> {
+        let holder = Holder { node: "node-1".into(), run: run.into() };
+        let limits = LedgerLimits { max_records, max_response: 65_536 };
+        let runtime = tokio::runtime::Handle::current();
+        Ledger::new(Arc::clone(&self.store), Arc::clone(&self.clock) as _, holder, limits, runtime)
+    }
+}
+
+fn claim(name: &str, body: &str, request: &str) -> Claim {
+    let environment = "studylab".parse().unwrap();
+    Claim {
+        subject: Subject::Action,
+        at: key::subject(&environment, name),
+        environment,
+        route: "/actions/*".into(),
+        key_hash: key_hash(name),
+        event: None,
+        print: Print { head: "h".into(), body: Some(body.into()) },
+        retention_ms: 60_000,
+        request: request.into(),
+    }
+}
+
+fn response(body: &str) -> StoredResponse {
+    let head = StoredHead { status: 200, headers: vec![] };
+    StoredResponse { head, body: Bytes::copy_from_slice(body.as_bytes()) }
+}
+
+fn held<T>(taken: Result<Taken<T>, LedgerError>) -> T {
+    match taken.unwrap() {
+        Taken::Held(held) => held,
+        Taken::Found(seen) => panic!("in the way: {seen:?}"),
+    }
+}
+
+async fn send(ledger: &Arc<Ledger>, claim: &Claim) -> Sending {
+    held(ledger.forward(None, claim, true, None).await)
+}
+
+async fn state(ledger: &Ledger, claim: &Claim) -> Option<(AttemptState, bool)> {
+    ledger.get(&claim.at).await.unwrap().map(|s| (s.record.state, s.alive))
+}
+
+/// Waits until what goes on without its caller has ended.
+async fn settled(ledger: &Ledger) {
+    let end = async {
+        while ledger.at_work() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), end).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_first_wins_and_a_repeat_meets_its_record() {
+    let (world, c) = (World::new(), claim("a", "b", "r1"));
+    let ledger = world.ledger("1");
+    let sending = send(&ledger, &c).await;
+    assert_eq!(sending.attempt(), 1);
+    let again = claim("a", "b", "r2");
+    let Taken::Found(seen) = ledger.forward(None, &again, true, None).await.unwrap() else {
+        panic!("sent twice")
+    };
+    assert_eq!((seen.record.state, seen.alive), (AttemptState::Forwarded, true));
+    sending.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+    let Taken::Found(seen) = ledger.reserve(&again, true).await.unwrap() else { panic!("twice") };
+    assert_eq!((seen.record.state, seen.alive), (AttemptState::Completed, false));
+    assert_eq!(ledger.response(&c.at).await.unwrap(), Some(response("x")));
+    assert_eq!(ledger.at_work(), 0);
+}
+
+#[tokio::test]
+async fn a_thousand_at_once_and_one_is_sent() {
+    let world = World::new();
+    let ledger = world.ledger("1");
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..1000 {
+        let ledger = Arc::clone(&ledger);
+        tasks.spawn(async move {
+            let c = claim("a", "b", &format!("r{i}"));
+            match ledger.forward(None, &c, true, None).await.unwrap() {
+                Taken::Held(sending) => {
+                    tokio::task::yield_now().await;
+                    sending.ended(Came::Whole { status: 200 }, None).await;
+                    true
+                }
+                Taken::Found(_) => false,
+            }
+        });
+    }
+    let mut won = 0;
+    while let Some(one) = tasks.join_next().await {
+        won += u32::from(one.unwrap());
+    }
+    assert_eq!((won, ledger.records()), (1, 1));
+}
+
+#[tokio::test]
+async fn whoever_lets_go_before_sending_leaves_nothing_and_after_it_unknown() {
+    let (world, c) = (World::new(), claim("a", "b", "r1"));
+    let ledger = world.ledger("1");
+    let reservation: Reservation = held(ledger.reserve(&c, true).await);
+    assert_eq!(state(&ledger, &c).await, Some((AttemptState::Reserved, true)));
+    drop(reservation);
+    settled(&ledger).await;
+    assert_eq!((state(&ledger, &c).await, ledger.records()), (None, 0));
+    // The key is whole: nothing of it was sent.
+    let reservation = held(ledger.reserve(&c, true).await);
+    let sending = held(ledger.forward(Some(reservation), &c, true, None).await);
+    assert_eq!(sending.attempt(), 1);
+    drop(sending);
+    settled(&ledger).await;
+    assert_eq!(state(&ledger, &c).await, Some((AttemptState::Unknown, false)));
+    // Written as forwarded, and then not sent after all: nothing is left either.
+    let d = claim("d", "b", "r3");
+    send(&ledger, &d).await.unsent();
+    settled(&ledger).await;
+    assert_eq!(state(&ledger, &d).await, None);
+}
+
+#[tokio::test]
+async fn a_restart_releases_what_was_not_sent_and_knows_nothing_of_what_was() {
+    let world = World::new();
+    let before = world.ledger("1");
+    let (a, b, c) = (claim("a", "x", "r1"), claim("b", "x", "r2"), claim("c", "x", "r3"));
+    let reserved = held(before.reserve(&a, true).await);
+    let sent = send(&before, &b).await;
+    send(&before, &c).await.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+    // As kill -9 leaves it: nobody is told.
+    std::mem::forget((reserved, sent));
+    let after = world.ledger("2");
+    let found = after.recover().await.unwrap();
+    assert_eq!((found.released, found.unknown), (1, 1));
+    assert_eq!(state(&after, &a).await, None);
+    assert_eq!(state(&after, &b).await, Some((AttemptState::Unknown, false)));
+    assert_eq!(state(&after, &c).await, Some((AttemptState::Completed, false)));
+    assert_eq!(after.records(), 2);
+    let again = claim("b", "x", "r4");
+    assert!(matches!(after.forward(None, &again, true, None).await.unwrap(), Taken::Found(_)));
+    assert_eq!(after.recover().await.unwrap().unknown, 0);
+    let open = world.store.list(key::OPEN, None, 10).await.unwrap();
+    assert!(open.entries.is_empty(), "{open:?}");
+}
+
+#[tokio::test]
+async fn a_dead_processs_record_is_judged_before_it_is_recovered_too() {
+    let world = World::new();
+    let before = world.ledger("1");
+    let (a, b) = (claim("a", "x", "r1"), claim("b", "x", "r2"));
+    std::mem::forget((held(before.reserve(&a, true).await), send(&before, &b).await));
+    let after = world.ledger("2");
+    // Reserved: free. Forwarded: unknown, never free.
+    assert_eq!(send(&after, &claim("a", "x", "r3")).await.attempt(), 1);
+    let Taken::Found(seen) = after.forward(None, &claim("b", "x", "r4"), true, None).await.unwrap()
+    else {
+        panic!("sent twice")
+    };
+    assert!(!seen.alive);
+}
+
+#[tokio::test]
+async fn only_somebody_who_knows_makes_a_key_free_again() {
+    let (world, c) = (World::new(), claim("a", "b", "r1"));
+    let ledger = world.ledger("1");
+    drop(send(&ledger, &c).await);
+    settled(&ledger).await;
+    let no = Resolution::NotCarriedOut;
+    assert_eq!(ledger.resolve(&c.at, 2, no, "operator").await.unwrap(), None);
+    let resolved = ledger.resolve(&c.at, 1, no, "operator: looked").await.unwrap().unwrap();
+    assert_eq!(resolved.state, AttemptState::Released);
+    assert_eq!(ledger.resolve(&c.at, 1, no, "operator").await.unwrap(), None);
+    let again = send(&ledger, &claim("a", "b", "r2")).await;
+    assert_eq!(again.attempt(), 2);
+    again.ended(Came::Whole { status: 200 }, None).await;
+    assert_eq!(ledger.resolve(&c.at, 2, no, "operator").await.unwrap(), None);
+    assert_eq!(ledger.records(), 1);
+}
+
+#[tokio::test]
+async fn retention_ends_a_record_and_nothing_else_does() {
+    let (world, c) = (World::new(), claim("a", "b", "r1"));
+    let ledger = world.ledger("1");
+    send(&ledger, &c).await.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+    let at_work = send(&ledger, &claim("w", "b", "r2")).await;
+    world.clock.advance(Duration::from_millis(60_000));
+    assert_eq!(ledger.expire_due().await.unwrap(), 0);
+    world.clock.advance(Duration::from_millis(1));
+    assert_eq!(ledger.expire_due().await.unwrap(), 1);
+    assert_eq!((state(&ledger, &c).await, ledger.records()), (None, 1));
+    assert_eq!(ledger.response(&c.at).await.unwrap(), None);
+    // One that is at work outlives its time until it has ended.
+    at_work.ended(Came::Whole { status: 200 }, Some(response("y"))).await;
+    assert_eq!(ledger.expire_due().await.unwrap(), 1);
+    assert!(world.store.list("", None, 10).await.unwrap().entries.is_empty());
+}
+
+#[tokio::test]
+async fn a_full_ledger_refuses_new_keys_and_answers_for_old_ones() {
+    let world = World::new();
+    let ledger = world.ledger_of("1", 1);
+    send(&ledger, &claim("a", "b", "r1")).await.ended(Came::Whole { status: 200 }, None).await;
+    let full = ledger.forward(None, &claim("new", "b", "r2"), true, None).await;
+    assert!(matches!(full, Err(LedgerError::Full(1))));
+    let old = ledger.forward(None, &claim("a", "b", "r3"), true, None).await.unwrap();
+    assert!(matches!(old, Taken::Found(_)));
+    assert_eq!(ledger.at_work(), 0);
+}
+
+/// A store that commits a transaction and then says that it cannot tell.
+struct Mute {
+    store: Arc<dyn StateStore>,
+    mute: AtomicBool,
+}
+
+#[async_trait]
+impl StateStore for Mute {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+    async fn list(&self, p: &str, a: Option<&str>, n: usize) -> Result<Page, StoreError> {
+        self.store.list(p, a, n).await
+    }
+    async fn txn(&self, txn: Txn) -> Result<u64, StoreError> {
+        let answer = self.store.txn(txn).await;
+        if self.mute.swap(false, Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("said nothing".into()));
+        }
+        answer
+    }
+    async fn watch(&self, p: &str, from: u64) -> Result<Watch, StoreError> {
+        self.store.watch(p, from).await
+    }
+    async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.store.lease_grant(ttl).await
+    }
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.lease_keep_alive(lease).await
+    }
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.lease_revoke(lease).await
+    }
+    async fn revision(&self) -> Result<u64, StoreError> {
+        self.store.revision().await
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_tell_sends_nothing_and_leaves_nothing() {
+    let mut world = World::new();
+    let mute = Arc::new(Mute { store: Arc::clone(&world.store), mute: AtomicBool::new(true) });
+    world.store = Arc::clone(&mute) as _;
+    let ledger = world.ledger("1");
+    let c = claim("a", "b", "r1");
+    assert!(ledger.forward(None, &c, true, None).await.is_err());
+    settled(&ledger).await;
+    assert_eq!(state(&ledger, &c).await, None, "committed all the same, and taken back");
+    // The same with a reservation in between, and for what came of it.
+    let reservation = held(ledger.reserve(&c, true).await);
+    mute.mute.store(true, Ordering::SeqCst);
+    assert!(ledger.forward(Some(reservation), &c, true, None).await.is_err());
+    settled(&ledger).await;
+    assert_eq!(state(&ledger, &c).await, None);
+    let sending = send(&ledger, &c).await;
+    mute.mute.store(true, Ordering::SeqCst);
+    sending.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+    settled(&ledger).await;
+    assert_eq!(state(&ledger, &c).await, Some((AttemptState::Completed, false)));
+}
