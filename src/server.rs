@@ -15,22 +15,22 @@ use crate::admin::{self, Admin};
 use crate::artifact::{Artifacts, AssetBytes};
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
 use crate::config::{
-    self, AccessLogPath, Config, OnExit, Running, Secret, SecretSource, SecretValues,
+    self, AccessLogPath, Config, HealthCheck, OnExit, Running, Secret, SecretSource, SecretValues,
 };
 use crate::contract::Contract;
-use crate::control::{Commit, Control, Prepare, Reloader, TakenOver};
+use crate::control::{Commit, Control, Externals, Prepare, Reloader, TakenOver};
 use crate::id::Environment;
 use crate::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
 use crate::lifecycle::idempotency::Holder;
 use crate::proxy::{
-    self, Attempts, EdgeProxy, Exchanges, Gate, PreviewPolicies, PreviewPolicy, ProxyLimits,
-    ProxyParts, Room, Serving, WebhookSecrets,
+    self, Attempts, EdgeProxy, Exchanges, Gate, Pool, Pools, PreviewPolicies, PreviewPolicy,
+    ProxyLimits, ProxyParts, Room, Serving, WebhookSecrets,
 };
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
 use crate::session::{
     HttpStore, KeyRing, RedisStore, SessionRoutes, Sessions, StoreSecrets, Stores, Tokens,
 };
-use crate::snapshot::Publisher;
+use crate::snapshot::{ExternalApp, Publisher};
 use crate::sockets::Sockets;
 use crate::store::observed::Observed;
 use crate::store::{Options, RocksStore, StateStore};
@@ -74,6 +74,8 @@ struct Edge {
     audit: Arc<Audit>,
     exchanges: Arc<Exchanges>,
     ready: Arc<AtomicBool>,
+    pools: Arc<Pools>,
+    externals: Externals,
     /// Closed last.
     store: Arc<RocksStore>,
 }
@@ -120,8 +122,13 @@ async fn run_on(
     }
     let (followed, listed) = tokio::sync::oneshot::channel();
     let control = Arc::clone(&edge.control);
-    tokio::spawn(async move { control.follow(publisher, followed).await });
+    let apps = edge.externals.clone();
+    tokio::spawn(async move { control.follow(publisher, apps, followed).await });
     listed.await.context("the store could not be read")?;
+    // Nobody asks before it is known which upstreams are up.
+    let looked_at = pools(&config);
+    edge.pools.first_look(&looked_at).await;
+    edge.pools.watch(looked_at);
     edge.reloader.settle().await.map_err(|errors| anyhow::anyhow!(errors.join("\n")))?;
     let loops = spawn_loops(&edge);
 
@@ -190,7 +197,10 @@ async fn compose(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let dir = &config.state.dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("state.dir {}", dir.display()))?;
+    let in_dir = || format!("state.dir {}", dir.display());
+    std::fs::create_dir_all(dir).with_context(in_dir)?;
+    // Absolute: apps run in a working directory of their own.
+    let dir = &dir.canonicalize().with_context(in_dir)?;
     // The store's lock is the node's lock: one process at a time owns this directory.
     let on_disk = {
         let (dir, clock) = (dir.join("store"), Arc::clone(&clock));
@@ -293,9 +303,13 @@ async fn compose(
     let exchanges = Arc::new(Exchanges::default());
     let room = Room::new(config.limits.max_buffered_bytes);
     let verifying = SecretValues::read(config);
+    let (tell_externals, externals) = tokio::sync::watch::channel(Arc::new(external_apps(config)));
+    let pools = Arc::new(Pools::new(snapshots.clone(), runtime.handle().clone()));
     let prepare = prepare(Parts {
         secrets: Arc::clone(&verifying),
         previews: Arc::clone(&previews),
+        externals: Arc::new(tell_externals),
+        pools: Arc::clone(&pools),
         queues: Arc::clone(&queues),
         limits: Arc::clone(&limits),
         room: Arc::clone(&room),
@@ -331,6 +345,8 @@ async fn compose(
         audit,
         exchanges,
         ready: Arc::new(AtomicBool::new(false)),
+        pools,
+        externals,
         store: on_disk,
     };
     Ok((edge, publisher))
@@ -351,10 +367,48 @@ fn proxy_limits(config: &Config) -> ProxyLimits {
     }
 }
 
+/// Apps that somebody else runs.
+fn external_apps(config: &Config) -> Vec<ExternalApp> {
+    let apps = config.apps.values().filter_map(|app| {
+        let upstreams = app.upstreams.as_ref()?;
+        Some(ExternalApp {
+            environment: Environment::production(app.name.clone()),
+            hosts: app.hosts.clone(),
+            contract: Arc::clone(&upstreams.contract),
+            addresses: upstreams.addresses.clone(),
+            checked: upstreams.health.is_some(),
+        })
+    });
+    apps.collect()
+}
+
+/// Those whose upstreams are looked at.
+fn pools(config: &Config) -> Vec<Pool> {
+    let apps = config.apps.values().filter_map(|app| {
+        let upstreams = app.upstreams.as_ref()?;
+        let health = upstreams.health.as_ref()?;
+        Some(Pool {
+            environment: Environment::production(app.name.clone()),
+            addresses: upstreams.addresses.clone(),
+            request: match &health.check {
+                HealthCheck::Tcp => None,
+                HealthCheck::Http { path, host } => Some((path.clone(), host.clone())),
+            },
+            interval: health.interval,
+            timeout: health.timeout,
+            unhealthy_after: health.unhealthy_after,
+            healthy_after: health.healthy_after,
+        })
+    });
+    apps.collect()
+}
+
 /// What keeps a part of the configuration. Everything else reads it where it is in force.
 #[derive(Clone)]
 struct Parts {
     secrets: Arc<SecretValues>,
+    externals: Arc<tokio::sync::watch::Sender<Arc<Vec<ExternalApp>>>>,
+    pools: Arc<Pools>,
     queues: Arc<HoldQueues>,
     limits: Arc<ArcSwap<ProxyLimits>>,
     room: Arc<Room>,
@@ -396,7 +450,10 @@ fn prepare(parts: Parts) -> Prepare {
         let bodies = config.limits.max_buffered_bytes;
         let secrets = config.clone();
         let parts = parts.clone();
+        let (apps, looked_at) = (external_apps(config), pools(config));
         let commit: Commit = Box::new(move || {
+            parts.externals.send_replace(Arc::new(apps));
+            parts.pools.watch(looked_at);
             parts.access.store(Arc::new(access));
             parts.sessions.tokens.reload(affinity);
             parts.previews.store(Arc::new(previews));

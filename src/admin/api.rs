@@ -47,6 +47,8 @@ pub async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
 /// In one word, for people.
 pub(super) fn state_of(view: &EnvView) -> String {
     match &view.operation {
+        _ if view.is_down() => "down".into(),
+        _ if view.external => "up".into(),
         _ if !view.ready.is_empty() => "hot".into(),
         Some(o) if o.state.in_progress() => o.state.name().into(),
         Some(o) if o.state == WakeState::Failed => "failed".into(),
@@ -73,8 +75,8 @@ pub async fn routes(
             host: host.to_string(),
             environment: view.environment.to_string(),
             epoch: view.owner.epoch.0,
-            deployment: view.owner.deployment.to_string(),
-            digest: view.owner.digest.to_string(),
+            deployment: if view.external { "-".into() } else { view.owner.deployment.to_string() },
+            digest: if view.external { "-".into() } else { view.owner.digest.to_string() },
             state: state_of(view),
         })
         .collect();
@@ -88,8 +90,12 @@ pub(super) fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRo
         environment: view.environment.to_string(),
         generation: a.generation.0,
         epoch: a.epoch.0,
-        digest: a.digest.to_string(),
-        state: a.state.name().into(),
+        digest: if a.external { "-".into() } else { a.digest.to_string() },
+        state: match (a.external, a.load.is_down()) {
+            (false, _) => a.state.name().into(),
+            (true, false) => "up".into(),
+            (true, true) => "down".into(),
+        },
         address: a.address.map(|a| a.to_string()),
         pid: a.pid,
         in_flight: a.load.in_flight(),
@@ -431,12 +437,14 @@ pub(super) fn environment(admin: &Admin, app: &str, name: &str) -> Result<Enviro
     responses(
         (status = 200, description = "What it came to", body = Done),
         (status = 404, description = "There is no such environment"),
+        (status = 409, description = "Somebody else runs it"),
+        (status = 409, description = "Somebody else runs it"),
         (status = 503, description = "It cannot be recorded, or the app backs off")))]
 pub async fn sleep(
     State(admin): State<Admin>,
     Path((app, name)): Path<(String, String)>,
 ) -> Answer<Done> {
-    let environment = environment(&admin, &app, &name)?;
+    let environment = ours(&admin, environment(&admin, &app, &name)?)?;
     let slept = admin.control.sleep(&environment, SleepFor::Command).await;
     let Slept { stopped, frozen } = slept.map_err(Problem::unavailable)?;
     let some = |what: &str, n: usize| match n {
@@ -452,6 +460,16 @@ pub async fn sleep(
     Ok(Json(Done { done, operation: None }))
 }
 
+/// Refuses an environment that somebody else runs.
+fn ours(admin: &Admin, environment: Environment) -> Result<Environment, Problem> {
+    let snapshot = admin.control.snapshots.load();
+    if snapshot.environment(&environment).is_some_and(|v| v.external) {
+        let why = format!("somebody else runs {environment}; this edge only forwards to it");
+        return Err(Problem::new(StatusCode::CONFLICT, why));
+    }
+    Ok(environment)
+}
+
 /// Wakes an environment now; answers when the wake is recorded.
 #[utoipa::path(post, path = "/v1/environments/{app}/{name}/wake", tag = "commands",
     params(
@@ -460,12 +478,13 @@ pub async fn sleep(
     responses(
         (status = 200, description = "What it came to", body = Done),
         (status = 404, description = "There is no such environment"),
+        (status = 409, description = "Somebody else runs it"),
         (status = 503, description = "It cannot be recorded, or the app backs off")))]
 pub async fn wake(
     State(admin): State<Admin>,
     Path((app, name)): Path<(String, String)>,
 ) -> Answer<Done> {
-    let environment = environment(&admin, &app, &name)?;
+    let environment = ours(&admin, environment(&admin, &app, &name)?)?;
     match admin.control.worker.wake(&environment).await {
         Woke::Operation { id, created } => {
             let done = if created { "wake started" } else { "joined the wake that is going on" };

@@ -16,11 +16,12 @@ pub struct RouteRow {
     pub environment: String,
     /// The owner's epoch.
     pub epoch: u64,
-    /// The owner's deployment.
+    /// The owner's deployment; `-` for an app that somebody else runs.
     pub deployment: String,
-    /// The owner's artifact.
+    /// The owner's artifact; `-` for an app that somebody else runs.
     pub digest: String,
-    /// `hot`, `asleep`, `frozen`, or the state of the wake that is going on.
+    /// `hot`, `asleep`, `frozen`, or the state of the wake that is going on; `up` or `down` for an app
+    /// that somebody else runs.
     pub state: String,
 }
 
@@ -37,7 +38,7 @@ pub struct AllocationRow {
     pub epoch: u64,
     /// What it runs.
     pub digest: String,
-    /// Where it is in its life.
+    /// Where it is in its life; `up` or `down` for an upstream that somebody else runs.
     pub state: String,
     /// Where it listens.
     pub address: Option<String>,

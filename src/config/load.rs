@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
-use crate::contract;
+use crate::contract::{self, Contract};
 use crate::document::{Checked, Diagnostic, Errors, Table};
 use crate::id::{AppName, Host};
 
 use super::secret::SecretSource;
 use super::{
     AccessLogConfig, AccessLogPath, Admin, AdminToken, Affinity, App, AssetsConfig, AuditConfig,
-    Backoff, Config, HostPattern, LedgerConfig, Limits, LogConfig, OnExit, Promotion, Role,
-    RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
+    Backoff, Config, Health, HealthCheck, HostPattern, LedgerConfig, Limits, LogConfig, OnExit,
+    Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -358,9 +359,17 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
     let preview_noindex = top.boolean("preview_noindex").unwrap_or(true);
     let preview_access = preview_access(top, base);
     let promotion = promotion(top);
-    let upstreams = upstreams(top);
+    let Some(name) = name else {
+        // Read all the same, so that what is wrong is the name alone.
+        top.texts("upstreams");
+        top.integer("concurrency", 1..=1_000_000);
+        top.opt_table("health");
+        top.tables("route");
+        return None;
+    };
+    let upstreams = upstreams(top, &name, &hosts);
     Some(App {
-        name: name?,
+        name,
         hosts,
         preview_hosts,
         secrets,
@@ -457,8 +466,13 @@ fn source(t: &Table<'_>, base: &Path) -> Option<SecretSource> {
     }
 }
 
-fn upstreams(top: &Table<'_>) -> Option<Upstreams> {
+fn upstreams(top: &Table<'_>, name: &AppName, hosts: &[Host]) -> Option<Upstreams> {
     if !top.has("upstreams") {
+        for key in ["health", "concurrency"] {
+            if top.has(key) {
+                top.error(key, "it counts only for an app with upstreams");
+            }
+        }
         if top.has("route") {
             top.error(
                 "route",
@@ -469,11 +483,56 @@ fn upstreams(top: &Table<'_>) -> Option<Upstreams> {
         }
         return None;
     }
-    top.error(
-        "upstreams",
-        "an app that somebody else runs is not served by this version: take this file out",
-    );
-    let addresses = top.all_parsed("upstreams");
+    let addresses: Vec<SocketAddr> = top.all_parsed("upstreams");
+    if top.texts("upstreams").is_empty() {
+        top.error("upstreams", "expected at least one address: upstreams = [\"127.0.0.1:3000\"]");
+    }
+    if addresses.len() > MAX_UPSTREAMS {
+        let found = addresses.len();
+        top.error("upstreams", format!("expected at most {MAX_UPSTREAMS}, found {found}"));
+    }
+    for (i, address) in addresses.iter().enumerate() {
+        if addresses[..i].contains(address) {
+            top.error("upstreams", format!("{address} is there twice"));
+        } else if address.port() == 0 {
+            top.error("upstreams", format!("{address} has no port"));
+        }
+    }
+    let concurrency = top.integer("concurrency", 1..=1_000_000).unwrap_or(1000) as u32;
+    let health = health(top.table("health"), hosts);
     let routes = contract::routes(top);
-    Some(Upstreams { addresses, routes })
+    let contract = Contract::external(name.clone(), routes, concurrency, addresses.len() as u32);
+    Some(Upstreams { addresses, contract: Arc::new(contract), health })
+}
+
+/// Each is a series in the metrics, and is looked at by every choice.
+const MAX_UPSTREAMS: usize = 100;
+
+fn health(t: Table<'_>, hosts: &[Host]) -> Option<Health> {
+    let kinds = [("tcp", 0), ("http", 1), ("none", 2)];
+    let kind = t.word("check", &kinds, 0);
+    let path = t.text("path");
+    let host = t.text("host");
+    for (key, there) in [("path", path.is_some()), ("host", host.is_some())] {
+        if there && kind != 1 {
+            t.error(key, "it counts only with check = \"http\"");
+        }
+    }
+    let path = path.unwrap_or_else(|| "/".into());
+    if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
+        t.error("path", format!("expected a path that begins with /, found {path:?}"));
+    }
+    let host = host.or_else(|| hosts.first().map(ToString::to_string)).unwrap_or_default();
+    if !host.bytes().all(|b| b.is_ascii_graphic()) {
+        t.error("host", format!("expected a host, found {host:?}"));
+    }
+    let health = Health {
+        check: if kind == 1 { HealthCheck::Http { path, host } } else { HealthCheck::Tcp },
+        interval: t.duration("interval", 100 * MS..=secs(600), secs(5)),
+        timeout: t.duration("timeout", 10 * MS..=secs(60), secs(1)),
+        unhealthy_after: t.integer("unhealthy_after", 1..=100).unwrap_or(2) as u32,
+        healthy_after: t.integer("healthy_after", 1..=100).unwrap_or(1) as u32,
+    };
+    t.finish();
+    (kind != 2).then_some(health)
 }

@@ -18,9 +18,10 @@ pub use values::SecretValues;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::contract::Route;
+use crate::contract::Contract;
 use crate::id::{AppName, EnvName, Environment, Host};
 
 /// The whole configuration.
@@ -301,8 +302,39 @@ pub struct Promotion {
 /// An app that somebody else runs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstreams {
-    /// Where.
+    /// Where; none twice.
     pub addresses: Vec<SocketAddr>,
-    /// Its routes.
-    pub routes: Vec<Route>,
+    /// Its routes and bounds.
+    pub contract: Arc<Contract>,
+    /// How it is found out which of them are up; `None`: each is, until it refuses a connection.
+    pub health: Option<Health>,
+}
+
+/// `[health]` of an app that somebody else runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// What is checked.
+    pub check: HealthCheck,
+    /// From one check to the next.
+    pub interval: Duration,
+    /// For one check.
+    pub timeout: Duration,
+    /// Failed checks in a row that make one down.
+    pub unhealthy_after: u32,
+    /// Passed checks in a row that make it up again.
+    pub healthy_after: u32,
+}
+
+/// What a health check does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// Connects.
+    Tcp,
+    /// `GET path` with `host` as its `Host` is answered 200.
+    Http {
+        /// The path.
+        path: String,
+        /// The host.
+        host: String,
+    },
 }

@@ -39,6 +39,38 @@ pub struct Contract {
 }
 
 impl Contract {
+    /// The contract of an app that somebody else runs: only its routes and bounds say anything.
+    /// Nothing of it is started, stopped or put to sleep.
+    pub fn external(app: AppName, routes: Vec<Route>, concurrency: u32, upstreams: u32) -> Self {
+        const SECOND: Duration = Duration::from_secs(1);
+        Self {
+            app,
+            process: Process {
+                command: Vec::new(),
+                env: BTreeMap::new(),
+                secrets: Vec::new(),
+                ready: Ready::Tcp,
+                stop_timeout: 10 * SECOND,
+            },
+            wake: Wake {
+                budget: 10 * SECOND,
+                max_held: 10_000,
+                start_timeout: 60 * SECOND,
+                ignore_agents: Vec::new(),
+            },
+            sleep: Sleep {
+                after: None,
+                mode: SleepMode::Stop,
+                freeze_for: SECOND,
+                live: LivePolicy::Pins,
+            },
+            scale: Scale { min: 0, max: upstreams, concurrency },
+            state: None,
+            routes,
+            assets: None,
+        }
+    }
+
     /// The first route that matches a normalised path, with its index. `None` for the path by which
     /// the edge asks the app for its sessions: that one is nobody else's.
     pub fn route(&self, path: &str) -> Option<(usize, &Route)> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::id::Environment;
 use crate::runner::Exit;
-use crate::snapshot::{Change, Publisher};
+use crate::snapshot::{Change, ExternalApp, Publisher};
 use crate::store::record::key;
 use crate::store::{EventKind, StoreError};
 
@@ -21,17 +21,23 @@ const INDEX_DEADLINE: Duration = Duration::from_secs(5);
 /// Entries asked for at a time.
 const PAGE: usize = 1000;
 
+/// Apps that somebody else runs, as the configuration in force has them.
+pub type Externals = tokio::sync::watch::Receiver<Arc<Vec<ExternalApp>>>;
+
 impl Control {
     /// Follows the store for as long as the process runs. The last good snapshot serves meanwhile.
     /// `ready` is told after the first listing.
     pub async fn follow(
         self: &Arc<Self>,
         mut publisher: Publisher,
+        mut externals: Externals,
         ready: tokio::sync::oneshot::Sender<()>,
     ) {
         let mut ready = Some(ready);
+        let now = self.clock.now();
+        publisher.externals(&externals.borrow_and_update().clone(), now);
         loop {
-            match self.follow_from_listing(&mut publisher, &mut ready).await {
+            match self.follow_from_listing(&mut publisher, &mut externals, &mut ready).await {
                 Ok(()) | Err(StoreError::Closed) => return,
                 Err(StoreError::Compacted { .. }) => {
                     log::info!("the watch fell behind; listing the store again");
@@ -47,6 +53,7 @@ impl Control {
     async fn follow_from_listing(
         self: &Arc<Self>,
         publisher: &mut Publisher,
+        externals: &mut Externals,
         ready: &mut Option<tokio::sync::oneshot::Sender<()>>,
     ) -> Result<(), StoreError> {
         // Subscribed before it is listed: what changes while the pages are read comes again.
@@ -74,7 +81,19 @@ impl Control {
             let _ = ready.send(());
         }
         loop {
-            let events = match tokio::time::timeout(Duration::from_secs(1), watch.next()).await {
+            let events = tokio::select! {
+                events = tokio::time::timeout(Duration::from_secs(1), watch.next()) => events,
+                changed = externals.changed() => {
+                    if changed.is_err() {
+                        // Nobody reloads any more: the process ends.
+                        return Ok(());
+                    }
+                    let apps = externals.borrow_and_update().clone();
+                    self.published(publisher.externals(&apps, self.clock.now()), None);
+                    continue;
+                }
+            };
+            let events = match events {
                 Ok(events) => events?,
                 Err(_) => {
                     publisher.followed(self.clock.now());

@@ -22,6 +22,7 @@ mod trim;
 pub use collect::{CollectError, Collected};
 pub use deploy::{DeployError, Deployed};
 pub use evidence::{Counting, EvidenceError, MAX_CHECKS};
+pub use follow::Externals;
 pub use inherit::TakenOver;
 pub use reload::{Attempt, Commit, Prepare, ReloadState, Reloader};
 pub use remove::RemoveError;

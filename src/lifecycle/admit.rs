@@ -244,6 +244,8 @@ impl Journey {
                 let reply = self.too_late(now, pick);
                 self.answer(now, reply)
             }
+            // Nobody here can bring one up: there is nothing to wait for.
+            Choice::Refused if view.external => self.answer(now, retry::not_forwarded()),
             // It is not worth a wake, and so not worth a wait that may end in one.
             Choice::Cold if !self.wakes => {
                 let reply = self.asleep(now);
@@ -531,7 +533,7 @@ impl Journey {
             Some(o) if o.state == WakeState::Failed && o.epoch == self.view.owner.epoch => {
                 wake_failed(o, now, pick)
             }
-            _ if !self.excluded.is_empty() => retry::not_forwarded(),
+            _ if !self.excluded.is_empty() || self.view.is_down() => retry::not_forwarded(),
             _ if !self.view.ready.is_empty() => Reply::refused(
                 Problem::Saturated,
                 503,

@@ -50,7 +50,7 @@ pub enum Choice {
     Place(Placement),
     /// Every ready allocation is at its concurrency.
     Full,
-    /// Ready allocations exist, but all of them refused this request's connection.
+    /// Ready allocations exist, but all of them refused this request's connection, or are down.
     Refused,
     /// Nothing is ready.
     Cold,
@@ -64,7 +64,7 @@ pub fn choose(
     pick: u64,
     reserve: bool,
 ) -> Choice {
-    let allowed = |a: &&Arc<AllocationView>| !excluded.contains(&a.id);
+    let allowed = |a: &&Arc<AllocationView>| !excluded.contains(&a.id) && !a.load.is_down();
     let take = |a: &Arc<AllocationView>, affinity| {
         let slot = if reserve {
             Some(a.load.reserve(a.concurrency)?)

@@ -462,7 +462,12 @@ impl StepKind {
             Self::NoOwner(host) => ("none".into(), format!("nobody owns {host} and this path")),
             Self::LoadOwner(v) => (
                 format!("{} epoch {}", v.environment, v.owner.epoch),
-                format!("artifact {}", v.owner.digest.short()),
+                if v.external {
+                    let up = v.ready.iter().filter(|a| !a.load.is_down()).count();
+                    format!("static pool, {up} of {} up", v.ready.len())
+                } else {
+                    format!("artifact {}", v.owner.digest.short())
+                },
             ),
             Self::Classify(posture, v, route) => {
                 let route = &v.contract.routes[*route];
@@ -538,7 +543,10 @@ impl StepKind {
                 "until either end closes it".into(),
             ),
             Self::Select(a, affinity) => (
-                format!("{} generation {}", a.id, a.generation),
+                match a.address.filter(|_| a.external) {
+                    Some(address) => format!("{} static pool {address}", a.id),
+                    None => format!("{} generation {}", a.id, a.generation),
+                },
                 match affinity {
                     Affinity::None => "no session".into(),
                     Affinity::Kept => "the session's own".into(),

@@ -21,9 +21,10 @@ use crate::store::record::{
     key,
 };
 
+use super::external;
 use super::model::{
-    AllocationView, EnvView, Live, Load, OperationView, OwnerView, Shelf, Snapshot, Tally,
-    WakeStats,
+    AllocationView, EnvView, ExternalApp, Live, Load, OperationView, OwnerView, Shelf, Snapshot,
+    Tally, WakeStats,
 };
 
 /// One change of one key, as a watch reports it: its new value, or `None` when it was deleted.
@@ -67,6 +68,8 @@ pub struct Records {
     indexes: HashMap<Digest, Arc<AssetIndex>>,
     /// Which environment a host's owner key belongs to, so that a move or delete finds it.
     owner_keys: BTreeMap<String, Environment>,
+    /// Apps that somebody else runs; from the configuration, not from the store.
+    externals: BTreeMap<Environment, ExternalApp>,
 }
 
 /// Longest back-off that is believed, whatever a record says.
@@ -216,7 +219,30 @@ impl Records {
     /// Forgets every record. Indexes are kept: their names say what is in them.
     pub fn forget_all(&mut self) {
         let indexes = std::mem::take(&mut self.indexes);
-        *self = Self { indexes, ..Self::default() };
+        let externals = std::mem::take(&mut self.externals);
+        *self = Self { indexes, externals, ..Self::default() };
+    }
+
+    /// Replaces the apps that somebody else runs. What they claim, no record of the store has: the
+    /// environments that own such a host are touched as well.
+    pub fn set_externals(&mut self, apps: &[ExternalApp], touched: &mut BTreeSet<Environment>) {
+        let next: BTreeMap<_, _> =
+            apps.iter().map(|a| (a.environment.clone(), a.clone())).collect();
+        let claims: BTreeSet<&Host> =
+            self.externals.values().chain(next.values()).flat_map(|a| &a.hosts).collect();
+        for (environment, records) in &self.environments {
+            if records.owners.values().any(|o| claims.contains(&o.host)) {
+                touched.insert(environment.clone());
+            }
+        }
+        touched.extend(self.externals.keys().chain(next.keys()).cloned());
+        self.externals = next;
+    }
+
+    /// Whether an app of the configuration that somebody else runs has `host`, and it is not
+    /// `environment`'s own.
+    fn claimed(&self, environment: &Environment, host: &Host) -> bool {
+        self.externals.values().any(|a| a.environment != *environment && a.hosts.contains(host))
     }
 
     /// Every environment there is a record of.
@@ -245,10 +271,15 @@ pub fn compile(
     next.revision = revision;
     for environment in touched {
         let before = previous.environment(environment);
-        let view = records
-            .environments
-            .get(environment)
-            .and_then(|r| view(environment, r, &records.indexes, before));
+        let recorded = records.environments.get(environment);
+        let view = match records.externals.get(environment) {
+            Some(app) => {
+                let owners = recorded.into_iter().flat_map(|r| r.owners.values());
+                let epoch = owners.map(|o| o.epoch).chain(before.map(|b| b.owner.epoch)).max();
+                Some(external::view(app, epoch, before))
+            }
+            None => recorded.and_then(|r| view(environment, r, records, before)),
+        };
         if let (Some(before), Some(view)) = (before, &view)
             && view.owner.epoch < before.owner.epoch
         {
@@ -279,7 +310,7 @@ pub fn compile(
 fn view(
     environment: &Environment,
     records: &EnvRecords,
-    indexes: &HashMap<Digest, Arc<AssetIndex>>,
+    all: &Records,
     before: Option<&Arc<EnvView>>,
 ) -> Option<EnvView> {
     let newest = records.owners.values().max_by_key(|o| o.epoch)?;
@@ -296,7 +327,7 @@ fn view(
     let hosts: Vec<Host> = records
         .owners
         .values()
-        .filter(|o| o.epoch == owner.epoch)
+        .filter(|o| o.epoch == owner.epoch && !all.claimed(environment, &o.host))
         .map(|o| o.host.clone())
         .collect();
     let live = before.map_or_else(|| Arc::new(Live::default()), |b| Arc::clone(&b.live));
@@ -314,7 +345,7 @@ fn view(
         });
     Some(EnvView {
         environment: environment.clone(),
-        assets: shelves(records, deployed, indexes),
+        assets: shelves(records, deployed, &all.indexes),
         operation: records.operation.as_ref().map(|(o, seen)| operation_view(o, *seen)),
         owner,
         hosts,
@@ -322,6 +353,7 @@ fn view(
         schema: deployed.schema,
         ready,
         others,
+        external: false,
         live,
         tally,
     })
@@ -370,18 +402,21 @@ fn allocation_view(
         concurrency: concurrency.max(1),
         pool_key: FixedState::default().hash_one((&a.id, a.generation, &a.operation)),
         headers: headers(a),
+        external: false,
         load: known.map_or_else(|| Arc::new(Load::default()), |v| Arc::clone(&v.load)),
     }
 }
 
+/// A header's value made of an id.
+pub(super) fn value(text: String) -> HeaderValue {
+    let value = HeaderValue::try_from(text);
+    assert!(value.is_ok(), "ids are visible ASCII");
+    value.unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
 /// The headers that tell the app what it was reached as.
-fn headers(a: &Allocation) -> [(HeaderName, HeaderValue); 4] {
-    let value = |text: String| {
-        let value = HeaderValue::try_from(text);
-        assert!(value.is_ok(), "ids are visible ASCII");
-        value.unwrap_or_else(|_| HeaderValue::from_static(""))
-    };
-    [
+fn headers(a: &Allocation) -> Vec<(HeaderName, HeaderValue)> {
+    vec![
         (HeaderName::from_static("vango-edge-environment"), value(a.environment.to_string())),
         (HeaderName::from_static("vango-edge-epoch"), value(a.epoch.to_string())),
         (HeaderName::from_static("vango-edge-allocation"), value(a.id.to_string())),

@@ -6,13 +6,14 @@
 //! into shards, and only the shards of changed names are made anew.
 
 mod compile;
+mod external;
 mod model;
 mod publish;
 mod shards;
 
 pub use compile::{Change, Records, compile};
 pub use model::{
-    AllocationView, EnvView, Live, Load, MAX_CLASSES, MAX_OUTCOMES, OperationView, OwnerView, Pin,
-    Shelf, Slot, Snapshot, Tally, WakeStats,
+    AllocationView, EnvView, ExternalApp, Live, Load, MAX_CLASSES, MAX_OUTCOMES, OperationView,
+    OwnerView, Pin, Shelf, Slot, Snapshot, Tally, WakeStats,
 };
 pub use publish::{Publisher, SnapshotReader};

@@ -4,7 +4,7 @@
 //! allocation or an environment and are shared by every snapshot that shows it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -90,6 +90,9 @@ pub struct EnvView {
     pub assets: Vec<Shelf>,
     /// The last wake of this environment.
     pub operation: Option<OperationView>,
+    /// Somebody else runs it: `ready` is the static pool of its upstreams, up or down by their health,
+    /// and nothing here wakes, freezes or stops any.
+    pub external: bool,
     /// Counters of the environment.
     pub live: Arc<Live>,
     /// Answers given with the owner's deployment.
@@ -97,6 +100,11 @@ pub struct EnvView {
 }
 
 impl EnvView {
+    /// Whether somebody else runs it, and none of its upstreams is up.
+    pub fn is_down(&self) -> bool {
+        self.external && self.ready.iter().all(|a| a.load.is_down())
+    }
+
     /// An allocation under the owner's authority that is in memory and takes no requests, which a
     /// wake takes back instead of starting another: the newest.
     pub fn in_memory(&self) -> Option<&Arc<AllocationView>> {
@@ -111,6 +119,22 @@ impl EnvView {
     pub fn has_authority(&self, epoch: Epoch, digest: &Digest) -> bool {
         epoch == self.owner.epoch && *digest == self.owner.digest
     }
+}
+
+/// An app that somebody else runs, as the operator's configuration has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExternalApp {
+    /// Its production; it has no other environment.
+    pub environment: Environment,
+    /// Its hosts.
+    pub hosts: Vec<Host>,
+    /// Its routes and bounds; nothing in it starts or stops anything.
+    pub contract: Arc<Contract>,
+    /// Where it listens: never empty, none twice.
+    pub addresses: Vec<SocketAddr>,
+    /// Whether health checks say which of them are up. One that was not looked at yet is down then;
+    /// without, each is up for good.
+    pub checked: bool,
 }
 
 /// The static files of one artifact.
@@ -176,9 +200,11 @@ pub struct AllocationView {
     /// Keeps its pooled connections apart from every other allocation's, before and after it on the
     /// same port, and from those of before it was frozen, which the app may close as it thaws.
     pub pool_key: u64,
-    /// The `vango-edge-*` headers its requests carry: environment, epoch, allocation, digest. Made
-    /// once, so that a request only copies them.
-    pub headers: [(HeaderName, HeaderValue); 4],
+    /// The `vango-edge-*` headers its requests carry: environment, epoch, allocation, and the artifact
+    /// where there is one. Made once, so that a request only copies them.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// It is an upstream that somebody else runs.
+    pub external: bool,
     /// Its counters.
     pub load: Arc<Load>,
 }
@@ -190,6 +216,7 @@ const SEALED: u32 = 1 << 31;
 #[derive(Debug, Default)]
 pub struct Load {
     in_flight: AtomicU32,
+    down: AtomicBool,
     total: AtomicU64,
     sockets: AtomicU32,
 }
@@ -198,6 +225,14 @@ impl Load {
     /// Requests in flight.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire) & !SEALED
+    }
+    /// Whether health checks found that it does not answer: it is chosen for nothing then.
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Acquire)
+    }
+    /// What health checks found.
+    pub fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Release);
     }
     /// Requests placed since it was first seen.
     pub fn total(&self) -> u64 {

@@ -13,7 +13,7 @@ use crate::id::{Digest, Environment};
 use crate::store::record::RecordError;
 
 use super::compile::{Change, Records, compile};
-use super::model::Snapshot;
+use super::model::{ExternalApp, Snapshot};
 
 #[derive(Debug, Default)]
 struct Current {
@@ -65,6 +65,16 @@ impl Publisher {
     /// Takes an asset index in; it counts from the next publish on.
     pub fn supply(&mut self, digest: Digest, index: Arc<AssetIndex>) {
         self.records.supply(digest, index);
+    }
+
+    /// Replaces the apps that somebody else runs, and publishes them; returns the environments that
+    /// this touched.
+    pub fn externals(&mut self, apps: &[ExternalApp], now: Mono) -> BTreeSet<Environment> {
+        let mut touched = BTreeSet::new();
+        self.records.set_externals(apps, &mut touched);
+        let revision = self.reader.load().revision();
+        self.swap(&touched, revision, now);
+        touched
     }
 
     /// Takes changes in and publishes them as `revision`; returns the environments they touched.

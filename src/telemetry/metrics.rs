@@ -54,6 +54,7 @@ pub struct Metrics {
     allocations: IntGaugeVec,
     sockets: IntGauge,
     socket_ends: IntCounterVec,
+    upstreams: IntGaugeVec,
     store: [Histogram; 3],
     store_errors: IntCounter,
     /// Reloads of the configuration.
@@ -156,6 +157,10 @@ impl Metrics {
             )?,
             reloads: Reloads::new(&registry)?,
             access_log: Lines::new(&registry)?,
+            upstreams: IntGaugeVec::new(
+                Opts::new("upstream_up", "Whether an upstream that somebody else runs is up."),
+                &["environment", "upstream"],
+            )?,
             registry,
             process: Registry::new(),
         };
@@ -181,6 +186,7 @@ impl Metrics {
         for cause in Cause::ALL {
             self.socket_ends.with_label_values(&[cause.name()]);
         }
+        self.registry.register(Box::new(self.upstreams.clone()))?;
         self.registry.register(Box::new(Requests::new(snapshots)?))?;
         let process = prometheus::process_collector::ProcessCollector::for_self();
         self.process.register(Box::new(process))
@@ -286,12 +292,22 @@ impl Metrics {
         for state in AllocationState::ALL.map(AllocationState::name) {
             let of_state = snapshot
                 .environments()
+                .filter(|e| !e.external)
                 .flat_map(|e| e.ready.iter().chain(&e.others))
                 .filter(|a| a.state.name() == state);
             self.allocations.with_label_values(&[state]).set(to_i64(of_state.count() as u64));
         }
         let all = snapshot.environments().flat_map(|e| e.ready.iter().chain(&e.others));
         self.sockets.set(all.map(|a| i64::from(a.load.sockets())).sum());
+        // Those that a reload took away go.
+        self.upstreams.reset();
+        for view in snapshot.environments().filter(|e| e.external).take(MAX_ENVIRONMENTS) {
+            let name = view.environment.to_string();
+            for (upstream, address) in view.ready.iter().filter_map(|a| Some((a, a.address?))) {
+                let up = i64::from(!upstream.load.is_down());
+                self.upstreams.with_label_values(&[name.as_str(), &address.to_string()]).set(up);
+            }
+        }
         let mut out = Vec::new();
         for registry in [&self.registry, &self.process] {
             TextEncoder::new().encode(&registry.gather(), &mut out)?;

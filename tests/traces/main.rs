@@ -12,5 +12,6 @@ mod immutable_asset;
 mod keyed_post;
 mod preview;
 mod seed;
+mod static_pool;
 mod thaw;
 mod websocket_reconnect;

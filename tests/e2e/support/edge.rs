@@ -35,6 +35,7 @@ enum Turn {
 /// An edge with its directory. Dropping it stops it and asserts that nothing of it is left.
 pub struct Edge {
     dir: TempDir,
+    state: PathBuf,
     child: Option<Child>,
     /// Where clients connect.
     pub listen: SocketAddr,
@@ -92,6 +93,27 @@ impl Edge {
         fs::write(self.config(), config.replace(from, to)).unwrap();
     }
 
+    /// With its state below `dir`.
+    pub fn start_on(dir: &Path) -> Self {
+        let mut edge = Self::start();
+        assert!(edge.stop().success());
+        let state = dir.join("state");
+        fs::create_dir(&state).unwrap();
+        edge.reconfigure("dir = \"state\"", &format!("dir = {:?}", state.display().to_string()));
+        edge.state = state;
+        edge.start_again();
+        edge
+    }
+
+    /// With one more file of an app.
+    pub fn start_with_app(name: &str, file: &str) -> Self {
+        let mut edge = Self::start();
+        assert!(edge.stop().success());
+        fs::write(edge.dir.path().join(format!("apps/{name}.toml")), file).unwrap();
+        edge.start_again();
+        edge
+    }
+
     /// With apps by these names besides, each at its name below `localhost`.
     pub fn start_with_apps(config: &str, names: &[String]) -> Self {
         let mut edge = Self::start_with(config);
@@ -115,7 +137,9 @@ impl Edge {
         let dir = tempfile::Builder::new().prefix("ve-").tempdir_in("/tmp").unwrap();
         write_config(dir.path(), config);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut edge = Self { dir, child: None, listen: nowhere, admin: nowhere, _turn: turn };
+        let state = dir.path().join("state");
+        let mut edge =
+            Self { dir, state, child: None, listen: nowhere, admin: nowhere, _turn: turn };
         edge.start_again();
         edge
     }
@@ -152,7 +176,7 @@ impl Edge {
     }
 
     pub fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
+        self.state.clone()
     }
 
     /// What it wrote to stderr.
@@ -170,7 +194,17 @@ impl Edge {
 
     /// `kill -9`.
     pub fn kill(&mut self) {
+        self.kill_only();
+        self.buried();
+    }
+
+    /// The same without waiting for its end, while others use it.
+    pub fn kill_only(&self) {
         self.signal(Signal::SIGKILL);
+    }
+
+    /// Waits for the end of one that was killed.
+    pub fn buried(&mut self) {
         self.child.take().unwrap().wait().unwrap();
     }
 

@@ -31,6 +31,15 @@ pub fn eventually_some<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
     found
 }
 
+/// Lets a short time pass to the microsecond, so that a seed says when something is killed.
+pub fn spin(time: Duration) {
+    let clock = SystemClock::new();
+    let until = clock.now() + time;
+    while clock.now() < until {
+        std::hint::spin_loop();
+    }
+}
+
 /// Lets time pass that a test is about, such as an app's idle time: never to wait for something.
 pub fn pass(time: Duration) {
     within(time, || None::<()>);
