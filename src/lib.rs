@@ -7,6 +7,7 @@ pub mod clock;
 pub mod id;
 
 pub mod assets;
+pub mod certificate;
 pub mod document;
 
 pub mod config;
@@ -33,3 +34,4 @@ pub mod telemetry;
 pub mod admin;
 pub mod cli;
 pub mod server;
+pub mod systemd;

@@ -23,8 +23,9 @@ use crate::id::Environment;
 use crate::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
 use crate::lifecycle::idempotency::Holder;
 use crate::proxy::{
-    self, Attempts, EdgeProxy, Exchanges, Gate, Pool, Pools, PreviewPolicies, PreviewPolicy,
-    ProxyLimits, ProxyParts, Room, Serving, WebhookSecrets,
+    self, AcceptRules, Attempts, Certificates, ClientLimits, EdgeProxy, Exchanges, Gate, H2Limits,
+    Places, Pool, Pools, PreviewPolicies, PreviewPolicy, ProxyLimits, ProxyParts, Room, Serving,
+    Tls, WebhookSecrets,
 };
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
 use crate::session::{
@@ -34,6 +35,7 @@ use crate::snapshot::{ExternalApp, Publisher};
 use crate::sockets::Sockets;
 use crate::store::observed::Observed;
 use crate::store::{Options, RocksStore, StateStore};
+use crate::systemd::{self, Handed};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics, Ring, Telemetry};
 use crate::wake::hold::{HoldLimits, HoldQueues};
 use crate::wake::machine::BackoffPolicy;
@@ -45,11 +47,13 @@ use crate::wake::worker::{Secrets, Worker};
 /// # Errors
 /// What kept it from starting, or from stopping cleanly.
 pub fn run(file: PathBuf, config: Config) -> Result<()> {
+    let handed = Handed::take();
     // Requests on one runtime, everything else on another: a wake or a scrape never takes a
     // thread that a request needs.
     let serving = runtime("edge", config.server.threads)?;
     let control = runtime("control", 2)?;
-    let outcome = control.block_on(run_on(file, config, serving.handle().clone(), &control));
+    let outcome =
+        control.block_on(run_on(file, config, handed, serving.handle().clone(), &control));
     serving.shutdown_timeout(Duration::from_secs(1));
     control.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -83,6 +87,7 @@ struct Edge {
 async fn run_on(
     file: PathBuf,
     config: Config,
+    handed: Handed,
     requests: tokio::runtime::Handle,
     runtime: &tokio::runtime::Runtime,
 ) -> Result<()> {
@@ -90,18 +95,16 @@ async fn run_on(
     // Signals first: one that comes while starting is not lost.
     let signals = Signals::new()?;
     // Then the sockets: a second edge fails here, before it touches any state.
-    let mut listeners = Vec::new();
-    for address in &config.server.listen {
+    let (listeners, secure) = {
         let _on = requests.enter();
-        let bound = proxy::bind(*address);
-        listeners.push(bound.with_context(|| format!("server.listen {address}"))?);
-    }
+        bind(&config, handed)?
+    };
     let access = Arc::new(ArcSwap::from_pointee(Access::new(&config.admin)?));
     let admin_listener = tokio::net::TcpListener::bind(config.admin.listen)
         .await
         .with_context(|| format!("admin.listen {}", config.admin.listen))?;
 
-    let (edge, publisher) = compose(file, &config, &access, runtime).await?;
+    let (edge, publisher) = compose(file, &config, &access, &secure, runtime).await?;
     let access_log = access_log(&config, &edge.control.telemetry)?;
     let taken = edge.control.take_over().await?;
     if taken != TakenOver::default() {
@@ -154,13 +157,16 @@ async fn run_on(
     }));
     edge.ready.store(true, Ordering::Release);
     log::info!("serving");
+    systemd::ready();
 
     let Signals { mut stop, mut hangup } = signals;
     let reloader = Arc::clone(&edge.reloader);
     // One after another: signals that come while one is at work are one more.
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
+            systemd::reloading();
             reloader.reload().await;
+            systemd::ready();
         }
     });
     stop.told().await;
@@ -191,6 +197,7 @@ async fn compose(
     file: PathBuf,
     config: &Config,
     access: &Arc<ArcSwap<Access>>,
+    secure: &[Secure],
     runtime: &tokio::runtime::Runtime,
 ) -> Result<(Edge, Publisher)> {
     let running = Running::new(config.clone());
@@ -298,7 +305,10 @@ async fn compose(
         counting: std::sync::Mutex::default(),
         sleeping: std::sync::Mutex::default(),
     });
-    let limits = Arc::new(ArcSwap::from_pointee(proxy_limits(config)));
+    let limits = Arc::new(ArcSwap::from_pointee(proxy_limits(config, secure)));
+    let rules = Arc::new(ArcSwap::from_pointee(accept_rules(config)));
+    let admission = Arc::new(Places::default());
+    admission.set_most(max_connections(config));
     let previews = Arc::new(ArcSwap::from_pointee(preview_policies(config)?));
     let exchanges = Arc::new(Exchanges::default());
     let room = Room::new(config.limits.max_buffered_bytes);
@@ -318,6 +328,9 @@ async fn compose(
         sessions: Arc::clone(&sessions),
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
+        rules: Arc::clone(&rules),
+        admission: Arc::clone(&admission),
+        secure: secure.to_vec(),
     });
     let gate = Gate {
         secrets: Arc::new(VerifyingSecrets(verifying)),
@@ -333,9 +346,17 @@ async fn compose(
         clock,
         entropy,
         sessions,
+        admission,
     };
     let proxy = EdgeProxy::new(ProxyParts { gate, sockets, files, previews, telemetry, limits });
-    let serving = Serving::new(proxy, config.server.threads, config.limits.keepalive_requests);
+    let client = &config.limits.client;
+    let h2 = H2Limits {
+        streams: client.h2_streams,
+        window: client.h2_window,
+        header_bytes: u32::try_from(client.header_bytes).unwrap_or(u32::MAX),
+        idle: client.idle,
+    };
+    let serving = Serving::new(proxy, config.server.threads, h2, rules);
     let edge = Edge {
         reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare)),
         control,
@@ -356,8 +377,10 @@ fn hold_limits(config: &Config) -> HoldLimits {
     HoldLimits { max_held: config.limits.max_held, max_held_bytes: config.limits.max_held_bytes }
 }
 
-fn proxy_limits(config: &Config) -> ProxyLimits {
+fn proxy_limits(config: &Config, secure: &[Secure]) -> ProxyLimits {
+    let port = secure.first().map(|s| Some(s.port).filter(|p| *p != 443));
     ProxyLimits {
+        redirect: port.filter(|_| config.server.redirect_http),
         connect_timeout: config.limits.connect_timeout,
         response_timeout: config.limits.response_timeout,
         idle_timeout: config.limits.idle_keepalive,
@@ -403,6 +426,75 @@ fn pools(config: &Config) -> Vec<Pool> {
     apps.collect()
 }
 
+fn accept_rules(config: &Config) -> AcceptRules {
+    let client = config.limits.client;
+    AcceptRules {
+        limits: ClientLimits {
+            max_connections: client.max_connections,
+            max_per_address: client.max_connections_per_address,
+            requests: config.limits.keepalive_requests,
+            header_timeout: client.header_timeout,
+            header_bytes: client.header_bytes,
+            header_fields: client.header_fields,
+            idle: client.idle,
+            min_body_rate: client.min_body_rate,
+            min_response_rate: client.min_response_rate,
+            rate_grace: client.rate_grace,
+            write_timeout: client.write_timeout,
+        },
+        proxies: config.server.proxy_protocol_from.clone(),
+    }
+}
+
+/// An eighth of the descriptors is for connections to apps and everything else. Where that is too
+/// little, accepting waits until some are free.
+fn max_connections(config: &Config) -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let wanted = config.limits.client.max_connections;
+    let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    let most = usize::try_from(most / 8 * 7).unwrap_or(usize::MAX).max(16);
+    if most < wanted {
+        log::warn!(
+            "limits.client.max_connections is {wanted}, but this process may open so few files that \
+             it takes {most}: raise the limit (LimitNOFILE= of systemd)"
+        );
+    }
+    wanted.min(most)
+}
+
+/// A listener's certificates and what else of it a reload changes.
+#[derive(Clone)]
+struct Secure {
+    port: u16,
+    certificates: Arc<Certificates>,
+    hsts: Arc<ArcSwap<Option<Duration>>>,
+}
+
+/// Every listener of clients, in the configuration's order: plain ones first. One that was handed
+/// over listens already.
+fn bind(config: &Config, mut handed: Handed) -> Result<(Vec<proxy::Listener>, Vec<Secure>)> {
+    let (mut listeners, mut secure) = (Vec::new(), Vec::new());
+    let mut bind = |address| match handed.listener(address) {
+        Some(listener) => proxy::adopt(listener),
+        None => proxy::bind(address),
+    };
+    for address in &config.server.listen {
+        let bound = bind(*address);
+        listeners.push(bound.with_context(|| format!("server.listen {address}"))?);
+    }
+    for tls in &config.server.tls {
+        let bound = bind(tls.listen).with_context(|| format!("server.tls {}", tls.listen))?;
+        let certificates = Certificates::new(&tls.certificates);
+        let hsts = Arc::new(ArcSwap::from_pointee(tls.hsts));
+        let acceptor = proxy::acceptor(Arc::clone(&certificates))?;
+        let port = bound.address.port();
+        listeners.push(bound.with_tls(Tls { acceptor, hsts: Arc::clone(&hsts) }));
+        secure.push(Secure { port, certificates, hsts });
+    }
+    handed.finish();
+    Ok((listeners, secure))
+}
+
 /// What keeps a part of the configuration. Everything else reads it where it is in force.
 #[derive(Clone)]
 struct Parts {
@@ -417,6 +509,9 @@ struct Parts {
     sessions: Arc<Sessions>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    rules: Arc<ArcSwap<AcceptRules>>,
+    admission: Arc<Places>,
+    secure: Vec<Secure>,
     previews: Arc<ArcSwap<PreviewPolicies>>,
 }
 
@@ -445,7 +540,9 @@ fn prepare(parts: Parts) -> Prepare {
         let affinity = KeyRing::load(keys, &config.state.dir, &*parts.clock, &*parts.entropy)
             .map_err(|e| vec![e.to_string()])?;
         let previews = preview_policies(config).map_err(|e| vec![e.to_string()])?;
-        let (hold, proxy) = (hold_limits(config), proxy_limits(config));
+        let (hold, proxy) = (hold_limits(config), proxy_limits(config, &parts.secure));
+        let (rules, most) = (accept_rules(config), max_connections(config));
+        let tls = config.server.tls.clone();
         let (ring, level) = (config.trace.ring, config.log.level);
         let bodies = config.limits.max_buffered_bytes;
         let secrets = config.clone();
@@ -461,6 +558,12 @@ fn prepare(parts: Parts) -> Prepare {
             parts.limits.store(Arc::new(proxy));
             parts.room.set_most(bodies);
             parts.secrets.read_again(&secrets);
+            parts.rules.store(Arc::new(rules));
+            parts.admission.set_most(most);
+            for (secure, tls) in parts.secure.iter().zip(tls) {
+                secure.certificates.replace(&tls.certificates);
+                secure.hsts.store(Arc::new(tls.hsts));
+            }
             parts.telemetry.ring.resize(ring);
             crate::telemetry::set_log_level(level);
         });
@@ -521,6 +624,7 @@ fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 6] {
 async fn drain(edge: &Edge, stop: &mut StopSignals) {
     let server = edge.control.config.load().server.clone();
     log::info!("stopping within {:?}", server.grace);
+    systemd::stopping();
     edge.ready.store(false, Ordering::Release);
     let sockets = &edge.control.sockets;
     let began = edge.control.clock.now();
@@ -605,8 +709,15 @@ impl Signals {
 /// One JSON line on stdout, so that whoever asked for port 0 learns what it got.
 fn print_addresses(listeners: &[proxy::Listener], admin: &tokio::net::TcpListener) -> Result<()> {
     use std::io::Write;
-    let listen: Vec<String> = listeners.iter().map(|l| l.address.to_string()).collect();
-    let line = serde_json::json!({ "listen": listen, "admin": admin.local_addr()?.to_string() });
+    let of = |secure: bool| -> Vec<String> {
+        let listeners = listeners.iter().filter(|l| l.is_secure() == secure);
+        listeners.map(|l| l.address.to_string()).collect()
+    };
+    let admin = admin.local_addr()?.to_string();
+    let mut line = serde_json::json!({ "listen": of(false), "admin": admin });
+    if !of(true).is_empty() {
+        line["tls"] = of(true).into();
+    }
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()?;

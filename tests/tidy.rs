@@ -11,7 +11,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("id", &["clock"]),
     ("document", &[]),
     ("assets", &["id"]),
-    ("config", &["id", "document", "contract"]),
+    ("certificate", &[]),
+    ("config", &["id", "document", "contract", "certificate"]),
     ("contract", &["id", "document"]),
     ("store::record", &["clock", "id"]),
     ("store::observed", &["clock", "store"]),
@@ -71,6 +72,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "proxy",
         &[
             "artifact",
+            "certificate",
             "clock",
             "config",
             "id",
@@ -152,8 +154,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "store",
             "telemetry",
             "wake",
+            "systemd",
         ],
     ),
+    ("systemd", &[]),
     ("lib", &[]),
     ("main", &["cli"]),
 ];

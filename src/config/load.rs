@@ -12,6 +12,7 @@ use crate::contract::{self, Contract};
 use crate::document::{Checked, Diagnostic, Errors, Table};
 use crate::id::{AppName, Host};
 
+use super::client;
 use super::secret::SecretSource;
 use super::{
     AccessLogConfig, AccessLogPath, Admin, AdminToken, Affinity, App, AssetsConfig, AuditConfig,
@@ -82,7 +83,7 @@ fn cores() -> usize {
 
 fn node(top: &Table<'_>, base: &Path) -> Config {
     Config {
-        server: server(top),
+        server: server(top, base),
         admin: admin(top, base),
         state: state(top, base),
         apps: BTreeMap::new(),
@@ -98,7 +99,7 @@ fn node(top: &Table<'_>, base: &Path) -> Config {
     }
 }
 
-fn server(top: &Table<'_>) -> Server {
+fn server(top: &Table<'_>, base: &Path) -> Server {
     let t = top.table("server");
     let mut listen: Vec<SocketAddr> = Vec::new();
     for text in t.texts("listen") {
@@ -123,7 +124,13 @@ fn server(top: &Table<'_>) -> Server {
         threads: t.integer("threads", 1..=1024).map_or_else(cores, |n| n as usize),
         grace: t.duration("grace", Duration::ZERO..=secs(3600), secs(30)),
         unready_for: t.duration("unready_for", Duration::ZERO..=secs(600), Duration::ZERO),
+        tls: client::tls(&t, base),
+        redirect_http: t.boolean("redirect_http").unwrap_or(false),
+        proxy_protocol_from: client::networks(&t, "proxy_protocol_from"),
     };
+    if server.redirect_http && server.tls.is_empty() {
+        t.error("redirect_http", "there is no [[server.tls]] to send clients to");
+    }
     t.finish();
     server
 }
@@ -197,6 +204,7 @@ fn limits(top: &Table<'_>) -> Limits {
         socket_idle: t.duration("socket_idle", MS..=secs(86_400), secs(120)),
         max_buffered_bytes: t.size("max_buffered_bytes", 1 << 20..=1 << 40).unwrap_or(256 << 20),
         body_timeout: t.duration("body_timeout", MS..=secs(3600), secs(30)),
+        client: client::limits(&t),
     };
     t.finish();
     limits

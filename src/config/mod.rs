@@ -3,6 +3,7 @@
 //!
 //! Every key is documented with its default in `conf/`.
 
+mod client;
 mod load;
 pub mod reload;
 mod running;
@@ -10,6 +11,7 @@ mod secret;
 mod values;
 
 pub use crate::document::{Checked, Diagnostic};
+pub use client::{ClientLimits, TlsListener};
 pub use load::load;
 pub use running::Running;
 pub use secret::{Secret, SecretError, SecretSource, read_secret};
@@ -56,7 +58,7 @@ pub struct Config {
 }
 
 /// `[server]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Server {
     /// Plain HTTP.
     pub listen: Vec<SocketAddr>,
@@ -66,6 +68,12 @@ pub struct Server {
     pub grace: Duration,
     /// How long it is not ready, and goes on accepting, before it stops.
     pub unready_for: Duration,
+    /// HTTPS.
+    pub tls: Vec<TlsListener>,
+    /// Whether plain HTTP is sent on to HTTPS.
+    pub redirect_http: bool,
+    /// Who says with a PROXY header for whom it connects.
+    pub proxy_protocol_from: Vec<ipnet::IpNet>,
 }
 
 /// `[admin]`
@@ -137,6 +145,8 @@ pub struct Limits {
     pub max_buffered_bytes: u64,
     /// How long such a body may take.
     pub body_timeout: Duration,
+    /// What a client may take.
+    pub client: ClientLimits,
 }
 
 /// `[ledger]`

@@ -34,6 +34,7 @@ pub fn plan(running: &Config, file: Config) -> Reload {
     keep(&mut restart, "assets.memory", &running.assets.memory, memory);
     keep(&mut restart, "ledger", &running.ledger, &mut effective.ledger);
     keep(&mut restart, "audit", &running.audit, &mut effective.audit);
+    keep_tls(&mut restart, running, &mut effective);
     keep_runner(&mut restart, running.runner, &mut effective.runner);
     Reload { changed: changed(running, &effective), effective, restart }
 }
@@ -49,6 +50,18 @@ fn keep<T: PartialEq + Clone>(
         restart.push(key.to_owned());
         file.clone_from(running);
     }
+}
+
+/// The sockets stay; certificates are read again.
+fn keep_tls(restart: &mut Vec<String>, running: &Config, file: &mut Config) {
+    let listens = |c: &Config| c.server.tls.iter().map(|l| l.listen).collect::<Vec<_>>();
+    if listens(running) != listens(file) {
+        restart.push("server.tls.listen".to_owned());
+        file.server.tls.clone_from(&running.server.tls);
+    }
+    let (old, new) = (&running.limits.client, &mut file.limits.client);
+    keep(restart, "limits.client.h2_streams", &old.h2_streams, &mut new.h2_streams);
+    keep(restart, "limits.client.h2_window", &old.h2_window, &mut new.h2_window);
 }
 
 fn keep_runner(restart: &mut Vec<String>, running: RunnerConfig, file: &mut RunnerConfig) {
@@ -77,6 +90,13 @@ fn changed(running: &Config, next: &Config) -> Vec<String> {
         ("limits.socket_idle", old.socket_idle != new.socket_idle),
         ("limits.max_buffered_bytes", old.max_buffered_bytes != new.max_buffered_bytes),
         ("limits.body_timeout", old.body_timeout != new.body_timeout),
+        ("server.tls", running.server.tls != next.server.tls),
+        ("server.redirect_http", running.server.redirect_http != next.server.redirect_http),
+        (
+            "server.proxy_protocol_from",
+            running.server.proxy_protocol_from != next.server.proxy_protocol_from,
+        ),
+        ("limits.client", old.client != new.client),
         ("admin.tokens", running.admin.tokens != next.admin.tokens),
         ("admin.hosts", running.admin.hosts != next.admin.hosts),
         ("log.level", running.log != next.log),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::id::{AppName, Environment, Host};
@@ -15,6 +16,9 @@ use super::{Control, plan};
 
 /// Tries when the owners change meanwhile.
 const TRIES: u32 = 5;
+/// How often, and how many times, routing is looked at for an environment that lost its hosts.
+const UNROUTED_EVERY: Duration = Duration::from_millis(20);
+const UNROUTED_LOOKS: u32 = 250;
 /// Entries asked for at a time.
 const PAGE: usize = 1000;
 
@@ -95,10 +99,27 @@ impl Control {
         for (owner, _) in &change.delete {
             log::info!("{} owns {} no longer", owner.environment, owner.host);
         }
-        if change.ends_allocations {
+        if change.ends_allocations && change.put.is_empty() {
+            let (control, environment) = (Arc::clone(self), change.environment.clone());
+            tokio::spawn(async move { control.end_unrouted(&environment).await });
+        } else if change.ends_allocations {
             // What is in flight finishes first. If routing has yet to show the new owner, this does
             // nothing, and the next look at what is ready does.
             self.sleep_detached(&change.environment, SleepFor::Takeover);
+        }
+    }
+
+    /// Ends the allocations of an environment that nothing reaches any more: nobody else looks at
+    /// them. Once routing shows it, so that none of them is chosen meanwhile, or after a while.
+    async fn end_unrouted(&self, environment: &Environment) {
+        for _ in 0..UNROUTED_LOOKS {
+            if self.snapshots.load().environment(environment).is_none() {
+                break;
+            }
+            tokio::time::sleep(UNROUTED_EVERY).await;
+        }
+        if let Err(e) = self.sleep(environment, SleepFor::Command).await {
+            log::warn!("{environment} has no host any more and was not stopped: {e}");
         }
     }
 

@@ -327,6 +327,29 @@ impl Journey {
         Some(reply)
     }
 
+    /// Nothing more of the body came in time. What of it was sent cannot be taken back.
+    pub fn body_stalled(&mut self, now: Mono) -> Reply {
+        let detail = "The body came too slowly; what had come of it may have reached the app.";
+        let reply = Reply {
+            forwarded: Forwarded::OutcomeUnknown,
+            ..Reply::refused(Problem::RequestTimeout, 408, detail)
+        };
+        self.trace.answered(now, &reply);
+        reply
+    }
+
+    /// The request came over plain HTTP, and its app is served over HTTPS, on `port` if that is not
+    /// 443. `None` for a webhook: a provider is never sent elsewhere.
+    pub fn plain_http(&mut self, port: Option<u16>, now: Mono) -> Option<Reply> {
+        if self.posture == Posture::Webhook {
+            return None;
+        }
+        self.trace.push(now, StepKind::LoadOwner(Arc::clone(&self.view)));
+        let reply = Reply::https_required(&self.facts.host, port, &self.facts.target());
+        self.trace.answered(now, &reply);
+        Some(reply)
+    }
+
     /// What the contract asks of an unsafe request, cold and hot alike.
     fn check_contract(&mut self, now: Mono) -> Option<Reply> {
         if self.posture == Posture::Safe {

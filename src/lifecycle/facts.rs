@@ -36,6 +36,28 @@ pub enum BadRequest {
         "the path has no safe reading: control characters, a backslash, a broken percent escape or .. above the root"
     )]
     Path,
+    /// RFC 6585 §5.
+    #[error("the header fields are too many or too long")]
+    HeadTooLarge,
+}
+
+/// Whether a head keeps to the bounds: bytes of target, names and values, and number of fields.
+///
+/// # Errors
+/// [`BadRequest::HeadTooLarge`]
+pub fn check_head(
+    headers: &HeaderMap,
+    target: usize,
+    most_bytes: usize,
+    most_fields: usize,
+) -> Result<(), BadRequest> {
+    // Four bytes more for each: colon, space and line end.
+    let fields = headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4);
+    let bytes: usize = fields.sum::<usize>() + target;
+    if headers.len() > most_fields || bytes > most_bytes {
+        return Err(BadRequest::HeadTooLarge);
+    }
+    Ok(())
 }
 
 /// How the client wants an error told.
@@ -109,7 +131,8 @@ impl Facts {
         received: Mono,
     ) -> Result<Self, BadRequest> {
         let host = host(parts)?;
-        let (raw_path, query) = split_target(target)?;
+        let origin = origin_form(target);
+        let (raw_path, query) = split_target(origin)?;
         let path = normalise(raw_path).ok_or(BadRequest::Path)?;
         let headers = &parts.headers;
         Ok(Self {
@@ -117,7 +140,7 @@ impl Facts {
             received,
             method: parts.method.clone(),
             host,
-            path_changed: path.as_bytes() != raw_path,
+            path_changed: path.as_bytes() != raw_path || origin.len() != target.len(),
             path,
             query,
             websocket: is_websocket(parts),
@@ -189,6 +212,22 @@ fn host_of_authority(authority: &str) -> Option<String> {
     // A trailing dot names the same host (RFC 1034 §3.1); owners are written without it.
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     (port_ok && host.parse::<crate::id::Host>().is_ok()).then_some(host)
+}
+
+/// The target without the scheme and authority of absolute-form, which a server must accept (RFC 9112
+/// §3.2.2); the authority has been compared with Host.
+fn origin_form(target: &[u8]) -> &[u8] {
+    let rest = ["http://", "https://"].iter().find_map(|scheme| {
+        let (begin, rest) = target.split_at_checked(scheme.len())?;
+        begin.eq_ignore_ascii_case(scheme.as_bytes()).then_some(rest)
+    });
+    let Some(rest) = rest else { return target };
+    match rest.iter().position(|b| matches!(b, b'/' | b'?')) {
+        Some(at) if rest[at] == b'/' => &rest[at..],
+        // `http://host?a` has the empty path, which is `/` (RFC 9110 §4.2.3): rare enough to refuse.
+        Some(_) => target,
+        None => b"/",
+    }
 }
 
 fn split_target(target: &[u8]) -> Result<(&[u8], Option<String>), BadRequest> {
@@ -396,6 +435,12 @@ mod tests {
             ["/..", "/a/../../b", "/a\\b", "/%5c", "/%00", "/%zz", "/%4", "a", "", "/a b", "/é"]
         {
             assert_eq!(parse(get(), sent).unwrap_err(), BadRequest::Path, "{sent:?}");
+        }
+        for (sent, read) in
+            [("http://study.localhost/a?b", "/a?b"), ("HTTP://Study.localhost:8080", "/")]
+        {
+            let facts = parse(get().uri("http://study.localhost:8080/a"), sent).unwrap();
+            assert_eq!((facts.target().as_str(), facts.path_changed), (read, true), "{sent}");
         }
         let facts = parse(get(), "/a/%2e?x=%2e&y").unwrap();
         assert_eq!(facts.target(), "/a/?x=%2e&y");

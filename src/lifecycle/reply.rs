@@ -23,6 +23,12 @@ pub enum Problem {
     BadPath,
     /// 413: the body is longer than the route takes.
     ContentTooLarge,
+    /// 431: the header fields are too many or too long.
+    HeadTooLarge,
+    /// 408: the body came too slowly.
+    RequestTimeout,
+    /// 308: the app is served over HTTPS only.
+    HttpsRequired,
     /// 503: the wake is going on, but the request's budget is spent.
     WakeTimeout,
     /// 503: as many requests wait as may.
@@ -47,8 +53,6 @@ pub enum Problem {
     RequestInProgress,
     /// 409: carried out before, and the response is not stored.
     ResponseNotReplayable,
-    /// 408: the body did not come in time.
-    RequestTimeout,
     /// 503: the record of keys that the contract needs cannot be had.
     LedgerUnavailable,
     /// 503: the webhook's signature cannot be verified.
@@ -85,11 +89,14 @@ pub enum Problem {
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
         Self::ContentTooLarge,
+        Self::HeadTooLarge,
+        Self::RequestTimeout,
+        Self::HttpsRequired,
         Self::WakeTimeout,
         Self::HoldQueueFull,
         Self::WakeFailed,
@@ -102,7 +109,6 @@ impl Problem {
         Self::IdempotencyKeyReused,
         Self::RequestInProgress,
         Self::ResponseNotReplayable,
-        Self::RequestTimeout,
         Self::LedgerUnavailable,
         Self::VerifierUnavailable,
         Self::WebhookSignatureInvalid,
@@ -128,6 +134,9 @@ impl Problem {
             Self::BadHost => "bad-host",
             Self::BadPath => "bad-path",
             Self::ContentTooLarge => "content-too-large",
+            Self::HeadTooLarge => "header-fields-too-large",
+            Self::RequestTimeout => "request-timeout",
+            Self::HttpsRequired => "https-required",
             Self::WakeTimeout => "wake-timeout",
             Self::HoldQueueFull => "hold-queue-full",
             Self::WakeFailed => "wake-failed",
@@ -140,7 +149,6 @@ impl Problem {
             Self::IdempotencyKeyReused => "idempotency-key-reused",
             Self::RequestInProgress => "request-in-progress",
             Self::ResponseNotReplayable => "response-not-replayable",
-            Self::RequestTimeout => "request-timeout",
             Self::LedgerUnavailable => "ledger-unavailable",
             Self::VerifierUnavailable => "verifier-unavailable",
             Self::WebhookSignatureInvalid => "webhook-signature-invalid",
@@ -167,6 +175,8 @@ impl Problem {
             Self::BadHost => "The request names no single host",
             Self::BadPath => "The request's path has no safe reading",
             Self::ContentTooLarge => "The body is longer than this route takes",
+            Self::HeadTooLarge => "The header fields are too many or too long",
+            Self::HttpsRequired => "This app is served over HTTPS",
             Self::WakeTimeout => "The app is still starting",
             Self::HoldQueueFull => "Too many requests are waiting for this app",
             Self::WakeFailed => "The app could not be started",
@@ -205,9 +215,14 @@ impl Problem {
     fn proxy_status(self, status: u16) -> &'static str {
         match self {
             Self::NoRoute | Self::AssetNotFound => "destination_not_found",
-            Self::BadHost | Self::BadPath | Self::UpgradeInvalid => "http_request_error",
-            Self::OriginRefused => "http_request_denied",
-            Self::IdempotencyKeyMissing
+            Self::BadHost
+            | Self::BadPath
+            | Self::UpgradeInvalid
+            | Self::HeadTooLarge
+            | Self::RequestTimeout => "http_request_error",
+            Self::OriginRefused
+            | Self::HttpsRequired
+            | Self::IdempotencyKeyMissing
             | Self::IdempotencyKeyInvalid
             | Self::PrincipalMissing
             | Self::IdempotencyKeyReused
@@ -218,7 +233,6 @@ impl Problem {
             | Self::TooManyAttempts
             | Self::ContentTooLarge => "http_request_denied",
             Self::WebhookRefused => "http_response_incomplete",
-            Self::RequestTimeout => "http_request_error",
             Self::OutcomeUnknown if status == 409 => "http_request_denied",
             Self::WakeTimeout
             | Self::WakeFailed
@@ -276,6 +290,8 @@ pub struct Reply {
     pub forwarded: Forwarded,
     /// The operation it waited for.
     pub operation: Option<OperationId>,
+    /// `Location`, of an answer that sends the client elsewhere.
+    pub location: Option<String>,
 }
 
 impl Reply {
@@ -288,6 +304,18 @@ impl Reply {
             retry_after: None,
             forwarded: Forwarded::No,
             operation: None,
+            location: None,
+        }
+    }
+
+    /// 308 to the same address over HTTPS (RFC 9110 §15.4.9: method and body are kept). `port` is
+    /// where that is served, if it is not 443.
+    pub fn https_required(host: &str, port: Option<u16>, target: &str) -> Self {
+        let port = port.map_or_else(String::new, |p| format!(":{p}"));
+        let target = if target.starts_with('/') { target } else { "/" };
+        Self {
+            location: Some(format!("https://{host}{port}{target}")),
+            ..Self::refused(Problem::HttpsRequired, 308, "Ask for the same over HTTPS.")
         }
     }
 
@@ -326,8 +354,12 @@ impl Reply {
 
     /// 400 for a request that has no one reading.
     pub fn bad_request(why: BadRequest) -> Self {
-        let problem = if why == BadRequest::Path { Problem::BadPath } else { Problem::BadHost };
-        Self::refused(problem, 400, format!("{why}."))
+        let (problem, status) = match why {
+            BadRequest::Path => (Problem::BadPath, 400),
+            BadRequest::HeadTooLarge => (Problem::HeadTooLarge, 431),
+            _ => (Problem::BadHost, 400),
+        };
+        Self::refused(problem, status, format!("{why}."))
     }
 
     /// Headers besides the common ones: name and value.
@@ -339,6 +371,9 @@ impl Reply {
         }
         if let Some(seconds) = self.retry_after {
             out.push(("retry-after", seconds.to_string()));
+        }
+        if let Some(location) = &self.location {
+            out.push(("location", location.clone()));
         }
         if let Some(id) = &self.operation {
             out.push(("vango-edge-operation", id.to_string()));

@@ -15,13 +15,14 @@ use crate::lifecycle::admit::{Journey, Next, Woke};
 use crate::lifecycle::place::Placement;
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::resume::StoreAnswer;
-use crate::lifecycle::trace::HoldEnd;
+use crate::lifecycle::trace::{HoldEnd, QueueBound};
 use crate::session::{Ask, Sessions};
 use crate::snapshot::{Live, SnapshotReader};
 use crate::store::record::ledger::StoredResponse;
 use crate::wake::hold::{HoldQueues, Release, Ticket};
 use crate::wake::worker::Worker;
 
+use super::admission::Places;
 use super::attempts::Attempts;
 use super::body::{self, Buffered, Room, Unread};
 use super::deliver::Exchanges;
@@ -62,6 +63,8 @@ pub struct Gate {
     pub entropy: Arc<dyn Entropy>,
     /// Where sessions were.
     pub sessions: Arc<Sessions>,
+    /// How many connections there may be.
+    pub admission: Arc<Places>,
 }
 
 /// A request's place in an allocation. Giving it back tells those who wait.
@@ -317,6 +320,10 @@ impl Gate {
         let view = Arc::clone(journey.view());
         let facts = journey.facts();
         let body_unread = facts.body && !journey.body_is_read();
+        if self.admission.is_crowded() {
+            // Each hold keeps a connection: the last places are for what need not wait.
+            return self.held(journey, HoldEnd::QueueFull(QueueBound::Node), None);
+        }
         let entered = self.queues.enter(
             &view,
             facts.header_bytes,

@@ -2,6 +2,7 @@
 //! edge's.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
@@ -76,6 +77,11 @@ pub fn for_app(
         upstream.set_raw_path(facts.target().as_bytes())?;
     }
     Ok(())
+}
+
+/// `Strict-Transport-Security` (RFC 6797 §6.1).
+pub fn hsts(age: Duration) -> String {
+    format!("max-age={}", age.as_secs())
 }
 
 /// W3C Trace Context §3.2.2: version 00, non-zero ids, lower-case hex.

@@ -6,27 +6,36 @@
 //! edge runs Pingora's HTTP engine on its own runtime, since Pingora's server owns signals,
 //! shutdown and listening sockets in ways that an edge with reload and drain cannot use.
 
+mod admission;
 mod answer;
 mod asset;
 mod attempts;
 mod body;
+mod client;
 mod deliver;
 mod exchange;
 mod gate;
+mod guard;
 mod headers;
 mod live;
+mod meter;
 mod pools;
 mod preview;
+mod proxied;
 mod record;
 mod serve;
 mod service;
+mod tls;
 mod watch;
 
+pub use admission::Places;
 pub use attempts::Attempts;
 pub use body::Room;
+pub use client::ClientLimits;
 pub use deliver::Exchanges;
 pub use gate::{Gate, WebhookSecrets};
 pub use pools::{Pool, Pools};
 pub use preview::{PreviewPolicies, PreviewPolicy};
-pub use serve::{Listener, Serving, bind};
+pub use serve::{AcceptRules, H2Limits, Listener, Serving, Tls, adopt, bind};
 pub use service::{EdgeProxy, ProxyLimits, ProxyParts};
+pub use tls::{Certificates, acceptor};

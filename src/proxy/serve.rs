@@ -1,20 +1,32 @@
-//! Accepts connections and hands them to Pingora's HTTP engine.
+//! Accepts connections and hands them to Pingora's HTTP engine, each with its place, its address
+//! and its limits.
 
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pingora::apps::{HttpServerOptions, ServerApp};
-use pingora::protocols::l4::stream::Stream;
-use pingora::protocols::{GetSocketDigest, SocketDigest};
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
+use pingora::listeners::tls::Acceptor;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::protocols::l4::stream::Stream as Socket;
+use pingora::protocols::{ALPN, GetProxyDigest, GetSocketDigest, SocketDigest, Stream};
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
+use crate::clock::Clock;
+use crate::telemetry::{Cut, Telemetry};
+
+use super::admission::{Place, Places};
+use super::client::{Client, ClientLimits, Phase};
+use super::guard::Guarded;
 use super::live::Engine;
+use super::proxied;
 use super::service::EdgeProxy;
 
 /// Connections the kernel may queue before they are accepted; `net.core.somaxconn` bounds it too.
@@ -23,11 +35,28 @@ const BACKLOG: u32 = 4096;
 /// How long a connection without a request is left open once the edge stops.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// A client that resets HTTP/2 streams before they are accepted, or makes the edge reset them
+/// (CVE-2023-44487, CVE-2025-8671), is sent away after so many.
+const H2_RESETS: usize = 20;
+
+const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\
+    Retry-After: 1\r\nCache-Control: no-store\r\n\
+    Proxy-Status: vango-edge; error=connection_limit_reached\r\nContent-Length: 0\r\n\r\n";
+
 /// A bound listening socket.
 pub struct Listener {
     listener: TcpListener,
     /// Where it listens; the kernel's choice when port 0 was asked for.
     pub address: SocketAddr,
+    tls: Option<Tls>,
+}
+
+/// What a listener with TLS needs.
+pub struct Tls {
+    /// Performs handshakes.
+    pub acceptor: Acceptor,
+    /// `Strict-Transport-Security: max-age` of its answers. Read for each connection.
+    pub hsts: Arc<ArcSwap<Option<Duration>>>,
 }
 
 /// Binds `address`.
@@ -40,66 +69,115 @@ pub fn bind(address: SocketAddr) -> std::io::Result<Listener> {
     socket.bind(address)?;
     let listener = socket.listen(BACKLOG)?;
     let address = listener.local_addr()?;
-    Ok(Listener { listener, address })
+    Ok(Listener { listener, address, tls: None })
+}
+
+/// A socket that listens already, handed over by the service manager.
+///
+/// # Errors
+/// The system's, when it is no listening socket.
+pub fn adopt(listener: std::net::TcpListener) -> std::io::Result<Listener> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let address = listener.local_addr()?;
+    Ok(Listener { listener, address, tls: None })
+}
+
+impl Listener {
+    /// Whether it is for HTTPS.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The same, for HTTPS.
+    pub fn with_tls(self, tls: Tls) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
+}
+
+/// What connections are taken under; read for each of them.
+#[derive(Debug, Clone)]
+pub struct AcceptRules {
+    /// What a client may take.
+    pub limits: ClientLimits,
+    /// Who says with a PROXY header for whom it connects.
+    pub proxies: Vec<IpNet>,
+}
+
+/// HTTP/2 as it is offered; built into the engine.
+#[derive(Debug, Clone, Copy)]
+pub struct H2Limits {
+    /// Streams of a connection at once.
+    pub streams: u32,
+    /// Bytes of a body that a stream may send ahead.
+    pub window: u32,
+    /// Bytes of a head.
+    pub header_bytes: u32,
+    /// Without a stream.
+    pub idle: Duration,
 }
 
 /// The proxy's HTTP engine and its connections.
 pub struct Serving {
     engine: Arc<Engine>,
     stop: watch::Sender<bool>,
-    connections: Arc<Connections>,
-}
-
-#[derive(Default)]
-struct Connections {
-    open: AtomicUsize,
-    closed: Notify,
-}
-
-struct OpenConnection(Arc<Connections>);
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
-        self.0.closed.notify_waiters();
-    }
+    rules: Arc<ArcSwap<AcceptRules>>,
+    admission: Arc<Places>,
+    telemetry: Arc<Telemetry>,
+    clock: Arc<dyn Clock>,
 }
 
 impl Serving {
-    /// An engine for `proxy`. A client connection is closed after `keepalive_requests`. `threads`
-    /// is how many serve, which sizes the pool of connections to allocations.
-    pub fn new(proxy: EdgeProxy, threads: usize, keepalive_requests: u32) -> Self {
+    /// An engine for `proxy`. `threads` is how many serve, which sizes the pool of connections to
+    /// allocations.
+    pub fn new(
+        proxy: EdgeProxy,
+        threads: usize,
+        h2: H2Limits,
+        rules: Arc<ArcSwap<AcceptRules>>,
+    ) -> Self {
         let conf = ServerConf {
             threads,
             // All attempts of one request; what is tried again is decided by the lifecycle.
             max_retries: crate::lifecycle::retry::MAX_ATTEMPTS as usize + 1,
             ..ServerConf::default()
         };
+        let (admission, telemetry, clock) = proxy.shared();
         let mut engine = HttpProxy::new(proxy, Arc::new(conf));
         let mut options = HttpServerOptions::default();
-        options.keepalive_request_limit = Some(keepalive_requests);
+        options.h2_idle_timeout = Some(h2.idle);
         engine.server_options = Some(options);
+        let mut offered = default_h2_options();
+        offered
+            .max_concurrent_streams(h2.streams)
+            .initial_window_size(h2.window)
+            .initial_connection_window_size(h2.window.saturating_mul(4))
+            .max_header_list_size(h2.header_bytes)
+            .max_pending_accept_reset_streams(H2_RESETS)
+            .max_local_error_reset_streams(Some(H2_RESETS));
+        engine.h2_options = Some(offered);
         engine.handle_init_modules();
         let (stop, _) = watch::channel(false);
-        Self { engine: Arc::new(Engine::new(engine)), stop, connections: Arc::default() }
+        Self { engine: Arc::new(Engine::new(engine)), stop, rules, admission, telemetry, clock }
     }
 
     /// Connections open now.
     pub fn open(&self) -> usize {
-        self.connections.open.load(Ordering::Acquire)
+        self.admission.open()
     }
 
     /// Accepts until [`Serving::drain`], and then what the kernel has queued: whoever was connected
     /// is served. Errors of single connections end those connections.
-    pub async fn accept(&self, listener: Listener) {
+    pub async fn accept(self: Arc<Self>, listener: Listener) {
         let mut stopped = self.stop.subscribe();
+        let tls = listener.tls.map(Arc::new);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.listener.accept() => accepted,
                 _ = stopped.wait_for(|s| *s) => break,
             };
             match accepted {
-                Ok((tcp, peer)) => self.connected(tcp, peer),
+                Ok((tcp, peer)) => self.connected(tcp, peer, tls.as_ref()),
                 Err(e) => {
                     // Out of descriptors or memory: the connection stays queued. Spinning on it
                     // would take the time that is needed to free some.
@@ -112,26 +190,109 @@ impl Serving {
         for _ in 0..BACKLOG {
             let queued = tokio::time::timeout(Duration::ZERO, listener.listener.accept());
             let Ok(Ok((tcp, peer))) = queued.await else { return };
-            self.connected(tcp, peer);
+            self.connected(tcp, peer, tls.as_ref());
         }
     }
 
-    fn connected(&self, tcp: TcpStream, peer: SocketAddr) {
-        if tcp.set_nodelay(true).is_err() {
+    fn connected(self: &Arc<Self>, tcp: TcpStream, peer: SocketAddr, tls: Option<&Arc<Tls>>) {
+        let Some(place) = self.admission.take() else {
+            self.telemetry.metrics.connections.cut(Cut::Connections);
+            if tls.is_none() {
+                // As much as its empty buffer takes, which is all of it.
+                let _ = tcp.try_write(NO_PLACE);
+            }
             return;
+        };
+        let (serving, tls) = (Arc::clone(self), tls.cloned());
+        tokio::spawn(async move { serving.connection(tcp, peer, tls.as_deref(), place).await });
+    }
+
+    async fn connection(&self, tcp: TcpStream, peer: SocketAddr, tls: Option<&Tls>, place: Place) {
+        let mut place = place;
+        let _open = self.telemetry.metrics.connections.opened();
+        let began = self.clock.now();
+        let rules = self.rules.load_full();
+        let within = rules.limits.header_timeout;
+        let begun = self.begin(tcp, peer, tls, &rules, &mut place);
+        let Ok(begun) = tokio::time::timeout(within, begun).await else {
+            let proxied = is_proxy(&rules, peer);
+            let why = if proxied { Cut::ProxyHeader } else { Cut::Handshake };
+            return self.telemetry.metrics.connections.cut(why);
+        };
+        match begun {
+            Ok((stream, client)) => {
+                let multiplexed = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
+                if multiplexed {
+                    client.enter(Phase::Multiplexed);
+                }
+                let guarded = Guarded::new(stream, client, Arc::clone(&self.clock), began);
+                self.serve(Box::new(guarded), multiplexed, &rules.limits).await;
+            }
+            Err(Some(why)) => self.telemetry.metrics.connections.cut(why),
+            Err(None) => {}
+        }
+        drop(place);
+    }
+
+    /// All that comes before HTTP: whose it is, whether that one may, and its handshake.
+    async fn begin(
+        &self,
+        mut tcp: TcpStream,
+        peer: SocketAddr,
+        tls: Option<&Tls>,
+        rules: &AcceptRules,
+        place: &mut Place,
+    ) -> Result<(Stream, Arc<Client>), Option<Cut>> {
+        tcp.set_nodelay(true).map_err(|_| None)?;
+        let address = if is_proxy(rules, peer) {
+            proxied::read(&mut tcp).await.map_err(|_| Some(Cut::ProxyHeader))?.unwrap_or(peer)
+        } else {
+            peer
+        };
+        if !place.count_for(address.ip(), rules.limits.max_per_address) {
+            if tls.is_none() {
+                let _ = tcp.try_write(NO_PLACE);
+            }
+            return Err(Some(Cut::Address));
         }
         let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
         // A new cell is empty.
-        let _ = digest.peer_addr.set(Some(peer.into()));
-        let mut stream = Stream::from(tcp);
-        stream.set_socket_digest(digest);
-        self.connections.open.fetch_add(1, Ordering::AcqRel);
-        let open = OpenConnection(Arc::clone(&self.connections));
-        let (engine, stop) = (Arc::clone(&self.engine), self.stop.subscribe());
-        tokio::spawn(async move {
-            engine.process_new(Box::new(stream), &stop).await;
-            drop(open);
-        });
+        let _ = digest.peer_addr.set(Some(address.into()));
+        let hsts = tls.and_then(|t| **t.hsts.load());
+        let telemetry = Arc::clone(&self.telemetry);
+        let client = Client::new(address, tls.is_some(), hsts, rules.limits, telemetry);
+        let mut socket = Socket::from(tcp);
+        socket.set_socket_digest(digest);
+        socket.set_proxy_digest(client.digest().map_err(|_| None)?);
+        let stream: Stream = match tls {
+            Some(tls) => {
+                let secure = tls.acceptor.tls_handshake(socket).await;
+                Box::new(secure.map_err(|_| Some(Cut::Handshake))?)
+            }
+            None => Box::new(socket),
+        };
+        Ok((stream, client))
+    }
+
+    async fn serve(&self, stream: Stream, multiplexed: bool, limits: &ClientLimits) {
+        let stop = self.stop.subscribe();
+        if multiplexed {
+            self.engine.process_new(stream, &stop).await;
+            return;
+        }
+        // What Pingora's own loop does, with this connection's limits.
+        let mut session = ServerSession::new_http1(stream);
+        session.set_keepalive((!*stop.borrow()).then_some(limits.idle.as_secs().max(1)));
+        session.set_keepalive_reuses_remaining(Some(limits.requests));
+        let mut next = self.engine.process_new_http(session, &stop).await;
+        while let Some(reused) = next {
+            let (stream, settings) = reused.consume();
+            let mut session = ServerSession::new_http1(stream);
+            if let Some(settings) = settings {
+                settings.apply_to_session(&mut session);
+            }
+            next = self.engine.process_new_http(session, &stop).await;
+        }
     }
 
     /// Stops accepting, lets each connection finish what it is at, and returns when all are closed
@@ -153,18 +314,12 @@ impl Serving {
 
     /// Waits until every connection is closed, for at most `limit`; says how many were left.
     pub async fn closed_within(&self, limit: Duration) -> usize {
-        let all_closed = async {
-            loop {
-                let closed = self.connections.closed.notified();
-                if self.open() == 0 {
-                    return;
-                }
-                // `notified` is armed before the count is read; a second covers keepalive
-                // connections that Pingora closes at its own pace.
-                let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
-            }
-        };
-        let _ = tokio::time::timeout(limit, all_closed).await;
+        let _ = tokio::time::timeout(limit, self.admission.until_empty()).await;
         self.open()
     }
+}
+
+fn is_proxy(rules: &AcceptRules, peer: SocketAddr) -> bool {
+    let ip = peer.ip().to_canonical();
+    rules.proxies.iter().any(|n| n.contains(&ip))
 }

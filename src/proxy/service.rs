@@ -14,22 +14,24 @@ use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::artifact::AssetBytes;
-use crate::clock::Mono;
+use crate::clock::{Clock, Mono};
 use crate::id::RequestId;
 use crate::lifecycle::access::{self, Verdict};
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::affinity;
 use crate::lifecycle::asset::{Action, Visit};
 use crate::lifecycle::classify::{Classified, Posture, classify};
-use crate::lifecycle::facts::{ErrorForm, Facts};
+use crate::lifecycle::facts::{self, ErrorForm, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::{Outcome, StepKind, Trace};
 use crate::snapshot::EnvView;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
 use crate::store::record::ledger::StoredResponse;
-use crate::telemetry::{ASSET, NO_CLASS, Telemetry, TraceRecord};
+use crate::telemetry::{ASSET, Cut, NO_CLASS, Telemetry, TraceRecord};
 
+use super::admission::Places;
+use super::client::{Client, ExpectedBody, Phase};
 use super::deliver::{self, Tried};
 use super::gate::{Carried, Gate, Passed, Placed};
 use super::live::{self, LiveParts};
@@ -37,7 +39,7 @@ use super::preview::{self, PreviewPolicies, WrongTokens};
 use super::record::{self, End, Told};
 use super::{answer, asset, headers};
 
-/// Timeouts toward allocations. Pingora's own default for each is none.
+/// Timeouts toward allocations, for which Pingora's own default is none, and what plain HTTP gets.
 #[derive(Debug, Clone, Copy)]
 pub struct ProxyLimits {
     /// To connect to an allocation.
@@ -52,6 +54,8 @@ pub struct ProxyLimits {
     pub sockets: usize,
     /// A live socket on which nothing passes for this long is closed.
     pub socket_idle: Duration,
+    /// Plain HTTP is sent on to HTTPS, on this port if it is not 443; `None` serves it.
+    pub redirect: Option<Option<u16>>,
 }
 
 /// What the proxy works with.
@@ -113,6 +117,9 @@ pub struct Ctx {
     tried: bool,
     gone: bool,
     first_byte: Option<Mono>,
+    client: Option<Arc<Client>>,
+    /// HTTP/2: the rest of its body is waited for.
+    expected: Option<ExpectedBody>,
 }
 
 /// A herd that comes back reaches an allocation 32 at a time; the node's own bound on open sockets is
@@ -177,6 +184,12 @@ impl EdgeProxy {
     /// The limits in force.
     pub(super) fn limits(&self) -> ProxyLimits {
         **self.limits.load()
+    }
+
+    /// What its connections share with it.
+    pub(super) fn shared(&self) -> (Arc<Places>, Arc<Telemetry>, Arc<dyn Clock>) {
+        let places = Arc::clone(&self.parts.gate.admission);
+        (places, Arc::clone(&self.telemetry), Arc::clone(&self.parts.gate.clock))
     }
 
     fn now(&self) -> Mono {
@@ -298,6 +311,9 @@ impl EdgeProxy {
 
     /// Marks a preview's answers; see [`preview::mark`].
     fn mark(&self, head: &mut ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
+        if let Some(hsts) = ctx.client.as_ref().and_then(|c| c.hsts) {
+            head.insert_header("strict-transport-security", headers::hsts(hsts))?;
+        }
         let Some(view) = ctx.view.as_ref().filter(|v| !v.environment.is_production()) else {
             return Ok(());
         };
@@ -562,6 +578,8 @@ impl ProxyHttp for EdgeProxy {
             tried: false,
             gone: false,
             first_byte: None,
+            client: None,
+            expected: None,
         }
     }
 
@@ -573,9 +591,29 @@ impl ProxyHttp for EdgeProxy {
     ) -> pingora::Result<()> {
         // So that a pipelined request is not taken for a client that left.
         session.set_pipelining_enabled(true);
+        ctx.client = Client::of(session).cloned();
+        if let Some(client) = &ctx.client {
+            session.set_write_timeout(Some(client.limits.write_timeout));
+            if self.parts.gate.admission.is_crowded() {
+                // Its place is for whoever comes next.
+                session.set_keepalive(None);
+            }
+        }
         let head = session.req_header();
         let method = head.method.clone();
-        let facts = match Facts::parse(head, head.raw_path(), ctx.id, ctx.received) {
+        let parsed = match &ctx.client {
+            Some(c) => {
+                let (bytes, fields) = (c.limits.header_bytes, c.limits.header_fields);
+                facts::check_head(&head.headers, head.raw_path().len(), bytes, fields)
+            }
+            None => Ok(()),
+        }
+        .and_then(|()| Facts::parse(head, head.raw_path(), ctx.id, ctx.received));
+        let has_body = parsed.as_ref().is_ok_and(|f| f.body);
+        if let Some(client) = &ctx.client {
+            client.enter(if has_body { Phase::Body } else { Phase::Answer });
+        }
+        let facts = match parsed {
             Ok(facts) => facts,
             Err(why) => {
                 ctx.body_unread = true;
@@ -593,6 +631,13 @@ impl ProxyHttp for EdgeProxy {
                     return Ok(());
                 }
                 let now = self.now();
+                let plain = ctx.client.as_ref().is_some_and(|c| !c.tls);
+                if plain && let Some(port) = self.limits.load().redirect {
+                    let mut journey = Journey::begin(facts, classified);
+                    ctx.reply = journey.plain_http(port, now);
+                    ctx.journey = Some(journey);
+                    return Ok(());
+                }
                 let headers = &session.req_header().headers;
                 let private = self.is_private(&classified.view);
                 match Visit::begin(facts, &classified.view, headers, private, now) {
@@ -673,10 +718,17 @@ impl ProxyHttp for EdgeProxy {
             return Err(Error::explain(ErrorType::InternalError, "no allocation was placed"));
         };
         let client = session.client_addr().and_then(|a| a.as_inet()).copied();
+        let tls = ctx.client.as_ref().is_some_and(|c| c.tls);
+        if let Some(client) = &ctx.client
+            && session.is_http2()
+            && !session.as_downstream_mut().is_body_done()
+        {
+            ctx.expected.get_or_insert_with(|| client.expect_body());
+        }
         let entropy = &*self.parts.gate.entropy;
         let (facts, target) = (journey.facts(), &placement.allocation);
         let verdict = journey.verdict();
-        headers::for_app(upstream, facts, target, verdict, client, is_tls(session), entropy)?;
+        headers::for_app(upstream, facts, target, verdict, client, tls, entropy)?;
         if let Some(subject) = journey.app_subject() {
             let attempt = self.parts.gate.attempts.next(subject);
             upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;
@@ -689,9 +741,15 @@ impl ProxyHttp for EdgeProxy {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if end_of_stream {
+            ctx.expected = None;
+            if let Some(client) = &ctx.client {
+                client.enter(Phase::Answer);
+            }
+        }
         ctx.body_bytes += body.as_ref().map_or(0, |b| b.len() as u64);
         let now = self.now();
         let Some(reply) = ctx.journey.as_mut().and_then(|j| j.body_grew(ctx.body_bytes, now))
@@ -710,6 +768,11 @@ impl ProxyHttp for EdgeProxy {
     ) -> pingora::Result<()> {
         ctx.first_byte.get_or_insert_with(|| self.parts.gate.clock.now());
         self.mark(response, ctx)?;
+        if let Some(client) = &ctx.client
+            && response.status == http::StatusCode::SWITCHING_PROTOCOLS
+        {
+            client.enter(Phase::Upgraded);
+        }
         self.keep_affinity(session, response, ctx)?;
         response.insert_header("x-request-id", ctx.id.to_string())
     }
@@ -761,10 +824,16 @@ impl ProxyHttp for EdgeProxy {
             return closed;
         }
         if ctx.reply.is_none() {
-            if *e.esource() == ErrorSource::Downstream {
+            let slow = ctx.client.as_ref().and_then(|c| c.why_cut()) == Some(Cut::BodyRate);
+            let now = self.now();
+            if slow && let Some(journey) = &mut ctx.journey {
+                ctx.reply = Some(journey.body_stalled(now));
+            } else if *e.esource() == ErrorSource::Downstream {
                 ctx.gone = true;
                 return closed;
             }
+        }
+        if ctx.reply.is_none() {
             let failure = match e.etype() {
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout => UpstreamFailure::Silent,
                 _ => UpstreamFailure::Closed,
@@ -791,6 +860,16 @@ impl ProxyHttp for EdgeProxy {
         drop(ctx.placed.take());
         ctx.carried = Carried::default();
         let now = self.now();
+        ctx.expected = None;
+        if let Some(client) = &ctx.client {
+            if session.is_http2() {
+                client.stream_ended(
+                    ctx.gone || (e.is_some() && session.response_written().is_none()),
+                );
+            } else if session.as_downstream_mut().is_body_done() {
+                client.enter(Phase::Idle);
+            }
+        }
         let status = session.response_written().map(|r| r.status.as_u16());
         if let Some(visit) = ctx.visit.take() {
             return self.visited(visit, status, now);

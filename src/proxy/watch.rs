@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use pingora_proxy::Session;
 
+use super::client::{Client, Phase};
+
 /// How often a connection is looked at whose body must stay unread.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -14,6 +16,9 @@ const CLOSED: u8 = 7;
 
 /// Resolves when the client has left. Consumes nothing of an unread body.
 pub async fn client_left(session: &mut Session, body_unread: bool) {
+    if !body_unread && let Some(client) = Client::of(session) {
+        client.enter(Phase::Answer);
+    }
     let downstream = session.as_downstream_mut();
     if downstream.is_http2() {
         if let Some(closed) = downstream.watch_h2_stream_close() {

@@ -26,6 +26,7 @@ use crate::store::record::{AllocationState, Operation, WakeState};
 
 use super::CLASSES;
 use super::access::Lines;
+use super::connections::Connections;
 use super::reloads::Reloads;
 use super::ring::TraceRecord;
 
@@ -61,6 +62,8 @@ pub struct Metrics {
     pub reloads: Reloads,
     /// Of the access log.
     pub access_log: Lines,
+    /// Client connections.
+    pub connections: Connections,
 }
 
 /// 50 µs to 60 s.
@@ -161,6 +164,7 @@ impl Metrics {
                 Opts::new("upstream_up", "Whether an upstream that somebody else runs is up."),
                 &["environment", "upstream"],
             )?,
+            connections: Connections::new(&registry)?,
             registry,
             process: Registry::new(),
         };

@@ -2,12 +2,14 @@
 //! here takes a lock on the hot path.
 
 mod access;
+mod connections;
 mod logger;
 mod metrics;
 mod reloads;
 mod ring;
 
 pub use access::{AccessLog, Target as AccessTarget};
+pub use connections::{Connections, Cut, OpenConnection};
 pub use logger::{set_level as set_log_level, start as start_log};
 pub use metrics::{Metrics, OPERATION_STATES};
 pub use reloads::Reloads;

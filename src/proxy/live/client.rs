@@ -10,6 +10,7 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::proxy::guard::Guarded;
 use crate::sockets::frames;
 
 /// How long a client may take to close its side after the edge has said goodbye.
@@ -42,7 +43,7 @@ impl Client {
             }
         });
         early.await?;
-        let plain = stream.as_any().downcast_ref::<pingora::protocols::l4::stream::Stream>();
+        let plain = stream.as_any().downcast_ref::<Guarded>().and_then(Guarded::plain);
         let Some(plain) = plain else { return Ok(Self::Other(stream)) };
         // SAFETY: `plain` owns the descriptor and outlives the borrow, which ends on this line.
         let copy = unsafe { BorrowedFd::borrow_raw(plain.as_raw_fd()) }.try_clone_to_owned()?;

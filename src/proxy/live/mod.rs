@@ -31,6 +31,7 @@ use pingora::protocols::http::v2::server::H2Options;
 use pingora::server::ShutdownWatch;
 use pingora_proxy::{HttpProxy, Session};
 
+use crate::proxy::client::{Client as Connection, Phase};
 use crate::sockets::{Admission, Sockets};
 use crate::telemetry::Telemetry;
 
@@ -74,6 +75,9 @@ pub(super) fn take_over(session: &mut Session, word: Word) -> bool {
     }
     // What came beyond the request makes Pingora close the connection instead of giving it back.
     session.set_pipelining_enabled(false);
+    if let Some(client) = Connection::of(session) {
+        client.enter(Phase::Upgraded);
+    }
     // Pingora gives back what it would keep alive.
     session.set_keepalive(Some(60));
     session.as_downstream_mut().set_keepalive_reuses_remaining(Some(1));

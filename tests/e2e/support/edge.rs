@@ -39,6 +39,8 @@ pub struct Edge {
     child: Option<Child>,
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// Where they connect over TLS, if anywhere.
+    pub tls: Option<SocketAddr>,
     /// Its admin API.
     pub admin: SocketAddr,
     _turn: Turn,
@@ -138,8 +140,15 @@ impl Edge {
         write_config(dir.path(), config);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let state = dir.path().join("state");
-        let mut edge =
-            Self { dir, state, child: None, listen: nowhere, admin: nowhere, _turn: turn };
+        let mut edge = Self {
+            dir,
+            state,
+            child: None,
+            listen: nowhere,
+            tls: None,
+            admin: nowhere,
+            _turn: turn,
+        };
         edge.start_again();
         edge
     }
@@ -168,11 +177,17 @@ impl Edge {
         let said: Value = serde_json::from_str(&line)
             .unwrap_or_else(|e| panic!("no addresses, but {line:?}: {e}\n{}", self.log()));
         self.listen = said["listen"][0].as_str().unwrap().parse().unwrap();
+        self.tls = said["tls"][0].as_str().map(|a| a.parse().unwrap());
         self.admin = said["admin"].as_str().unwrap().parse().unwrap();
     }
 
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("edge.toml")
+    }
+
+    /// Where the apps' files are.
+    pub fn apps(&self) -> PathBuf {
+        self.dir.path().join("apps")
     }
 
     pub fn state(&self) -> PathBuf {
@@ -190,6 +205,11 @@ impl Edge {
 
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// SIGHUP: the configuration is read again.
+    pub fn hang_up(&self) {
+        self.signal(Signal::SIGHUP);
     }
 
     /// `kill -9`.
@@ -349,6 +369,13 @@ impl Edge {
         self.metric("vango_edge_held{unit=\"requests\"}")
     }
 
+    /// A request to the admin API.
+    pub fn admin(&self, method: &str, path: &str) -> Answer {
+        let mut connection = Connection::open(self.admin);
+        connection.send_head(method, path, &[("Host", "localhost"), ("Connection", "close")]);
+        connection.answer().unwrap()
+    }
+
     /// A value of /metrics; 0 when it is not there.
     pub fn metric(&self, name: &str) -> u64 {
         let mut connection = Connection::open(self.admin);
@@ -392,6 +419,11 @@ impl Drop for Edge {
             assert!(left.is_empty(), "processes {left:?} outlived the edge\n{}", self.log());
         }
     }
+}
+
+/// Descriptors that a process has open.
+pub fn descriptors_of(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 /// Bytes of memory that a process has resident.

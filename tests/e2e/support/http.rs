@@ -83,6 +83,19 @@ impl Connection {
         Some(answer)
     }
 
+    /// Reads until these bytes have come somewhere in what follows.
+    #[track_caller]
+    pub fn read_until(&mut self, wanted: impl AsRef<[u8]>) {
+        let wanted = wanted.as_ref();
+        loop {
+            if let Some(at) = self.read.windows(wanted.len()).position(|w| w == wanted) {
+                self.read.drain(..at + wanted.len());
+                return;
+            }
+            assert!(self.fill(PATIENCE), "ended after {:?}", String::from_utf8_lossy(&self.read));
+        }
+    }
+
     /// Whether nothing at all comes for so long. Not a wait for something: the test has made sure
     /// already that whatever could come would have.
     pub fn is_silent(&mut self, time: Duration) -> bool {

@@ -7,7 +7,7 @@ mod gate;
 mod http;
 
 pub use artifact::Artifact;
-pub use edge::{Edge, binary, memory_of, write_config};
+pub use edge::{Edge, binary, descriptors_of, memory_of, write_config};
 pub use gate::Gate;
 pub use http::{Answer, Connection};
 

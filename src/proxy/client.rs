@@ -1,0 +1,194 @@
+//! One client connection: who it is, what it may take, and where its current request is, shared by
+//! the stream that watches over it ([`super::guard`]) and the callbacks that know.
+//!
+//! Callbacks find it in the session's digest, which Pingora carries from the stream to each
+//! request, over HTTP/1.1 and HTTP/2 alike.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora_proxy::Session;
+
+use crate::telemetry::{Cut, Telemetry};
+
+/// What a client may take. A reload counts for connections that come after it.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientLimits {
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Connections at once from one IPv4 address or IPv6 /64; loopback addresses are not counted.
+    pub max_per_address: usize,
+    /// Requests on one connection before it is closed (HTTP/1.1).
+    pub requests: u32,
+    /// From the connection's begin, or a later request's first byte, to the end of the head.
+    pub header_timeout: Duration,
+    /// Bytes of a head.
+    pub header_bytes: usize,
+    /// Header fields.
+    pub header_fields: usize,
+    /// Between requests.
+    pub idle: Duration,
+    /// Bytes a second of a body while it is waited for; 0 for none.
+    pub min_body_rate: u64,
+    /// Bytes a second of a response while the client is waited for; 0 for none.
+    pub min_response_rate: u64,
+    /// Waiting that the rates allow whatever was sent.
+    pub rate_grace: Duration,
+    /// Longest wait for the client to take anything at all.
+    pub write_timeout: Duration,
+}
+
+/// Where an HTTP/1.1 connection's current request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing of a head has come. `first` before the connection's first one.
+    Idle,
+    /// The head is coming.
+    Head,
+    /// The body is.
+    Body,
+    /// All of the request is there; the response is the app's matter.
+    Answer,
+    /// A live socket: silent for as long as its ends like.
+    Upgraded,
+    /// HTTP/2: many requests at once.
+    Multiplexed,
+}
+
+impl Phase {
+    const ALL: [Self; 6] =
+        [Self::Idle, Self::Head, Self::Body, Self::Answer, Self::Upgraded, Self::Multiplexed];
+}
+
+/// One client connection.
+#[derive(Debug)]
+pub struct Client {
+    /// Where it comes from; with PROXY protocol, what its proxy says.
+    pub address: SocketAddr,
+    /// Whether it came over TLS.
+    pub tls: bool,
+    /// `Strict-Transport-Security` of its listener.
+    pub hsts: Option<Duration>,
+    /// What it may take.
+    pub limits: ClientLimits,
+    telemetry: Arc<Telemetry>,
+    phase: AtomicU8,
+    /// Counts phases, so that the stream notices each.
+    turns: AtomicU32,
+    /// HTTP/2: bodies that are being waited for.
+    bodies: AtomicUsize,
+    answered: AtomicU32,
+    resets: AtomicU32,
+    /// One more than the index of the reason; 0 while there is none.
+    cut: AtomicU8,
+}
+
+/// HTTP/2 streams that a client may reset before its answers, beyond as many as it let be answered.
+const FREE_RESETS: u32 = 100;
+
+impl Client {
+    /// A new connection.
+    pub fn new(
+        address: SocketAddr,
+        tls: bool,
+        hsts: Option<Duration>,
+        limits: ClientLimits,
+        telemetry: Arc<Telemetry>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            address,
+            tls,
+            hsts,
+            limits,
+            telemetry,
+            phase: AtomicU8::new(Phase::Idle as u8),
+            turns: AtomicU32::new(0),
+            bodies: AtomicUsize::new(0),
+            answered: AtomicU32::new(0),
+            resets: AtomicU32::new(0),
+            cut: AtomicU8::new(0),
+        })
+    }
+
+    /// What the stream hands to Pingora, so that [`Client::of`] finds it.
+    pub fn digest(self: &Arc<Self>) -> pingora::Result<ProxyDigest> {
+        let nothing = Box::new(ResponseHeader::build(200, Some(0))?);
+        Ok(ProxyDigest::new(nothing, Some(Box::new(Arc::clone(self)))))
+    }
+
+    /// The connection that `session` came on.
+    pub fn of(session: &Session) -> Option<&Arc<Self>> {
+        let digest = session.digest()?.proxy_digest.as_ref()?;
+        digest.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// Where it is, and how often that has changed.
+    pub fn phase(&self) -> (Phase, u32) {
+        let turn = self.turns.load(Ordering::Acquire);
+        let phase = self.phase.load(Ordering::Acquire);
+        (Phase::ALL.get(usize::from(phase)).copied().unwrap_or(Phase::Answer), turn)
+    }
+
+    /// Enters another phase. An HTTP/2 connection has only one, and nothing follows a live socket.
+    pub fn enter(&self, phase: Phase) {
+        let was = self.phase.load(Ordering::Acquire);
+        let last = was == Phase::Multiplexed as u8 || was == Phase::Upgraded as u8;
+        if !last && was != phase as u8 {
+            self.phase.store(phase as u8, Ordering::Release);
+            self.turns.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// HTTP/2: a body is waited for until the guard is dropped.
+    pub fn expect_body(self: &Arc<Self>) -> ExpectedBody {
+        self.bodies.fetch_add(1, Ordering::AcqRel);
+        ExpectedBody(Arc::clone(self))
+    }
+
+    /// HTTP/2: bodies that are being waited for.
+    pub fn bodies(&self) -> usize {
+        self.bodies.load(Ordering::Acquire)
+    }
+
+    /// HTTP/2: a stream ended, by its answer or by a reset before one. Who resets without end is
+    /// cut off: each reset costs the edge a request (CVE-2023-44487).
+    pub fn stream_ended(&self, reset: bool) {
+        if !reset {
+            self.answered.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let resets = self.resets.fetch_add(1, Ordering::Relaxed) + 1;
+        let most = FREE_RESETS.saturating_add(self.answered.load(Ordering::Relaxed));
+        if resets > most {
+            self.cut(Cut::Resets);
+        }
+    }
+
+    /// Cuts it off; counted once.
+    pub fn cut(&self, why: Cut) {
+        let mark = why as u8 + 1;
+        if self.cut.compare_exchange(0, mark, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.telemetry.metrics.connections.cut(why);
+        }
+    }
+
+    /// Why it was cut off.
+    pub fn why_cut(&self) -> Option<Cut> {
+        let mark = usize::from(self.cut.load(Ordering::Acquire));
+        Cut::ALL.get(mark.checked_sub(1)?).copied()
+    }
+}
+
+/// See [`Client::expect_body`].
+#[derive(Debug)]
+pub struct ExpectedBody(Arc<Client>);
+
+impl Drop for ExpectedBody {
+    fn drop(&mut self) {
+        self.0.bodies.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,408 @@
+//! The stream between a client and Pingora: it ends what is too slow or too large, which Pingora
+//! has no setting for (its read timeout is for each read, and a byte every minute satisfies it).
+//!
+//! It counts only while the edge waits for the client. A hold with an unread body reads nothing,
+//! and so costs a client nothing; a slow app is not the client's fault either.
+
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::protocols::l4::stream::Stream as Socket;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{SslDigest, TlsRef};
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::clock::{Clock, Mono};
+use crate::telemetry::Cut;
+
+use super::client::{Client, Phase};
+use super::meter::Meter;
+
+/// What follows a refused head is read and thrown away for this long and to this size, so that the
+/// answer is not lost to a reset.
+const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
+
+/// An HTTP/2 connection preface and the head of its first frame (RFC 9113 §3.4).
+const PREFACE: usize = 24 + 9;
+
+/// The first bytes of a PROXY header, version 2: no HTTP or TLS begins so.
+const PROXY_SIGNATURE: &[u8] = b"\r\n\r\n\0";
+
+const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\
+    Cache-Control: no-store\r\nProxy-Status: vango-edge; error=http_request_error\r\n\
+    Content-Length: 0\r\n\r\n";
+const TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\
+    Cache-Control: no-store\r\nProxy-Status: vango-edge; error=http_request_error\r\n\
+    Content-Length: 0\r\n\r\n";
+
+/// A client's stream under its limits.
+pub struct Guarded {
+    inner: Stream,
+    client: Arc<Client>,
+    clock: Arc<dyn Clock>,
+    turn: u32,
+    /// When the head began that is being read; bytes of it so far.
+    head: (Mono, usize),
+    reading: Meter,
+    writing: Meter,
+    read_timer: Timer,
+    write_timer: Timer,
+    linger: Option<usize>,
+}
+
+impl std::fmt::Debug for Guarded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guarded").field("client", &self.client.address).finish_non_exhaustive()
+    }
+}
+
+/// A timer that exists once it is needed.
+#[derive(Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    /// Ready once `left` is over; until then the task is woken for it.
+    fn poll(&mut self, left: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        if left.is_zero() {
+            return Poll::Ready(());
+        }
+        let at = Instant::now() + left;
+        let timer = match &mut self.0 {
+            Some(timer) => {
+                timer.as_mut().reset(at);
+                timer
+            }
+            none => none.insert(Box::pin(tokio::time::sleep_until(at))),
+        };
+        timer.as_mut().poll(cx)
+    }
+}
+
+fn timed_out(why: Cut) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, why.name())
+}
+
+impl Guarded {
+    /// Watches over `inner`, whose connection began at `began`.
+    pub fn new(inner: Stream, client: Arc<Client>, clock: Arc<dyn Clock>, began: Mono) -> Self {
+        let (_, turn) = client.phase();
+        Self {
+            inner,
+            client,
+            clock,
+            turn,
+            head: (began, 0),
+            reading: Meter::default(),
+            writing: Meter::default(),
+            read_timer: Timer::default(),
+            write_timer: Timer::default(),
+            linger: None,
+        }
+    }
+
+    /// The socket, when there is nothing between it and HTTP.
+    pub fn plain(&self) -> Option<&Socket> {
+        self.inner.as_any().downcast_ref()
+    }
+
+    /// The phase now; what was counted in an earlier one is over.
+    fn phase(&mut self) -> Phase {
+        let (phase, turn) = self.client.phase();
+        if turn != self.turn {
+            self.turn = turn;
+            self.reading.start();
+            if phase == Phase::Idle {
+                // Between requests, where Pingora's own keepalive timeout counts.
+                self.head = (Mono(0), 0);
+                self.writing.start();
+            }
+        }
+        phase
+    }
+
+    /// How long may be waited for bytes, and what it is called when they do not come.
+    fn read_bound(&mut self, phase: Phase) -> Option<(Duration, Cut)> {
+        let limits = self.client.limits;
+        let now = self.clock.now();
+        let began = self.head.0;
+        let of_head = || limits.header_timeout.saturating_sub(now.since(began));
+        match phase {
+            Phase::Idle if began == Mono(0) => None,
+            Phase::Idle | Phase::Head => Some((of_head(), Cut::HeaderTime)),
+            Phase::Multiplexed if self.head.1 < PREFACE => Some((of_head(), Cut::HeaderTime)),
+            Phase::Multiplexed if self.client.bodies() == 0 => {
+                self.reading.start();
+                None
+            }
+            Phase::Body | Phase::Multiplexed => {
+                self.reading.waiting(now);
+                let left = self.reading.left(limits.min_body_rate, limits.rate_grace, now)?;
+                Some((left, Cut::BodyRate))
+            }
+            Phase::Answer | Phase::Upgraded => None,
+        }
+    }
+
+    /// `bytes` came in `phase`; the reason to end it here, if there is one.
+    fn has_read(&mut self, phase: Phase, bytes: &[u8]) -> Option<Cut> {
+        match phase {
+            Phase::Idle => {
+                if self.head.0 == Mono(0) {
+                    self.head.0 = self.clock.now();
+                }
+                self.client.enter(Phase::Head);
+                self.turn = self.client.phase().1;
+                self.head.1 = bytes.len();
+                bytes.starts_with(PROXY_SIGNATURE).then_some(Cut::ProxyHeader)
+            }
+            Phase::Head => {
+                self.head.1 += bytes.len();
+                None
+            }
+            Phase::Multiplexed => {
+                self.head.1 = self.head.1.saturating_add(bytes.len());
+                self.moved(bytes.len());
+                None
+            }
+            Phase::Body | Phase::Answer | Phase::Upgraded => {
+                self.moved(bytes.len());
+                None
+            }
+        }
+    }
+
+    fn moved(&mut self, bytes: usize) {
+        let now = self.reading.is_waiting().then(|| self.clock.now());
+        self.reading.moved(bytes, now);
+    }
+
+    /// Says why, as far as the socket takes it at once, and ends the connection.
+    fn refuse(&mut self, why: Cut, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.client.cut(why);
+        let answer = match why {
+            Cut::HeaderTime if self.head.1 > 0 => TOO_SLOW,
+            Cut::HeaderSize => TOO_LARGE,
+            _ => return Poll::Ready(Err(timed_out(why))),
+        };
+        let plain = self.client.phase().0 != Phase::Multiplexed;
+        if plain
+            && let Poll::Ready(Ok(_)) = Pin::new(&mut *self.inner).poll_write(cx, answer)
+            && let Poll::Ready(Ok(())) = Pin::new(&mut *self.inner).poll_flush(cx)
+        {
+            let _ = Pin::new(&mut *self.inner).poll_shutdown(cx);
+            self.linger = Some(LINGER.1);
+            self.reading.start();
+            return self.linger(cx);
+        }
+        Poll::Ready(Err(timed_out(why)))
+    }
+
+    /// Reads and throws away until the client has gone or has had its time.
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let over = || Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
+        let mut scratch = [0; 4096];
+        while let Some(left) = self.linger.filter(|left| *left > 0) {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut *self.inner).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    self.linger = Some(left.saturating_sub(buf.filled().len()));
+                }
+                Poll::Ready(_) => return over(),
+                Poll::Pending => {
+                    let now = self.clock.now();
+                    self.reading.waiting(now);
+                    let left = LINGER.0.saturating_sub(self.reading.stalled(now));
+                    ready!(self.read_timer.poll(left, cx));
+                    return over();
+                }
+            }
+        }
+        over()
+    }
+
+    /// A write waits for the client: ready with an error once it has waited too long.
+    fn write_waits(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let limits = self.client.limits;
+        let now = self.clock.now();
+        self.writing.waiting(now);
+        let stall = limits.write_timeout.saturating_sub(self.writing.stalled(now));
+        // A live socket sends when it has something to say; only a stall says anything of it.
+        let rate = match self.phase() {
+            Phase::Upgraded => None,
+            _ => self.writing.left(limits.min_response_rate, limits.rate_grace, now),
+        };
+        let (left, why) = match rate {
+            Some(left) if left < stall => (left, Cut::ResponseRate),
+            _ => (stall, Cut::WriteTime),
+        };
+        ready!(self.write_timer.poll(left, cx));
+        self.client.cut(why);
+        Poll::Ready(timed_out(why))
+    }
+
+    fn written<T>(
+        &mut self,
+        outcome: Poll<io::Result<T>>,
+        bytes: impl FnOnce(&T) -> usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        match outcome {
+            Poll::Ready(Ok(done)) => {
+                let now = self.writing.is_waiting().then(|| self.clock.now());
+                self.writing.moved(bytes(&done), now);
+                Poll::Ready(Ok(done))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => Poll::Ready(Err(ready!(self.write_waits(cx)))),
+        }
+    }
+
+    /// A connection that was cut off takes nothing more, except what tells its client why.
+    fn ended(&self, writing: bool) -> Option<io::Error> {
+        let why = self.client.why_cut()?;
+        (!(writing && why == Cut::BodyRate)).then(|| timed_out(why))
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.linger.is_some() {
+            return this.linger(cx);
+        }
+        if let Some(ended) = this.ended(false) {
+            return Poll::Ready(Err(ended));
+        }
+        let phase = this.phase();
+        if phase == Phase::Head && this.head.1 > this.client.limits.header_bytes {
+            return this.refuse(Cut::HeaderSize, cx);
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut *this.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => match this.has_read(phase, &buf.filled()[before..]) {
+                Some(why) => this.refuse(why, cx),
+                None => Poll::Ready(Ok(())),
+            },
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => {
+                let Some((left, why)) = this.read_bound(phase) else { return Poll::Pending };
+                ready!(this.read_timer.poll(left, cx));
+                this.refuse(why, cx)
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Some(ended) = this.ended(true) {
+            return Poll::Ready(Err(ended));
+        }
+        let outcome = Pin::new(&mut *this.inner).poll_write(cx, buf);
+        this.written(outcome, |n| *n, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Some(ended) = this.ended(true) {
+            return Poll::Ready(Err(ended));
+        }
+        let outcome = Pin::new(&mut *this.inner).poll_write_vectored(cx, bufs);
+        this.written(outcome, |n| *n, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut *this.inner).poll_flush(cx);
+        this.written(outcome, |()| 0, cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut *this.inner).poll_shutdown(cx);
+        this.written(outcome, |()| 0, cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Guarded {
+    async fn shutdown(&mut self) {
+        self.inner.shutdown().await;
+    }
+}
+
+impl UniqueID for Guarded {
+    fn id(&self) -> UniqueIDType {
+        self.inner.id()
+    }
+}
+
+impl Ssl for Guarded {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.inner.get_ssl()
+    }
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner.get_ssl_digest()
+    }
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.inner.selected_alpn_proto()
+    }
+}
+
+#[async_trait]
+impl Peek for Guarded {
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        self.inner.try_peek(buf).await
+    }
+}
+
+impl GetTimingDigest for Guarded {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_timing_digest()
+    }
+    fn get_read_pending_time(&self) -> Duration {
+        self.inner.get_read_pending_time()
+    }
+    fn get_write_pending_time(&self) -> Duration {
+        self.inner.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for Guarded {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.inner.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for Guarded {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_socket_digest()
+    }
+}
