@@ -193,7 +193,7 @@ fn a_live_socket_outlives_the_move_of_its_owner() {
     edge.json(&["promote", "studylab", "pr-7"]);
     let ps: Vec<Value> = edge.ps().into_iter().filter(of_production).collect();
     let before = ps.iter().find(|a| a["id"] == old).expect("it drains, and is still there");
-    assert_eq!(before["in_flight"], 1);
+    assert_eq!(before["sockets"], 1);
     assert_eq!(edge.get("/dashboard").status, 200);
     drop(socket);
     eventually("it ends with its last socket", || {
