@@ -228,7 +228,7 @@ fn request_head(
         return Err(Error::explain(ErrorType::InternalError, "nothing was placed"));
     };
     let (target, verdict) = (&placement.allocation, journey.verdict());
-    let tls = super::service::is_tls(session);
+    let tls = super::request::is_tls(session);
     headers::for_app(&mut head, facts, target, verdict, client, tls, &*gate.entropy)?;
     Ok(head)
 }

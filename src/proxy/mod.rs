@@ -7,12 +7,14 @@
 //! shutdown and listening sockets in ways that an edge with reload and drain cannot use.
 
 mod admission;
+mod affinity;
 mod answer;
 mod asset;
 mod attempts;
 mod body;
 mod client;
 mod deliver;
+mod entrance;
 mod exchange;
 mod gate;
 mod guard;
@@ -23,9 +25,12 @@ mod pools;
 mod preview;
 mod proxied;
 mod record;
+mod reply;
+mod request;
 mod serve;
 mod service;
 mod tls;
+mod visit;
 mod watch;
 
 pub use admission::Places;

@@ -1,5 +1,6 @@
 //! Pingora's callbacks, each a few lines: what they do is decided in [`crate::lifecycle`] and
-//! performed in [`super::gate`].
+//! performed in [`super::gate`] and in the modules that add to [`EdgeProxy`], each for one part of a
+//! request's way: `entrance`, `visit`, `affinity`, `reply`, `live`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, HttpPeer};
 use pingora::{ErrorSource, RetryType};
@@ -15,29 +15,23 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::artifact::AssetBytes;
 use crate::clock::{Clock, Mono};
-use crate::id::RequestId;
-use crate::lifecycle::access::{self, Verdict};
 use crate::lifecycle::admit::Journey;
-use crate::lifecycle::affinity;
-use crate::lifecycle::asset::{Action, Visit};
-use crate::lifecycle::classify::{Classified, Posture, classify};
-use crate::lifecycle::facts::{self, ErrorForm, Facts};
-use crate::lifecycle::reply::Reply;
+use crate::lifecycle::asset::Visit;
+use crate::lifecycle::classify::{Posture, classify};
+use crate::lifecycle::facts::{self, Facts};
 use crate::lifecycle::retry::UpstreamFailure;
-use crate::lifecycle::trace::{Outcome, StepKind, Trace};
-use crate::snapshot::EnvView;
+use crate::lifecycle::trace::Trace;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
-use crate::store::record::ledger::StoredResponse;
-use crate::telemetry::{ASSET, Cut, NO_CLASS, Telemetry, TraceRecord};
+use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
 use super::admission::Places;
-use super::client::{Client, ExpectedBody, Phase};
-use super::deliver::{self, Tried};
+use super::client::{Client, Phase};
 use super::gate::{Carried, Gate, Passed, Placed};
-use super::live::{self, LiveParts};
-use super::preview::{self, PreviewPolicies, WrongTokens};
+use super::live::LiveParts;
+use super::preview::{PreviewPolicies, WrongTokens};
 use super::record::{self, End, Told};
-use super::{answer, asset, headers};
+use super::request::Ctx;
+use super::{answer, headers};
 
 /// Timeouts toward allocations, for which Pingora's own default is none, and what plain HTTP gets.
 #[derive(Debug, Clone, Copy)]
@@ -76,92 +70,17 @@ pub struct ProxyParts {
 
 /// The edge, as Pingora sees it.
 pub struct EdgeProxy {
-    parts: Arc<LiveParts>,
-    files: Arc<AssetBytes>,
-    previews: Arc<ArcSwap<PreviewPolicies>>,
-    wrong: WrongTokens,
-    telemetry: Arc<Telemetry>,
+    pub(super) parts: Arc<LiveParts>,
+    pub(super) files: Arc<AssetBytes>,
+    pub(super) previews: Arc<ArcSwap<PreviewPolicies>>,
+    pub(super) wrong: WrongTokens,
+    pub(super) telemetry: Arc<Telemetry>,
     limits: Arc<ArcSwap<ProxyLimits>>,
-}
-
-/// One request on its way.
-pub struct Ctx {
-    id: RequestId,
-    received: Mono,
-    form: ErrorForm,
-    body_unread: bool,
-    body_bytes: u64,
-    journey: Option<Journey>,
-    /// A request for an asset, which makes no journey either.
-    visit: Option<Visit>,
-    /// What is traced of a request that nobody owns, which makes no journey.
-    unrouted: Option<TraceRecord>,
-    /// The answer to give instead of forwarding.
-    reply: Option<Reply>,
-    /// Where to send who showed a preview's token, and the cookie.
-    welcome: Option<(String, String)>,
-    /// Whose it is, once that is known.
-    view: Option<Arc<EnvView>>,
-    /// The stored response to give instead.
-    replay: Option<StoredResponse>,
-    /// The event was accepted before.
-    acknowledge: bool,
-    /// It was answered from a record.
-    from_record: bool,
-    /// Its evidence is kept already.
-    audited: bool,
-    /// What goes with it through the gate.
-    carried: Carried,
-    /// Where it goes; `tried` once `upstream_peer` has used it.
-    placed: Option<Placed>,
-    tried: bool,
-    gone: bool,
-    first_byte: Option<Mono>,
-    client: Option<Arc<Client>>,
-    /// HTTP/2: the rest of its body is waited for.
-    expected: Option<ExpectedBody>,
 }
 
 /// A herd that comes back reaches an allocation 32 at a time; the node's own bound on open sockets is
 /// `limits.sockets`.
 const ADMISSION: AdmissionLimits = AdmissionLimits { at_once: 32, waiting: 50_000 };
-
-impl Ctx {
-    pub(super) fn id(&self) -> RequestId {
-        self.id
-    }
-    pub(super) fn journey(&self) -> Option<&Journey> {
-        self.journey.as_ref()
-    }
-    pub(super) fn take_journey(&mut self) -> Option<Journey> {
-        self.journey.take()
-    }
-    /// The journey, and its place, which is the caller's from here on.
-    pub(super) fn journey_and_place(&mut self) -> Option<(&mut Journey, Placed)> {
-        let placed = self.placed.take()?;
-        Some((self.journey.as_mut()?, placed))
-    }
-    /// The app's answer began.
-    pub(super) fn answered_at(&mut self, now: Mono) {
-        self.first_byte = Some(now);
-    }
-    /// The client is gone; nothing is answered.
-    pub(super) fn left(&mut self) {
-        self.gone = true;
-    }
-    /// An answer that the journey has recorded.
-    pub(super) fn reply_with(&mut self, reply: Reply) {
-        self.reply = Some(reply);
-    }
-    /// Answers instead of deciding.
-    pub(super) fn refuse(&mut self, reply: Reply, now: Mono) {
-        self.reply = self.journey.as_mut().map(|j| j.refuse(reply, now));
-    }
-    fn is_a_live_socket(&self) -> bool {
-        let journey = self.journey.as_ref();
-        journey.is_some_and(|j| j.route().is_some_and(|r| live::carries(j.facts(), &r.class)))
-    }
-}
 
 impl EdgeProxy {
     /// The proxy over its parts.
@@ -192,7 +111,7 @@ impl EdgeProxy {
         (places, Arc::clone(&self.telemetry), Arc::clone(&self.parts.gate.clock))
     }
 
-    fn now(&self) -> Mono {
+    pub(super) fn now(&self) -> Mono {
         self.parts.gate.clock.now()
     }
 
@@ -226,302 +145,6 @@ impl EdgeProxy {
         }
     }
 
-    /// What a provider is told about a verified delivery, other than the app's own answer, is on
-    /// record before it is told.
-    async fn record_before_answer(&self, ctx: &mut Ctx) {
-        let Some(journey) = ctx.journey.as_ref().filter(|j| j.event().is_some() && !ctx.audited)
-        else {
-            return;
-        };
-        let status = ctx.reply.as_ref().map(|r| r.status).or(ctx.acknowledge.then_some(200));
-        let gate = &self.parts.gate;
-        let evidence =
-            journey.evidence_of(ctx.reply.as_ref(), status, self.now(), gate.clock.wall());
-        let Some(evidence) = evidence else { return };
-        match gate.audit.before_answer(&evidence).await {
-            Ok(()) => ctx.audited = true,
-            // The answer is the same without it, and the provider delivers again.
-            Err(e) => log::warn!("audit: {e}"),
-        }
-    }
-
-    /// Sends what is kept on record, at most once, and answers.
-    async fn deliver(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
-        // Ends: each turn without an answer excludes an allocation or meets a record.
-        while let (Some(placed), Some(journey)) = (ctx.placed.take(), &mut ctx.journey) {
-            let carried = &mut ctx.carried;
-            let tried = deliver::deliver(session, &self.parts.gate, journey, carried, placed).await;
-            match tried? {
-                Tried::Answered(head, first, rest) => {
-                    ctx.first_byte = Some(self.now());
-                    let Some(claim) = journey.claim().cloned() else { break };
-                    let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
-                    return deliver::write(session, ctx.id, &claim, &head, (first, rest), mark)
-                        .await;
-                }
-                Tried::Reply(reply) => {
-                    ctx.reply = Some(reply);
-                    break;
-                }
-                Tried::Again => {
-                    if !self.pass(session, ctx).await {
-                        break;
-                    }
-                }
-            }
-        }
-        self.answer(session, ctx).await
-    }
-
-    pub(super) async fn answer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
-        self.record_before_answer(ctx).await;
-        if let (Some(stored), Some(journey)) = (ctx.replay.take(), &mut ctx.journey) {
-            let (head, body) = deliver::replayed(stored);
-            journey.replayed();
-            ctx.from_record = true;
-            if ctx.body_unread {
-                session.set_keepalive(None);
-            }
-            let Some(claim) = journey.claim().cloned() else { return Ok(()) };
-            let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
-            return deliver::write(session, ctx.id, &claim, &head, (body, None), mark).await;
-        }
-        if ctx.acknowledge {
-            ctx.from_record = true;
-            return deliver::acknowledge(session, ctx.id).await;
-        }
-        match &ctx.reply {
-            Some(reply) => {
-                let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
-                answer::write(session, reply, ctx.form, ctx.id, ctx.body_unread, mark).await
-            }
-            None => {
-                session.set_keepalive(None);
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether the environment is behind a token: caches that are shared must not keep its answers.
-    fn is_private(&self, view: &EnvView) -> bool {
-        let previews = self.previews.load();
-        let policy = previews.get(view.environment.app());
-        !view.environment.is_production() && policy.is_some_and(|p| !p.tokens.is_empty())
-    }
-
-    /// Marks a preview's answers; see [`preview::mark`].
-    fn mark(&self, head: &mut ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
-        if let Some(hsts) = ctx.client.as_ref().and_then(|c| c.hsts) {
-            head.insert_header("strict-transport-security", headers::hsts(hsts))?;
-        }
-        let Some(view) = ctx.view.as_ref().filter(|v| !v.environment.is_production()) else {
-            return Ok(());
-        };
-        let previews = self.previews.load();
-        let noindex = previews.get(view.environment.app()).is_none_or(|p| p.noindex);
-        preview::mark(head, view, noindex)
-    }
-
-    /// Whether a preview is open to the request. If not, its answer and its trace are kept.
-    fn may_see(
-        &self,
-        session: &Session,
-        ctx: &mut Ctx,
-        facts: &Facts,
-        view: &Arc<EnvView>,
-    ) -> bool {
-        let previews = self.previews.load();
-        let tokens = match previews.get(view.environment.app()) {
-            Some(policy) if !view.environment.is_production() => &policy.tokens,
-            _ => return true,
-        };
-        let now = self.now();
-        let from = session.client_addr().and_then(|a| a.as_inet()).map(std::net::SocketAddr::ip);
-        let tls = session.digest().is_some_and(|d| d.ssl_digest.is_some());
-        let headers = &session.req_header().headers;
-        let wait = from.and_then(|from| self.wrong.wait(from, now));
-        let mut trace = Trace::new(ctx.id, ctx.received);
-        let step = |found| StepKind::CheckAccess(Arc::clone(view), found);
-        let reply = match access::check(tokens, facts, headers, tls, self.parts.gate.clock.wall()) {
-            Verdict::Pass => return true,
-            Verdict::None(reply) => {
-                trace.push(now, step("none shown"));
-                reply
-            }
-            // Not told whether it is right: who guesses fast learns nothing.
-            Verdict::Wrong(_) | Verdict::Welcome { .. } if wait.is_some() => {
-                trace.push(now, step("too many wrong ones"));
-                access::too_many(wait.unwrap_or_default())
-            }
-            Verdict::Wrong(reply) => {
-                if let Some(from) = from {
-                    self.wrong.count(from, now);
-                }
-                trace.push(now, step("wrong"));
-                reply
-            }
-            Verdict::Welcome { location, cookie } => {
-                trace.push(now, step("right"));
-                trace.outcome = Outcome::Welcomed;
-                ctx.welcome = Some((location, cookie));
-                self.keep(ctx, trace, facts, Some(view));
-                return false;
-            }
-        };
-        trace.answered(now, &reply);
-        ctx.reply = Some(reply);
-        self.keep(ctx, trace, facts, Some(view));
-        false
-    }
-
-    /// Keeps the trace of a request that makes no journey.
-    fn keep(&self, ctx: &mut Ctx, trace: Trace, facts: &Facts, view: Option<&Arc<EnvView>>) {
-        ctx.unrouted = Some(TraceRecord {
-            method: facts.method.clone(),
-            host: facts.host.clone(),
-            path: facts.path.clone(),
-            class: NO_CLASS,
-            environment: view.map(|v| v.environment.clone()),
-            status: None,
-            operation: None,
-            held: Duration::ZERO,
-            total: Duration::ZERO,
-            at: self.parts.gate.clock.wall(),
-            trace,
-        });
-    }
-
-    /// Sends an asset, or says why not.
-    async fn serve_asset(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        mut visit: Visit,
-    ) -> pingora::Result<()> {
-        let sent = match &visit.action {
-            Action::Serve(plan) => {
-                let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
-                asset::send(session, plan, &self.files, ctx.id, ctx.body_unread, mark).await
-            }
-            Action::Reply(reply) => {
-                ctx.reply = Some(reply.clone());
-                Ok(())
-            }
-        };
-        let sent = match sent {
-            Ok(()) => {
-                visit.served(self.now());
-                Ok(())
-            }
-            Err(asset::Failed::Unavailable(why)) => {
-                log::error!("{}: {why}", visit.view().environment);
-                ctx.reply = Some(visit.unavailable(self.now()));
-                Ok(())
-            }
-            Err(asset::Failed::Broken(e)) => {
-                visit.client_left();
-                Err(e)
-            }
-        };
-        ctx.visit = Some(visit);
-        sent?;
-        if ctx.reply.is_some() { self.answer(session, ctx).await } else { Ok(()) }
-    }
-
-    /// Closes the trace of a request for an asset. It counts for the class `asset` and is no activity:
-    /// an open page's pictures keep no app awake.
-    fn visited(&self, visit: Visit, status: Option<u16>, now: Mono) {
-        let (facts, view) = (visit.facts(), Arc::clone(visit.view()));
-        let record = TraceRecord {
-            method: facts.method.clone(),
-            host: facts.host.clone(),
-            path: facts.path.clone(),
-            class: ASSET,
-            environment: Some(view.environment.clone()),
-            status,
-            operation: None,
-            held: Duration::ZERO,
-            total: now.since(facts.received),
-            at: self.parts.gate.clock.wall(),
-            trace: visit.trace,
-        };
-        self.telemetry.finished(record, &view.live);
-    }
-
-    /// Keeps the answer and the trace of a request that nobody owns.
-    fn unrouted(
-        &self,
-        ctx: &mut Ctx,
-        (trace, reply): (Trace, Reply),
-        method: Method,
-        host: String,
-        path: String,
-    ) {
-        ctx.unrouted = Some(TraceRecord {
-            method,
-            host,
-            path,
-            class: NO_CLASS,
-            environment: None,
-            status: None,
-            operation: None,
-            held: Duration::ZERO,
-            total: Duration::ZERO,
-            at: self.parts.gate.clock.wall(),
-            trace,
-        });
-        ctx.reply = Some(reply);
-    }
-
-    /// Reads what names an earlier place of the request's session. Only apps with a live route have
-    /// sessions that are somewhere.
-    fn recognise(&self, session: &Session, classified: &Classified, facts: &mut Facts) {
-        let view = &classified.view;
-        if view.contract.live().is_none() {
-            return;
-        }
-        let headers = &session.req_header().headers;
-        if headers.contains_key(header::COOKIE) {
-            let now = self.parts.gate.clock.wall();
-            let tls = is_tls(session);
-            let tokens = &self.parts.gate.sessions.tokens;
-            facts.affinity = tokens.read(headers, &facts.host, tls, &view.environment, now);
-        }
-        // A page's is only for the ring, and with one allocation there is nothing to choose.
-        if facts.websocket || (facts.affinity.is_none() && view.ready.len() > 1) {
-            let query = facts.query.as_deref();
-            facts.session = affinity::session_id(&view.contract, classified.route, headers, query);
-        }
-    }
-
-    /// Adds the token to a response that may carry one, if the browser needs a new one.
-    fn keep_affinity(
-        &self,
-        session: &Session,
-        response: &mut ResponseHeader,
-        ctx: &Ctx,
-    ) -> pingora::Result<()> {
-        let (Some(journey), Some(placement)) =
-            (&ctx.journey, ctx.placed.as_ref().and_then(Placed::placement))
-        else {
-            return Ok(());
-        };
-        let (view, facts, target) = (journey.view(), journey.facts(), &placement.allocation);
-        let carries = view.contract.live().is_some()
-            && journey.route().is_some_and(|r| {
-                affinity::may_carry_token(&r.class, response.status.as_u16(), &response.headers)
-            });
-        let tokens = &self.parts.gate.sessions.tokens;
-        let now = self.parts.gate.clock.wall();
-        if carries
-            && affinity::token_due(facts.affinity.as_ref(), &target.id, now, tokens.lasts())
-            && let Some(cookie) = tokens.cookie(view, target, &facts.host, is_tls(session), now)
-        {
-            response.append_header(header::SET_COOKIE, cookie)?;
-        }
-        Ok(())
-    }
-
     fn peer(&self, ctx: &Ctx) -> Option<HttpPeer> {
         let allocation = &ctx.placed.as_ref()?.placement()?.allocation;
         let mut peer = HttpPeer::new(allocation.address?, false, String::new());
@@ -548,39 +171,12 @@ impl EdgeProxy {
     }
 }
 
-pub(super) fn is_tls(session: &Session) -> bool {
-    session.digest().is_some_and(|d| d.ssl_digest.is_some())
-}
-
 #[async_trait]
 impl ProxyHttp for EdgeProxy {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx {
-            id: self.parts.gate.request_id(),
-            received: self.now(),
-            form: ErrorForm::Problem,
-            body_unread: false,
-            body_bytes: 0,
-            journey: None,
-            visit: None,
-            unrouted: None,
-            reply: None,
-            welcome: None,
-            view: None,
-            replay: None,
-            acknowledge: false,
-            from_record: false,
-            audited: false,
-            carried: Carried::default(),
-            placed: None,
-            tried: false,
-            gone: false,
-            first_byte: None,
-            client: None,
-            expected: None,
-        }
+        Ctx::new(self.parts.gate.request_id(), self.now())
     }
 
     /// Classifies.

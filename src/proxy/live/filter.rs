@@ -9,7 +9,8 @@ use crate::contract::RouteClass;
 use crate::lifecycle::facts::Facts;
 use crate::proxy::gate::Placed;
 use crate::proxy::record::{self, End};
-use crate::proxy::service::{Ctx, EdgeProxy, is_tls};
+use crate::proxy::request::{Ctx, is_tls};
+use crate::proxy::service::EdgeProxy;
 
 use super::upgrade::{Asked, accepted, relay};
 use super::way::request_id;

@@ -1,0 +1,120 @@
+//! Requests that make no journey: what nobody owns, and who is not let into a preview. Their answers
+//! and traces are kept here; who is let in is decided by [`crate::lifecycle::access`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use pingora_proxy::Session;
+
+use crate::lifecycle::access::{self, Verdict};
+use crate::lifecycle::facts::Facts;
+use crate::lifecycle::reply::Reply;
+use crate::lifecycle::trace::{Outcome, StepKind, Trace};
+use crate::snapshot::EnvView;
+use crate::telemetry::{NO_CLASS, TraceRecord};
+
+use super::request::{Ctx, is_tls};
+use super::service::EdgeProxy;
+
+impl EdgeProxy {
+    /// Whether a preview is open to the request. If not, its answer and its trace are kept.
+    pub(super) fn may_see(
+        &self,
+        session: &Session,
+        ctx: &mut Ctx,
+        facts: &Facts,
+        view: &Arc<EnvView>,
+    ) -> bool {
+        let previews = self.previews.load();
+        let tokens = match previews.get(view.environment.app()) {
+            Some(policy) if !view.environment.is_production() => &policy.tokens,
+            _ => return true,
+        };
+        let now = self.now();
+        let from = session.client_addr().and_then(|a| a.as_inet()).map(std::net::SocketAddr::ip);
+        let tls = is_tls(session);
+        let headers = &session.req_header().headers;
+        let wait = from.and_then(|from| self.wrong.wait(from, now));
+        let mut trace = Trace::new(ctx.id, ctx.received);
+        let step = |found| StepKind::CheckAccess(Arc::clone(view), found);
+        let reply = match access::check(tokens, facts, headers, tls, self.parts.gate.clock.wall()) {
+            Verdict::Pass => return true,
+            Verdict::None(reply) => {
+                trace.push(now, step("none shown"));
+                reply
+            }
+            // Not told whether it is right: who guesses fast learns nothing.
+            Verdict::Wrong(_) | Verdict::Welcome { .. } if wait.is_some() => {
+                trace.push(now, step("too many wrong ones"));
+                access::too_many(wait.unwrap_or_default())
+            }
+            Verdict::Wrong(reply) => {
+                if let Some(from) = from {
+                    self.wrong.count(from, now);
+                }
+                trace.push(now, step("wrong"));
+                reply
+            }
+            Verdict::Welcome { location, cookie } => {
+                trace.push(now, step("right"));
+                trace.outcome = Outcome::Welcomed;
+                ctx.welcome = Some((location, cookie));
+                self.keep(ctx, trace, facts, Some(view));
+                return false;
+            }
+        };
+        trace.answered(now, &reply);
+        ctx.reply = Some(reply);
+        self.keep(ctx, trace, facts, Some(view));
+        false
+    }
+
+    /// Keeps the trace of a request that makes no journey.
+    pub(super) fn keep(
+        &self,
+        ctx: &mut Ctx,
+        trace: Trace,
+        facts: &Facts,
+        view: Option<&Arc<EnvView>>,
+    ) {
+        ctx.unrouted = Some(TraceRecord {
+            method: facts.method.clone(),
+            host: facts.host.clone(),
+            path: facts.path.clone(),
+            class: NO_CLASS,
+            environment: view.map(|v| v.environment.clone()),
+            status: None,
+            operation: None,
+            held: Duration::ZERO,
+            total: Duration::ZERO,
+            at: self.parts.gate.clock.wall(),
+            trace,
+        });
+    }
+
+    /// Keeps the answer and the trace of a request that nobody owns.
+    pub(super) fn unrouted(
+        &self,
+        ctx: &mut Ctx,
+        (trace, reply): (Trace, Reply),
+        method: Method,
+        host: String,
+        path: String,
+    ) {
+        ctx.unrouted = Some(TraceRecord {
+            method,
+            host,
+            path,
+            class: NO_CLASS,
+            environment: None,
+            status: None,
+            operation: None,
+            held: Duration::ZERO,
+            total: Duration::ZERO,
+            at: self.parts.gate.clock.wall(),
+            trace,
+        });
+        ctx.reply = Some(reply);
+    }
+}
