@@ -169,7 +169,6 @@ impl Control {
             if exit.asked {
                 continue;
             }
-            log::warn!("{} {} ended: {}", exit.environment, exit.allocation, exit.status);
             // Each by itself, as many as there are processes: one may have to wait for its start's
             // record.
             let control = Arc::clone(self);
@@ -181,7 +180,7 @@ impl Control {
         let how = exit.status.to_string();
         // Until it is recorded, requests find a closed port, send nothing, and choose again.
         while let Err(e) = self.worker.exited(&exit.environment, &exit.allocation, &how).await {
-            log::warn!("{}: its end could not be recorded: {e}", exit.allocation);
+            log::warn!("{}: its end ({how}) could not be recorded: {e}", exit.allocation);
             if !e.retryable() {
                 break;
             }

@@ -11,7 +11,7 @@ use crate::store::record::{
     Record, RouteOwner, key,
 };
 use crate::store::{LeaseId, StoreError, Txn};
-use crate::wake::ahead::{Ahead, AheadError};
+use crate::wake::ahead::{AheadError, Wanted};
 use crate::wake::worker::{AbortOnDrop, CLAIM_TTL, renew};
 
 use super::super::{Control, plan};
@@ -246,14 +246,14 @@ impl Control {
                 Err(why) => return self.refuse(claim, why).await,
             };
             let p = &claim.promotion;
-            let ahead = Ahead {
+            let wanted = Wanted {
                 environment: environment.clone(),
                 deployment: p.deployment.clone(),
                 digest: p.digest,
                 epoch: seen.epoch,
                 operation: p.id.clone(),
             };
-            let allocation = match self.worker.start_ahead(&ahead).await {
+            let allocation = match self.worker.start_ahead(&wanted).await {
                 Ok(allocation) => allocation,
                 Err(AheadError::Start(why)) => {
                     return Ok(self.step(claim, PromotionEvent::WentBack(why), |txn| txn).await?);
