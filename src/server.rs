@@ -8,38 +8,43 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::access::Access;
 use crate::admin::{self, Admin};
 use crate::artifact::{Artifacts, AssetBytes};
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
-use crate::config::{
-    self, AccessLogPath, Config, HealthCheck, OnExit, Running, Secret, SecretSource, SecretValues,
-};
-use crate::contract::Contract;
-use crate::control::{Commit, Control, Externals, Prepare, Reloader, TakenOver};
+use crate::config::{AccessLogPath, Config, Running, SecretValues};
+use crate::control::{Control, Externals, Reloader, TakenOver};
 use crate::id::Environment;
 use crate::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
 use crate::lifecycle::idempotency::Holder;
 use crate::proxy::{
-    self, AcceptRules, Attempts, Certificates, ClientLimits, EdgeProxy, Exchanges, Gate, H2Limits,
-    Places, Pool, Pools, PreviewPolicies, PreviewPolicy, ProxyLimits, ProxyParts, Room, Serving,
-    Tls, WebhookSecrets,
+    Attempts, EdgeProxy, Exchanges, Gate, H2Limits, Places, Pools, ProxyParts, Room, Serving,
 };
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
-use crate::session::{
-    HttpStore, KeyRing, RedisStore, SessionRoutes, Sessions, StoreSecrets, Stores, Tokens,
-};
-use crate::snapshot::{ExternalApp, Publisher};
+use crate::session::{HttpStore, KeyRing, RedisStore, SessionRoutes, Sessions, Stores, Tokens};
+use crate::snapshot::Publisher;
 use crate::sockets::Sockets;
 use crate::store::observed::Observed;
 use crate::store::{Options, RocksStore, StateStore};
 use crate::systemd::{self, Handed};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics, Ring, Telemetry};
-use crate::wake::hold::{HoldLimits, HoldQueues};
+use crate::wake::hold::HoldQueues;
 use crate::wake::machine::BackoffPolicy;
-use crate::wake::worker::{Secrets, Worker};
+use crate::wake::worker::Worker;
+
+mod listen;
+mod secrets;
+mod settings;
+mod stop;
+
+use listen::{Secure, bind, print_addresses};
+use secrets::{OperatorSecrets, VerifyingSecrets};
+use settings::{
+    Parts, accept_rules, external_apps, hold_limits, max_connections, pools, prepare,
+    preview_policies, proxy_limits,
+};
+use stop::{Signals, drain, leave};
 
 /// Runs the edge in the foreground until it is told to stop. `file` is where `config` was read from
 /// and is read from again.
@@ -373,204 +378,6 @@ async fn compose(
     Ok((edge, publisher))
 }
 
-fn hold_limits(config: &Config) -> HoldLimits {
-    HoldLimits { max_held: config.limits.max_held, max_held_bytes: config.limits.max_held_bytes }
-}
-
-fn proxy_limits(config: &Config, secure: &[Secure]) -> ProxyLimits {
-    let port = secure.first().map(|s| Some(s.port).filter(|p| *p != 443));
-    ProxyLimits {
-        redirect: port.filter(|_| config.server.redirect_http),
-        connect_timeout: config.limits.connect_timeout,
-        response_timeout: config.limits.response_timeout,
-        idle_timeout: config.limits.idle_keepalive,
-        sockets: config.limits.sockets,
-        socket_idle: config.limits.socket_idle,
-        body_timeout: config.limits.body_timeout,
-    }
-}
-
-/// Apps that somebody else runs.
-fn external_apps(config: &Config) -> Vec<ExternalApp> {
-    let apps = config.apps.values().filter_map(|app| {
-        let upstreams = app.upstreams.as_ref()?;
-        Some(ExternalApp {
-            environment: Environment::production(app.name.clone()),
-            hosts: app.hosts.clone(),
-            contract: Arc::clone(&upstreams.contract),
-            addresses: upstreams.addresses.clone(),
-            checked: upstreams.health.is_some(),
-        })
-    });
-    apps.collect()
-}
-
-/// Those whose upstreams are looked at.
-fn pools(config: &Config) -> Vec<Pool> {
-    let apps = config.apps.values().filter_map(|app| {
-        let upstreams = app.upstreams.as_ref()?;
-        let health = upstreams.health.as_ref()?;
-        Some(Pool {
-            environment: Environment::production(app.name.clone()),
-            addresses: upstreams.addresses.clone(),
-            request: match &health.check {
-                HealthCheck::Tcp => None,
-                HealthCheck::Http { path, host } => Some((path.clone(), host.clone())),
-            },
-            interval: health.interval,
-            timeout: health.timeout,
-            unhealthy_after: health.unhealthy_after,
-            healthy_after: health.healthy_after,
-        })
-    });
-    apps.collect()
-}
-
-fn accept_rules(config: &Config) -> AcceptRules {
-    let client = config.limits.client;
-    AcceptRules {
-        limits: ClientLimits {
-            max_connections: client.max_connections,
-            max_per_address: client.max_connections_per_address,
-            requests: config.limits.keepalive_requests,
-            header_timeout: client.header_timeout,
-            header_bytes: client.header_bytes,
-            header_fields: client.header_fields,
-            idle: client.idle,
-            min_body_rate: client.min_body_rate,
-            min_response_rate: client.min_response_rate,
-            rate_grace: client.rate_grace,
-            write_timeout: client.write_timeout,
-        },
-        proxies: config.server.proxy_protocol_from.clone(),
-    }
-}
-
-/// An eighth of the descriptors is for connections to apps and everything else. Where that is too
-/// little, accepting waits until some are free.
-fn max_connections(config: &Config) -> usize {
-    use nix::sys::resource::{Resource, getrlimit};
-    let wanted = config.limits.client.max_connections;
-    let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
-    let most = usize::try_from(most / 8 * 7).unwrap_or(usize::MAX).max(16);
-    if most < wanted {
-        log::warn!(
-            "limits.client.max_connections is {wanted}, but this process may open so few files that \
-             it takes {most}: raise the limit (LimitNOFILE= of systemd)"
-        );
-    }
-    wanted.min(most)
-}
-
-/// A listener's certificates and what else of it a reload changes.
-#[derive(Clone)]
-struct Secure {
-    port: u16,
-    certificates: Arc<Certificates>,
-    hsts: Arc<ArcSwap<Option<Duration>>>,
-}
-
-/// Every listener of clients, in the configuration's order: plain ones first. One that was handed
-/// over listens already.
-fn bind(config: &Config, mut handed: Handed) -> Result<(Vec<proxy::Listener>, Vec<Secure>)> {
-    let (mut listeners, mut secure) = (Vec::new(), Vec::new());
-    let mut bind = |address| match handed.listener(address) {
-        Some(listener) => proxy::adopt(listener),
-        None => proxy::bind(address),
-    };
-    for address in &config.server.listen {
-        let bound = bind(*address);
-        listeners.push(bound.with_context(|| format!("server.listen {address}"))?);
-    }
-    for tls in &config.server.tls {
-        let bound = bind(tls.listen).with_context(|| format!("server.tls {}", tls.listen))?;
-        let certificates = Certificates::new(&tls.certificates);
-        let hsts = Arc::new(ArcSwap::from_pointee(tls.hsts));
-        let acceptor = proxy::acceptor(Arc::clone(&certificates))?;
-        let port = bound.address.port();
-        listeners.push(bound.with_tls(Tls { acceptor, hsts: Arc::clone(&hsts) }));
-        secure.push(Secure { port, certificates, hsts });
-    }
-    handed.finish();
-    Ok((listeners, secure))
-}
-
-/// What keeps a part of the configuration. Everything else reads it where it is in force.
-#[derive(Clone)]
-struct Parts {
-    secrets: Arc<SecretValues>,
-    externals: Arc<tokio::sync::watch::Sender<Arc<Vec<ExternalApp>>>>,
-    pools: Arc<Pools>,
-    queues: Arc<HoldQueues>,
-    limits: Arc<ArcSwap<ProxyLimits>>,
-    room: Arc<Room>,
-    telemetry: Arc<Telemetry>,
-    access: Arc<ArcSwap<Access>>,
-    sessions: Arc<Sessions>,
-    clock: Arc<dyn Clock>,
-    entropy: Arc<dyn Entropy>,
-    rules: Arc<ArcSwap<AcceptRules>>,
-    admission: Arc<Places>,
-    secure: Vec<Secure>,
-    previews: Arc<ArcSwap<PreviewPolicies>>,
-}
-
-/// Who may see each app's previews. A token that cannot be read is an error: the previews would be open
-/// to all.
-fn preview_policies(config: &Config) -> Result<PreviewPolicies> {
-    let mut out = PreviewPolicies::new();
-    for app in config.apps.values() {
-        let mut tokens = Vec::new();
-        for source in &app.preview_access {
-            let token = config::read_secret(source)
-                .with_context(|| format!("preview_access of {}", app.name))?;
-            tokens.push(token.expose().as_bytes().to_vec());
-        }
-        let policy = PreviewPolicy { tokens, noindex: app.preview_noindex };
-        out.insert(app.name.clone(), policy);
-    }
-    Ok(out)
-}
-
-/// How a reloaded configuration reaches these parts.
-fn prepare(parts: Parts) -> Prepare {
-    Box::new(move |config| {
-        let access = Access::new(&config.admin).map_err(|e| vec![e.to_string()])?;
-        let keys = &config.affinity.keys;
-        let affinity = KeyRing::load(keys, &config.state.dir, &*parts.clock, &*parts.entropy)
-            .map_err(|e| vec![e.to_string()])?;
-        let previews = preview_policies(config).map_err(|e| vec![e.to_string()])?;
-        let (hold, proxy) = (hold_limits(config), proxy_limits(config, &parts.secure));
-        let (rules, most) = (accept_rules(config), max_connections(config));
-        let tls = config.server.tls.clone();
-        let (ring, level) = (config.trace.ring, config.log.level);
-        let bodies = config.limits.max_buffered_bytes;
-        let secrets = config.clone();
-        let parts = parts.clone();
-        let (apps, looked_at) = (external_apps(config), pools(config));
-        let commit: Commit = Box::new(move || {
-            parts.externals.send_replace(Arc::new(apps));
-            parts.pools.watch(looked_at);
-            parts.access.store(Arc::new(access));
-            parts.sessions.tokens.reload(affinity);
-            parts.previews.store(Arc::new(previews));
-            parts.queues.set_limits(hold);
-            parts.limits.store(Arc::new(proxy));
-            parts.room.set_most(bodies);
-            parts.secrets.read_again(&secrets);
-            parts.rules.store(Arc::new(rules));
-            parts.admission.set_most(most);
-            for (secure, tls) in parts.secure.iter().zip(tls) {
-                secure.certificates.replace(&tls.certificates);
-                secure.hsts.store(Arc::new(tls.hsts));
-            }
-            parts.telemetry.ring.resize(ring);
-            crate::telemetry::set_log_level(level);
-        });
-        Ok(commit)
-    })
-}
-
 fn sessions(
     config: &Config,
     store: &Arc<dyn StateStore>,
@@ -618,112 +425,6 @@ fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 6] {
     [idle, trim, promotions, collect, retire, evidence]
 }
 
-/// Readiness goes first, so that a balancer in front looks elsewhere; then the listeners close; then
-/// what is in flight and what is held finish, wakes included. Those who are held still at the limit
-/// are told to come again. A second signal cuts the wait short.
-async fn drain(edge: &Edge, stop: &mut StopSignals) {
-    let server = edge.control.config.load().server.clone();
-    log::info!("stopping within {:?}", server.grace);
-    systemd::stopping();
-    edge.ready.store(false, Ordering::Release);
-    let sockets = &edge.control.sockets;
-    let began = edge.control.clock.now();
-    let in_order = async {
-        tokio::time::sleep(server.unready_for).await;
-        let drained = edge.serving.drain(server.grace);
-        let (left, ()) = tokio::join!(drained, sockets.drain_all(server.grace));
-        if left > 0 {
-            edge.control.queues.shut_down();
-            edge.serving.closed_within(LAST_WORD).await;
-        }
-        // Exchanges whose client has left are read to their end too, within what is left of the
-        // limit; the rest becomes unknown when its allocation stops.
-        let waited = edge.control.clock.now().since(began);
-        edge.exchanges.drained(server.grace.saturating_sub(waited)).await;
-    };
-    tokio::select! {
-        () = in_order => {}
-        () = stop.told() => {
-            log::warn!("told to stop again: not waiting any longer");
-            edge.control.queues.shut_down();
-            tokio::join!(edge.serving.drain(LAST_WORD), sockets.drain_all(LAST_WORD));
-        }
-    }
-    let unheard = edge.exchanges.open();
-    if unheard > 0 {
-        log::warn!("{unheard} requests that were sent had no answer yet: their outcome is unknown");
-    }
-    let left = edge.serving.open();
-    if left > 0 {
-        log::warn!("{left} connections were still open and are cut");
-    }
-}
-
-/// How long what the edge has to say itself may take to be sent, after `server.grace`.
-const LAST_WORD: Duration = Duration::from_millis(500);
-
-/// Allocations stop or are left for the next edge to adopt; then the store is flushed and closed.
-async fn leave(edge: &Edge) {
-    let keep = edge.control.config.load().runner.on_exit == OnExit::Keep;
-    match edge.control.leave(keep).await {
-        Ok((kept, ended)) => log::info!("{ended} allocations stopped, {kept} left running"),
-        Err(e) => log::error!("allocations could not be taken off the registry: {e}"),
-    }
-    if let Err(e) = edge.store.close().await {
-        log::error!("the store was not closed in order: {e}");
-    }
-}
-
-/// What tells the edge to stop.
-struct StopSignals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl StopSignals {
-    async fn told(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-struct Signals {
-    stop: StopSignals,
-    hangup: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Self {
-            stop: StopSignals {
-                interrupt: signal(SignalKind::interrupt())?,
-                terminate: signal(SignalKind::terminate())?,
-            },
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-}
-
-/// One JSON line on stdout, so that whoever asked for port 0 learns what it got.
-fn print_addresses(listeners: &[proxy::Listener], admin: &tokio::net::TcpListener) -> Result<()> {
-    use std::io::Write;
-    let of = |secure: bool| -> Vec<String> {
-        let listeners = listeners.iter().filter(|l| l.is_secure() == secure);
-        listeners.map(|l| l.address.to_string()).collect()
-    };
-    let admin = admin.local_addr()?.to_string();
-    let mut line = serde_json::json!({ "listen": of(false), "admin": admin });
-    if !of(true).is_empty() {
-        line["tls"] = of(true).into();
-    }
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()?;
-    Ok(())
-}
-
 /// Names this node in records; made once and kept with its state.
 fn node_name(dir: &Path) -> Result<String> {
     let path: PathBuf = dir.join("node");
@@ -744,53 +445,5 @@ fn raise_descriptor_limit() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(e) = raised {
         log::warn!("the limit of open files stays as it is: {e}");
-    }
-}
-
-/// Secrets that deliveries are verified with, as read at the start or with the last reload.
-struct VerifyingSecrets(Arc<SecretValues>);
-
-impl WebhookSecrets for VerifyingSecrets {
-    fn of(&self, environment: &Environment, name: &str) -> Vec<Secret> {
-        self.0.of(environment, name)
-    }
-}
-
-/// Reads secrets where the operator's configuration says they are, each time they are needed, so
-/// that a rotated file counts from the next start on.
-struct OperatorSecrets(Arc<Running>);
-
-impl OperatorSecrets {
-    /// The current value of one secret.
-    fn value(&self, environment: &Environment, name: &str) -> Result<String, String> {
-        let config = self.0.load();
-        let app = config.apps.get(environment.app());
-        let production = *environment == Environment::production(environment.app().clone());
-        let sources: Option<&Vec<SecretSource>> = app.and_then(|a| {
-            if production { a.secrets.get(name) } else { a.preview_secrets.get(name) }
-        });
-        let source = sources.and_then(|s| s.first()).ok_or_else(|| {
-            let list = if production { "secrets" } else { "preview_secrets" };
-            format!("the app asks for the secret {name}: add it to `{list}` in its conf/apps file")
-        })?;
-        let secret = config::read_secret(source).map_err(|e| format!("secret {name}: {e}"))?;
-        Ok(secret.expose().to_owned())
-    }
-}
-
-impl StoreSecrets for OperatorSecrets {
-    fn read(&self, environment: &Environment, name: &str) -> Result<String, String> {
-        self.value(environment, name)
-    }
-}
-
-impl Secrets for OperatorSecrets {
-    fn of(
-        &self,
-        environment: &Environment,
-        contract: &Contract,
-    ) -> Result<Vec<(String, String)>, String> {
-        let value = |name: &String| Ok((name.clone(), self.value(environment, name)?));
-        contract.process.secrets.iter().map(value).collect()
     }
 }

@@ -1,0 +1,59 @@
+//! Where values of secrets come from: the operator's configuration names their sources, and nothing
+//! here keeps what a process or a session store was given.
+
+use std::sync::Arc;
+
+use crate::config::{self, Running, Secret, SecretSource, SecretValues};
+use crate::contract::Contract;
+use crate::id::Environment;
+use crate::proxy::WebhookSecrets;
+use crate::session::StoreSecrets;
+use crate::wake::worker::Secrets;
+
+/// Secrets that deliveries are verified with, as read at the start or with the last reload.
+pub(super) struct VerifyingSecrets(pub(super) Arc<SecretValues>);
+
+impl WebhookSecrets for VerifyingSecrets {
+    fn of(&self, environment: &Environment, name: &str) -> Vec<Secret> {
+        self.0.of(environment, name)
+    }
+}
+
+/// Reads secrets where the operator's configuration says they are, each time they are needed, so
+/// that a rotated file counts from the next start on.
+pub(super) struct OperatorSecrets(pub(super) Arc<Running>);
+
+impl OperatorSecrets {
+    /// The current value of one secret.
+    fn value(&self, environment: &Environment, name: &str) -> Result<String, String> {
+        let config = self.0.load();
+        let app = config.apps.get(environment.app());
+        let production = *environment == Environment::production(environment.app().clone());
+        let sources: Option<&Vec<SecretSource>> = app.and_then(|a| {
+            if production { a.secrets.get(name) } else { a.preview_secrets.get(name) }
+        });
+        let source = sources.and_then(|s| s.first()).ok_or_else(|| {
+            let list = if production { "secrets" } else { "preview_secrets" };
+            format!("the app asks for the secret {name}: add it to `{list}` in its conf/apps file")
+        })?;
+        let secret = config::read_secret(source).map_err(|e| format!("secret {name}: {e}"))?;
+        Ok(secret.expose().to_owned())
+    }
+}
+
+impl StoreSecrets for OperatorSecrets {
+    fn read(&self, environment: &Environment, name: &str) -> Result<String, String> {
+        self.value(environment, name)
+    }
+}
+
+impl Secrets for OperatorSecrets {
+    fn of(
+        &self,
+        environment: &Environment,
+        contract: &Contract,
+    ) -> Result<Vec<(String, String)>, String> {
+        let value = |name: &String| Ok((name.clone(), self.value(environment, name)?));
+        contract.process.secrets.iter().map(value).collect()
+    }
+}

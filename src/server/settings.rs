@@ -1,0 +1,188 @@
+//! What each part is told of the configuration: the same functions at the start and with a reload, so
+//! that a part which is reloaded stands as if it had been started with it.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+
+use crate::admin::access::Access;
+use crate::clock::{Clock, Entropy};
+use crate::config::{self, Config, HealthCheck, SecretValues};
+use crate::control::{Commit, Prepare};
+use crate::id::Environment;
+use crate::proxy::{
+    AcceptRules, ClientLimits, Places, Pool, Pools, PreviewPolicies, PreviewPolicy, ProxyLimits,
+    Room,
+};
+use crate::session::{KeyRing, Sessions};
+use crate::snapshot::ExternalApp;
+use crate::telemetry::Telemetry;
+use crate::wake::hold::{HoldLimits, HoldQueues};
+
+use super::listen::Secure;
+
+/// What keeps a part of the configuration. Everything else reads it where it is in force.
+#[derive(Clone)]
+pub(super) struct Parts {
+    pub(super) secrets: Arc<SecretValues>,
+    pub(super) externals: Arc<tokio::sync::watch::Sender<Arc<Vec<ExternalApp>>>>,
+    pub(super) pools: Arc<Pools>,
+    pub(super) queues: Arc<HoldQueues>,
+    pub(super) limits: Arc<ArcSwap<ProxyLimits>>,
+    pub(super) room: Arc<Room>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) access: Arc<ArcSwap<Access>>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
+    pub(super) rules: Arc<ArcSwap<AcceptRules>>,
+    pub(super) admission: Arc<Places>,
+    pub(super) secure: Vec<Secure>,
+    pub(super) previews: Arc<ArcSwap<PreviewPolicies>>,
+}
+
+/// How a reloaded configuration reaches these parts.
+pub(super) fn prepare(parts: Parts) -> Prepare {
+    Box::new(move |config| {
+        let access = Access::new(&config.admin).map_err(|e| vec![e.to_string()])?;
+        let keys = &config.affinity.keys;
+        let affinity = KeyRing::load(keys, &config.state.dir, &*parts.clock, &*parts.entropy)
+            .map_err(|e| vec![e.to_string()])?;
+        let previews = preview_policies(config).map_err(|e| vec![e.to_string()])?;
+        let (hold, proxy) = (hold_limits(config), proxy_limits(config, &parts.secure));
+        let (rules, most) = (accept_rules(config), max_connections(config));
+        let tls = config.server.tls.clone();
+        let (ring, level) = (config.trace.ring, config.log.level);
+        let bodies = config.limits.max_buffered_bytes;
+        let secrets = config.clone();
+        let parts = parts.clone();
+        let (apps, looked_at) = (external_apps(config), pools(config));
+        let commit: Commit = Box::new(move || {
+            parts.externals.send_replace(Arc::new(apps));
+            parts.pools.watch(looked_at);
+            parts.access.store(Arc::new(access));
+            parts.sessions.tokens.reload(affinity);
+            parts.previews.store(Arc::new(previews));
+            parts.queues.set_limits(hold);
+            parts.limits.store(Arc::new(proxy));
+            parts.room.set_most(bodies);
+            parts.secrets.read_again(&secrets);
+            parts.rules.store(Arc::new(rules));
+            parts.admission.set_most(most);
+            for (secure, tls) in parts.secure.iter().zip(tls) {
+                secure.certificates.replace(&tls.certificates);
+                secure.hsts.store(Arc::new(tls.hsts));
+            }
+            parts.telemetry.ring.resize(ring);
+            crate::telemetry::set_log_level(level);
+        });
+        Ok(commit)
+    })
+}
+
+pub(super) fn hold_limits(config: &Config) -> HoldLimits {
+    HoldLimits { max_held: config.limits.max_held, max_held_bytes: config.limits.max_held_bytes }
+}
+
+pub(super) fn proxy_limits(config: &Config, secure: &[Secure]) -> ProxyLimits {
+    let port = secure.first().map(|s| Some(s.port).filter(|p| *p != 443));
+    ProxyLimits {
+        redirect: port.filter(|_| config.server.redirect_http),
+        connect_timeout: config.limits.connect_timeout,
+        response_timeout: config.limits.response_timeout,
+        idle_timeout: config.limits.idle_keepalive,
+        sockets: config.limits.sockets,
+        socket_idle: config.limits.socket_idle,
+        body_timeout: config.limits.body_timeout,
+    }
+}
+
+/// Apps that somebody else runs.
+pub(super) fn external_apps(config: &Config) -> Vec<ExternalApp> {
+    let apps = config.apps.values().filter_map(|app| {
+        let upstreams = app.upstreams.as_ref()?;
+        Some(ExternalApp {
+            environment: Environment::production(app.name.clone()),
+            hosts: app.hosts.clone(),
+            contract: Arc::clone(&upstreams.contract),
+            addresses: upstreams.addresses.clone(),
+            checked: upstreams.health.is_some(),
+        })
+    });
+    apps.collect()
+}
+
+/// Those whose upstreams are looked at.
+pub(super) fn pools(config: &Config) -> Vec<Pool> {
+    let apps = config.apps.values().filter_map(|app| {
+        let upstreams = app.upstreams.as_ref()?;
+        let health = upstreams.health.as_ref()?;
+        Some(Pool {
+            environment: Environment::production(app.name.clone()),
+            addresses: upstreams.addresses.clone(),
+            request: match &health.check {
+                HealthCheck::Tcp => None,
+                HealthCheck::Http { path, host } => Some((path.clone(), host.clone())),
+            },
+            interval: health.interval,
+            timeout: health.timeout,
+            unhealthy_after: health.unhealthy_after,
+            healthy_after: health.healthy_after,
+        })
+    });
+    apps.collect()
+}
+
+pub(super) fn accept_rules(config: &Config) -> AcceptRules {
+    let client = config.limits.client;
+    AcceptRules {
+        limits: ClientLimits {
+            max_connections: client.max_connections,
+            max_per_address: client.max_connections_per_address,
+            requests: config.limits.keepalive_requests,
+            header_timeout: client.header_timeout,
+            header_bytes: client.header_bytes,
+            header_fields: client.header_fields,
+            idle: client.idle,
+            min_body_rate: client.min_body_rate,
+            min_response_rate: client.min_response_rate,
+            rate_grace: client.rate_grace,
+            write_timeout: client.write_timeout,
+        },
+        proxies: config.server.proxy_protocol_from.clone(),
+    }
+}
+
+/// An eighth of the descriptors is for connections to apps and everything else. Where that is too
+/// little, accepting waits until some are free.
+pub(super) fn max_connections(config: &Config) -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let wanted = config.limits.client.max_connections;
+    let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    let most = usize::try_from(most / 8 * 7).unwrap_or(usize::MAX).max(16);
+    if most < wanted {
+        log::warn!(
+            "limits.client.max_connections is {wanted}, but this process may open so few files that \
+             it takes {most}: raise the limit (LimitNOFILE= of systemd)"
+        );
+    }
+    wanted.min(most)
+}
+
+/// Who may see each app's previews. A token that cannot be read is an error: the previews would be open
+/// to all.
+pub(super) fn preview_policies(config: &Config) -> Result<PreviewPolicies> {
+    let mut out = PreviewPolicies::new();
+    for app in config.apps.values() {
+        let mut tokens = Vec::new();
+        for source in &app.preview_access {
+            let token = config::read_secret(source)
+                .with_context(|| format!("preview_access of {}", app.name))?;
+            tokens.push(token.expose().as_bytes().to_vec());
+        }
+        let policy = PreviewPolicy { tokens, noindex: app.preview_noindex };
+        out.insert(app.name.clone(), policy);
+    }
+    Ok(out)
+}

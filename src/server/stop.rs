@@ -1,0 +1,100 @@
+//! How the edge stops: what tells it to, and the order in which it takes its leave.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::OnExit;
+use crate::systemd;
+
+use super::Edge;
+
+pub(super) struct Signals {
+    pub(super) stop: StopSignals,
+    pub(super) hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self {
+            stop: StopSignals {
+                interrupt: signal(SignalKind::interrupt())?,
+                terminate: signal(SignalKind::terminate())?,
+            },
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// What tells the edge to stop.
+pub(super) struct StopSignals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    pub(super) async fn told(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Readiness goes first, so that a balancer in front looks elsewhere; then the listeners close; then
+/// what is in flight and what is held finish, wakes included. Those who are held still at the limit
+/// are told to come again. A second signal cuts the wait short.
+pub(super) async fn drain(edge: &Edge, stop: &mut StopSignals) {
+    let server = edge.control.config.load().server.clone();
+    log::info!("stopping within {:?}", server.grace);
+    systemd::stopping();
+    edge.ready.store(false, Ordering::Release);
+    let sockets = &edge.control.sockets;
+    let began = edge.control.clock.now();
+    let in_order = async {
+        tokio::time::sleep(server.unready_for).await;
+        let drained = edge.serving.drain(server.grace);
+        let (left, ()) = tokio::join!(drained, sockets.drain_all(server.grace));
+        if left > 0 {
+            edge.control.queues.shut_down();
+            edge.serving.closed_within(LAST_WORD).await;
+        }
+        // Exchanges whose client has left are read to their end too, within what is left of the
+        // limit; the rest becomes unknown when its allocation stops.
+        let waited = edge.control.clock.now().since(began);
+        edge.exchanges.drained(server.grace.saturating_sub(waited)).await;
+    };
+    tokio::select! {
+        () = in_order => {}
+        () = stop.told() => {
+            log::warn!("told to stop again: not waiting any longer");
+            edge.control.queues.shut_down();
+            tokio::join!(edge.serving.drain(LAST_WORD), sockets.drain_all(LAST_WORD));
+        }
+    }
+    let unheard = edge.exchanges.open();
+    if unheard > 0 {
+        log::warn!("{unheard} requests that were sent had no answer yet: their outcome is unknown");
+    }
+    let left = edge.serving.open();
+    if left > 0 {
+        log::warn!("{left} connections were still open and are cut");
+    }
+}
+
+/// How long what the edge has to say itself may take to be sent, after `server.grace`.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// Allocations stop or are left for the next edge to adopt; then the store is flushed and closed.
+pub(super) async fn leave(edge: &Edge) {
+    let keep = edge.control.config.load().runner.on_exit == OnExit::Keep;
+    match edge.control.leave(keep).await {
+        Ok((kept, ended)) => log::info!("{ended} allocations stopped, {kept} left running"),
+        Err(e) => log::error!("allocations could not be taken off the registry: {e}"),
+    }
+    if let Err(e) = edge.store.close().await {
+        log::error!("the store was not closed in order: {e}");
+    }
+}
