@@ -1,0 +1,160 @@
+//! Promotions, and the evidence that they are judged by.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Wall;
+use crate::id::{AllocationId, DeploymentId, Digest, Environment, Epoch, OperationId};
+
+use super::{Failure, Record};
+
+/// Where a promotion is. Exits of each state: `requested → policy_check`,
+/// `policy_check → route_cas | failed`, `route_cas → edge_propagating | rolled_back | failed`,
+/// `edge_propagating → healthy | rolled_back | failed`. The last three are terminal. An executor that
+/// is lost leaves the state as it is, for the next one to go on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromotionState {
+    /// Recorded; nobody may have taken it up yet.
+    Requested,
+    /// The evidence is being judged.
+    PolicyCheck,
+    /// An allocation of the next epoch is being started; the owner moves once it is ready.
+    RouteCas,
+    /// The owner has moved; the edges are taking it up.
+    EdgePropagating,
+    /// Terminal: an allocation of the new epoch answers.
+    Healthy,
+    /// Terminal: it could not become healthy; what served before serves.
+    RolledBack,
+    /// Terminal: refused, or overtaken; nothing was changed.
+    Failed,
+}
+
+impl PromotionState {
+    /// Not terminal.
+    pub fn in_progress(self) -> bool {
+        !matches!(self, Self::Healthy | Self::RolledBack | Self::Failed)
+    }
+    /// The platform's own word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::PolicyCheck => "policy_check",
+            Self::RouteCas => "route_cas",
+            Self::EdgePropagating => "edge_propagating",
+            Self::Healthy => "healthy",
+            Self::RolledBack => "rolled_back",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Why an owner is to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromotionKind {
+    /// To an artifact that was validated; the policy counts.
+    Promote,
+    /// To one that owned the routes before.
+    Rollback,
+    /// A preview that is awake gets its next artifact.
+    Redeploy,
+}
+
+impl PromotionKind {
+    /// The word shown to people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Promote => "promote",
+            Self::Rollback => "rollback",
+            Self::Redeploy => "redeploy",
+        }
+    }
+}
+
+/// An owner, as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerSeen {
+    /// Its deployment.
+    pub deployment: DeploymentId,
+    /// The deployment's artifact.
+    pub digest: Digest,
+    /// Its epoch.
+    pub epoch: Epoch,
+}
+
+/// One move of an environment's owner to another artifact. Stored under the environment's key, so that
+/// there is one at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// Public id.
+    pub id: OperationId,
+    /// Whose routes.
+    pub environment: Environment,
+    /// Why.
+    pub kind: PromotionKind,
+    /// The environment of the deployment whose evidence counts.
+    pub source_environment: Environment,
+    /// That deployment.
+    pub source: DeploymentId,
+    /// The deployment that is to own the routes, of `environment`.
+    pub deployment: DeploymentId,
+    /// Its artifact, the same as the source's.
+    pub digest: Digest,
+    /// The owner that it was decided on; `None` when nobody owned the routes.
+    pub from: Option<OwnerSeen>,
+    /// Where it is.
+    pub state: PromotionState,
+    /// Who executes it, counted; 0 until it is claimed.
+    pub attempt: u32,
+    /// When it was asked for.
+    pub requested: Wall,
+    /// When it last changed.
+    pub changed: Wall,
+    /// The allocation that is to prove it.
+    pub allocation: Option<AllocationId>,
+    /// The epoch under which the owner moved.
+    pub epoch: Option<Epoch>,
+    /// Why it failed or was rolled back.
+    pub failure: Option<Failure>,
+    /// The in-toto statement of what was verified, once it was.
+    pub statement: Option<String>,
+}
+impl Record for Promotion {
+    const KIND: &'static str = "promotion";
+}
+
+/// A named check of a deployment, made by somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedCheck {
+    /// Whether it passed.
+    pub passed: bool,
+    /// What was said about it.
+    pub note: String,
+    /// When it was recorded.
+    pub at: Wall,
+}
+
+/// What is known of a deployment's behaviour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Of which deployment.
+    pub deployment: DeploymentId,
+    /// In which environment it served.
+    pub environment: Environment,
+    /// Its artifact.
+    pub digest: Digest,
+    /// Requests that were answered with it.
+    pub requests: u64,
+    /// Those among them that were answered 5xx.
+    pub errors: u64,
+    /// Named checks; the last word of each counts.
+    pub checks: BTreeMap<String, NamedCheck>,
+    /// When it last changed.
+    pub changed: Wall,
+}
+impl Record for Evidence {
+    const KIND: &'static str = "evidence";
+}
