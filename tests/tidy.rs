@@ -311,6 +311,22 @@ fn the_core_has_no_io_no_clock_and_no_randomness() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A file aims at 300 lines; what does not fit into twice that has more than one purpose.
+const MOST_LINES: usize = 600;
+
+#[test]
+fn no_file_is_too_long() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let lines = text.lines().count();
+        if lines > MOST_LINES {
+            let module = module(&path);
+            wrong.push(format!("{module} has {lines} lines, more than {MOST_LINES}: split it"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn modules_have_a_purpose_and_a_fair_name() {
     let mut wrong = Vec::new();

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::control::plan::sleep::SleepFor;
 use crate::control::{DeployError, Deployed, Slept};
-use crate::id::{AllocationId, Digest, EnvName, Environment, RequestId};
+use crate::id::{AllocationId, Digest, EnvName, RequestId};
 use crate::lifecycle::admit::Woke;
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::Facts;
@@ -19,6 +19,7 @@ use crate::store::record::{AllocationState, Deployment, Operation, Record, WakeS
 use crate::telemetry::TraceRecord;
 
 use super::Admin;
+use super::named::Named;
 use super::page::{Page, PageQuery};
 use super::problem::Problem;
 use super::releases;
@@ -84,7 +85,12 @@ pub async fn routes(
     Page::cut(rows, |r| r.host.clone(), &query, &uri)
 }
 
-pub(super) fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRow {
+/// Every allocation of `view`, those that answer first.
+pub(super) fn allocation_rows(view: &EnvView) -> impl Iterator<Item = AllocationRow> {
+    view.ready.iter().chain(&view.others).map(|a| allocation_row(view, a))
+}
+
+fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRow {
     AllocationRow {
         id: a.id.to_string(),
         environment: view.environment.to_string(),
@@ -113,10 +119,7 @@ pub async fn allocations(
     uri: Uri,
 ) -> Result<Page<AllocationRow>, Problem> {
     let snapshot = admin.control.snapshots.load();
-    let mut rows: Vec<_> = snapshot
-        .environments()
-        .flat_map(|v| v.ready.iter().chain(&v.others).map(move |a| allocation_row(v, a)))
-        .collect();
+    let mut rows: Vec<_> = snapshot.environments().flat_map(|v| allocation_rows(v)).collect();
     rows.sort_by(|a, b| (&a.environment, a.generation).cmp(&(&b.environment, b.generation)));
     Page::cut(rows, |r| r.id.clone(), &query, &uri)
 }
@@ -420,31 +423,16 @@ pub async fn explain(
     }))
 }
 
-pub(super) fn environment(admin: &Admin, app: &str, name: &str) -> Result<Environment, Problem> {
-    let environment: Environment = format!("{app}/{name}").parse().map_err(Problem::bad)?;
-    if admin.control.snapshots.load().environment(&environment).is_none() {
-        let why = format!("there is no environment {environment}; `vango-edge routes` lists them");
-        return Err(Problem::new(StatusCode::NOT_FOUND, why));
-    }
-    Ok(environment)
-}
-
 /// Puts an environment to sleep now; answers when it sleeps.
 #[utoipa::path(post, path = "/v1/environments/{app}/{name}/sleep", tag = "commands",
-    params(
-        ("app" = String, Path, description = "The app"),
-        ("name" = String, Path, description = "Its environment: production, or a preview's name")),
+    params(Named),
     responses(
         (status = 200, description = "What it came to", body = Done),
         (status = 404, description = "There is no such environment"),
         (status = 409, description = "Somebody else runs it"),
-        (status = 409, description = "Somebody else runs it"),
         (status = 503, description = "It cannot be recorded, or the app backs off")))]
-pub async fn sleep(
-    State(admin): State<Admin>,
-    Path((app, name)): Path<(String, String)>,
-) -> Answer<Done> {
-    let environment = ours(&admin, environment(&admin, &app, &name)?)?;
+pub async fn sleep(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
+    let environment = named.ours(&admin)?;
     let slept = admin.control.sleep(&environment, SleepFor::Command).await;
     let Slept { stopped, frozen } = slept.map_err(Problem::unavailable)?;
     let some = |what: &str, n: usize| match n {
@@ -460,31 +448,16 @@ pub async fn sleep(
     Ok(Json(Done { done, operation: None }))
 }
 
-/// Refuses an environment that somebody else runs.
-fn ours(admin: &Admin, environment: Environment) -> Result<Environment, Problem> {
-    let snapshot = admin.control.snapshots.load();
-    if snapshot.environment(&environment).is_some_and(|v| v.external) {
-        let why = format!("somebody else runs {environment}; this edge only forwards to it");
-        return Err(Problem::new(StatusCode::CONFLICT, why));
-    }
-    Ok(environment)
-}
-
 /// Wakes an environment now; answers when the wake is recorded.
 #[utoipa::path(post, path = "/v1/environments/{app}/{name}/wake", tag = "commands",
-    params(
-        ("app" = String, Path, description = "The app"),
-        ("name" = String, Path, description = "Its environment: production, or a preview's name")),
+    params(Named),
     responses(
         (status = 200, description = "What it came to", body = Done),
         (status = 404, description = "There is no such environment"),
         (status = 409, description = "Somebody else runs it"),
         (status = 503, description = "It cannot be recorded, or the app backs off")))]
-pub async fn wake(
-    State(admin): State<Admin>,
-    Path((app, name)): Path<(String, String)>,
-) -> Answer<Done> {
-    let environment = ours(&admin, environment(&admin, &app, &name)?)?;
+pub async fn wake(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
+    let environment = named.ours(&admin)?;
     match admin.control.worker.wake(&environment).await {
         Woke::Operation { id, created } => {
             let done = if created { "wake started" } else { "joined the wake that is going on" };

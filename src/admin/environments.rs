@@ -12,7 +12,7 @@ use crate::snapshot::{EnvView, MAX_CLASSES};
 use crate::store::record::WakeState;
 
 use super::Admin;
-use super::api::{allocation_row, state_of};
+use super::api::{allocation_rows, state_of};
 use super::page::{Page, PageQuery};
 use super::problem::Problem;
 use super::types::EnvironmentRow;
@@ -53,12 +53,7 @@ fn row(view: &EnvView, now: Mono) -> EnvironmentRow {
         wake_budget_ms: ms(contract.wake.budget),
         typical_wake_ms: operation.map(|o| o.stats.typical_ms).filter(|ms| *ms > 0),
         served: served(view),
-        allocations: view
-            .ready
-            .iter()
-            .chain(&view.others)
-            .map(|a| allocation_row(view, a))
-            .collect(),
+        allocations: allocation_rows(view).collect(),
         operation: operation.map(|o| o.id.to_string()),
         failure: failed.and_then(|o| o.failure.clone()),
     }

@@ -10,6 +10,7 @@ mod config;
 mod console;
 mod environments;
 mod ledger;
+mod named;
 mod openapi;
 mod page;
 mod problem;

@@ -13,7 +13,8 @@ use crate::id::{AppName, Environment};
 use crate::store::record::{Evidence, Promotion, Record, WakePhases, key};
 
 use super::Admin;
-use super::api::{Answer, digest, environment, records};
+use super::api::{Answer, digest, records};
+use super::named::Named;
 use super::problem::Problem;
 use super::types::{
     CheckRow, CollectedRow, Done, EvidenceRequest, EvidenceRow, OperationRow, PromoteRequest,
@@ -76,18 +77,13 @@ async fn evidence_row(
 
 /// What is known of the deployment that an environment runs, and whether it may be promoted.
 #[utoipa::path(get, path = "/v1/environments/{app}/{name}/evidence", tag = "views",
-    params(
-        ("app" = String, Path, description = "The app"),
-        ("name" = String, Path, description = "Its environment: production, or a preview's name")),
+    params(Named),
     responses(
         (status = 200, description = "The evidence", body = EvidenceRow),
         (status = 404, description = "There is no such environment"),
         (status = 503, description = "The store cannot be read")))]
-pub async fn evidence(
-    State(admin): State<Admin>,
-    Path((app, name)): Path<(String, String)>,
-) -> Answer<EvidenceRow> {
-    let environment = environment(&admin, &app, &name)?;
+pub async fn evidence(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<EvidenceRow> {
+    let environment = named.known(&admin)?;
     admin.control.flush_evidence().await;
     let found = admin.control.evidence(&environment).await.map_err(evidence_problem)?;
     evidence_row(&admin, &environment, found).await
@@ -96,9 +92,7 @@ pub async fn evidence(
 /// Records named checks of the deployment that an environment runs.
 #[utoipa::path(post, path = "/v1/environments/{app}/{name}/evidence", tag = "commands",
     request_body = EvidenceRequest,
-    params(
-        ("app" = String, Path, description = "The app"),
-        ("name" = String, Path, description = "Its environment: production, or a preview's name")),
+    params(Named),
     responses(
         (status = 200, description = "The evidence", body = EvidenceRow),
         (status = 400, description = "A name or the note is too long, or there are too many checks"),
@@ -106,10 +100,10 @@ pub async fn evidence(
         (status = 503, description = "The store cannot be used")))]
 pub async fn record_evidence(
     State(admin): State<Admin>,
-    Path((app, name)): Path<(String, String)>,
+    Path(named): Path<Named>,
     Json(request): Json<EvidenceRequest>,
 ) -> Answer<EvidenceRow> {
-    let environment = environment(&admin, &app, &name)?;
+    let environment = named.known(&admin)?;
     let checks: Vec<_> = request.checks.into_iter().map(|c| (c.name, c.passed)).collect();
     let recorded = admin.control.record_checks(&environment, &checks, &request.note);
     let found = recorded.await.map_err(evidence_problem)?;
@@ -118,9 +112,7 @@ pub async fn record_evidence(
 
 /// The same as an in-toto Statement about the artifact; of production, the one that its promotion wrote.
 #[utoipa::path(get, path = "/v1/environments/{app}/{name}/statement", tag = "views",
-    params(
-        ("app" = String, Path, description = "The app"),
-        ("name" = String, Path, description = "Its environment: production, or a preview's name")),
+    params(Named),
     responses(
         (status = 200, description = "The statement", body = String,
             content_type = "application/vnd.in-toto+json"),
@@ -128,9 +120,9 @@ pub async fn record_evidence(
         (status = 503, description = "The store cannot be read")))]
 pub async fn statement(
     State(admin): State<Admin>,
-    Path((app, name)): Path<(String, String)>,
+    Path(named): Path<Named>,
 ) -> Result<Response, Problem> {
-    let environment = environment(&admin, &app, &name)?;
+    let environment = named.known(&admin)?;
     let control = &admin.control;
     control.flush_evidence().await;
     let (deployment, digest) = control.owned(&environment).await.map_err(evidence_problem)?;
@@ -238,18 +230,16 @@ pub async fn rollback(State(admin): State<Admin>, Path(app): Path<String>) -> An
 
 /// The last promotion of an environment.
 #[utoipa::path(get, path = "/v1/environments/{app}/{name}/promotion", tag = "views",
-    params(
-        ("app" = String, Path, description = "The app"),
-        ("name" = String, Path, description = "Its environment: production, or a preview's name")),
+    params(Named),
     responses(
         (status = 200, description = "How it went, or how far it is", body = PromotionRow),
         (status = 404, description = "There was none"),
         (status = 503, description = "The store cannot be read")))]
 pub async fn promotion(
     State(admin): State<Admin>,
-    Path((app, name)): Path<(String, String)>,
+    Path(named): Path<Named>,
 ) -> Answer<PromotionRow> {
-    let environment: Environment = format!("{app}/{name}").parse().map_err(Problem::bad)?;
+    let environment = named.environment()?;
     let entry = admin.control.store.get(&key::promotion(&environment)).await;
     let Some(entry) = entry.map_err(Problem::unavailable)? else {
         return Err(Problem::not_found(format!("{environment} was never promoted")));
@@ -260,20 +250,15 @@ pub async fn promotion(
 
 /// Removes a preview: its hosts are nobody's, its allocations end.
 #[utoipa::path(delete, path = "/v1/environments/{app}/{name}", tag = "commands",
-    params(
-        ("app" = String, Path, description = "The app"),
-        ("name" = String, Path, description = "The preview's name")),
+    params(Named),
     responses(
         (status = 200, description = "It is removed", body = Done),
         (status = 400, description = "Production is no preview"),
         (status = 404, description = "There is no such preview"),
         (status = 409, description = "It moves to another artifact, or its owner changed meanwhile"),
         (status = 503, description = "The store cannot be used")))]
-pub async fn remove(
-    State(admin): State<Admin>,
-    Path((app, name)): Path<(String, String)>,
-) -> Answer<Done> {
-    let environment: Environment = format!("{app}/{name}").parse().map_err(Problem::bad)?;
+pub async fn remove(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
+    let environment = named.environment()?;
     admin.control.remove_preview(&environment).await.map_err(|e| {
         let status = match &e {
             RemoveError::Production(_) => StatusCode::BAD_REQUEST,
