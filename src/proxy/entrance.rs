@@ -60,37 +60,22 @@ impl EdgeProxy {
                 trace.push(now, step("right"));
                 trace.outcome = Outcome::Welcomed;
                 ctx.welcome = Some((location, cookie));
-                self.keep(ctx, trace, facts, Some(view));
+                self.keep(ctx, trace, facts, view);
                 return false;
             }
         };
         trace.answered(now, &reply);
         ctx.reply = Some(reply);
-        self.keep(ctx, trace, facts, Some(view));
+        self.keep(ctx, trace, facts, view);
         false
     }
 
     /// Keeps the trace of a request that makes no journey.
-    pub(super) fn keep(
-        &self,
-        ctx: &mut Ctx,
-        trace: Trace,
-        facts: &Facts,
-        view: Option<&Arc<EnvView>>,
-    ) {
-        ctx.unrouted = Some(TraceRecord {
-            method: facts.method.clone(),
-            host: facts.host.clone(),
-            path: facts.path.clone(),
-            class: NO_CLASS,
-            environment: view.map(|v| v.environment.clone()),
-            status: None,
-            operation: None,
-            held: Duration::ZERO,
-            total: Duration::ZERO,
-            at: self.parts.gate.clock.wall(),
-            trace,
-        });
+    fn keep(&self, ctx: &mut Ctx, trace: Trace, facts: &Facts, view: &EnvView) {
+        let (host, path) = (facts.host.clone(), facts.path.clone());
+        let record = self.record(trace, facts.method.clone(), host, path);
+        let environment = Some(view.environment.clone());
+        ctx.unrouted = Some(TraceRecord { environment, ..record });
     }
 
     /// Keeps the answer and the trace of a request that nobody owns.
@@ -102,7 +87,12 @@ impl EdgeProxy {
         host: String,
         path: String,
     ) {
-        ctx.unrouted = Some(TraceRecord {
+        ctx.unrouted = Some(self.record(trace, method, host, path));
+        ctx.reply = Some(reply);
+    }
+
+    fn record(&self, trace: Trace, method: Method, host: String, path: String) -> TraceRecord {
+        TraceRecord {
             method,
             host,
             path,
@@ -114,7 +104,6 @@ impl EdgeProxy {
             total: Duration::ZERO,
             at: self.parts.gate.clock.wall(),
             trace,
-        });
-        ctx.reply = Some(reply);
+        }
     }
 }
