@@ -4,6 +4,7 @@
 //! and `tests/tidy.rs` enforces it.
 
 pub mod clock;
+pub mod crash;
 pub mod id;
 
 pub mod assets;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// `store`: records and keys, no I/O.
 const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
+    ("crash", &[]),
     ("id", &["clock"]),
     ("document", &[]),
     ("assets", &["id"]),
@@ -43,7 +44,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("sockets", &["clock", "id", "lifecycle", "sockets"]),
     ("ledger", &["clock", "id", "lifecycle", "store", "ledger"]),
-    ("artifact", &["assets", "clock", "id"]),
+    ("artifact", &["assets", "clock", "crash", "id"]),
     ("runner", &["clock", "id"]),
     ("control::plan", &["clock", "id", "contract", "snapshot", "store::record"]),
     ("control::keep", &["clock", "id", "store::record"]),
@@ -54,6 +55,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "assets",
             "clock",
+            "crash",
             "id",
             "config",
             "contract",

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use crate::clock::Wall;
+use crate::crash;
 use crate::id::Digest;
 
 use super::ArtifactError;
@@ -42,6 +43,7 @@ pub fn blobs(
         if old && meta.is_file() {
             let path = entry.path();
             fs::remove_file(&path).map_err(|e| ArtifactError::io(&path, e))?;
+            crash::after("collect", "blob");
             count += 1;
             bytes += meta.len();
         }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::crash;
+
 use super::ArtifactError;
 
 /// What `stat` says of one entry.
@@ -121,7 +123,9 @@ impl Trees {
             let aside = self.0.join(format!("{name}.aside"));
             remove(&aside).map_err(failed)?;
             fs::rename(entry.path(), &aside).map_err(failed)?;
+            crash::before("collect", "tree");
             remove(&aside).map_err(failed)?;
+            crash::after("collect", "tree");
             removed += 1;
         }
         Ok(removed)

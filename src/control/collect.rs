@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::artifact::ArtifactError;
+use crate::crash;
 use crate::id::DeploymentId;
 use crate::store::record::{Allocation, Deployment, Promotion, Record, RouteOwner, key};
 use crate::store::{StoreError, Txn};
@@ -102,6 +103,7 @@ impl Control {
                 Err(e) => return Err(e.into()),
             }
         }
+        crash::after("collect", "marked");
         // Swept.
         let now = self.clock.wall();
         let uploading = UPLOADING.min(self.config.load().assets.retention);
@@ -146,6 +148,7 @@ impl Control {
                     .delete(key::evidence(&d.environment, &d.id))
             });
             self.store.txn(txn).await?;
+            crash::after("collect", "deployments");
         }
         Ok(gone.len())
     }

@@ -26,6 +26,7 @@ mod keyed;
 mod kills;
 mod limits;
 mod live;
+mod points;
 mod preview;
 mod promotion;
 mod refusals;

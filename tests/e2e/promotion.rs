@@ -29,7 +29,7 @@ pub fn visit(edge: &Edge, preview: &str, times: usize) {
     }
 }
 
-fn route(edge: &Edge) -> Value {
+pub fn route(edge: &Edge) -> Value {
     let routes = edge.list(&["routes"]);
     let mut ours = routes.into_iter().filter(|r| r["host"] == "studylab.localhost");
     let route = ours.next().expect("an owner");
@@ -43,7 +43,7 @@ fn version(name: &str) -> Artifact {
 }
 
 /// How long or how often, from the environment; scripts ask for more than the suite takes.
-fn asked(name: &str, default: u64) -> u64 {
+pub fn asked(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
@@ -163,7 +163,7 @@ fn of_two_promotions_one_wins_and_the_other_is_told() {
     assert_eq!(route(&edge)["epoch"], 3, "one move");
 }
 
-fn promote(edge: &Edge, preview: &str) -> std::process::Child {
+pub fn promote(edge: &Edge, preview: &str) -> std::process::Child {
     Command::new(binary())
         .args(["promote", "studylab", preview])
         .env("VANGO_EDGE_ADMIN", format!("http://{}", edge.admin))

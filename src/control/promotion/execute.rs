@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::config::Promotion as Policy;
+use crate::crash;
 use crate::id::{Environment, Epoch};
 use crate::store::record::{
     Allocation, Deployment, Evidence, Executor, Failure, Promotion, PromotionKind, PromotionState,
@@ -129,8 +130,10 @@ impl Control {
             .unchanged(&at, entry.mod_revision)
             .put_leased(&executor_key, executor.encode(), lease)
             .put(&at, next.encode());
+        crash::before("promotion", next.state.name());
         match self.store.txn(txn.synced()).await {
             Ok(revision) => {
+                crash::after("promotion", next.state.name());
                 Ok(Some(Claim { promotion: next, revision, executor_revision: revision, lease }))
             }
             Err(e) => {
@@ -172,8 +175,10 @@ impl Control {
         if !next.state.in_progress() {
             txn = txn.put(key::promoted(next.requested, &next.id), next.encode());
         }
+        crash::before("promotion", next.state.name());
         match self.store.txn(with(txn).synced()).await {
             Ok(revision) => {
+                crash::after("promotion", next.state.name());
                 claim.revision = revision;
                 claim.promotion = next;
                 Ok(())
@@ -260,6 +265,7 @@ impl Control {
                 }
                 Err(e) => return Err(e.into()),
             };
+            crash::after("promotion", "started");
             match self.move_to(claim, &allocation, seen.epoch).await {
                 Ok(()) => return Ok(()),
                 Err(StepError::Conflict) => self.end_started_for(&claim.promotion).await?,

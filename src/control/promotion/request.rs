@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::App;
+use crate::crash;
 use crate::id::{AppName, DeploymentId, Digest, EnvName, Environment, OperationId};
 use crate::store::record::{
     Deployment, Evidence, OwnerSeen, Promotion, PromotionKind, PromotionState, Record, RecordError,
@@ -177,7 +178,9 @@ impl Control {
         let txn = txn
             .put(&at, promotion.encode())
             .put(key::deployment(&environment, &deployment.id), deployment.encode());
+        crash::before("promotion", promotion.state.name());
         self.store.txn(txn.synced()).await?;
+        crash::after("promotion", promotion.state.name());
         log::info!(
             "{environment}: {} to {} requested ({})",
             kind.name(),

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
@@ -160,6 +161,7 @@ impl Edge {
         let mut child = Command::new(binary())
             .args(["run", "-c"])
             .arg(self.config())
+            .env("VANGO_EDGE_TEST_CRASH_AT", self.crash_file())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log.unwrap())
@@ -221,6 +223,23 @@ impl Edge {
     /// The same without waiting for its end, while others use it.
     pub fn kill_only(&self) {
         self.signal(Signal::SIGKILL);
+    }
+
+    /// It kills itself at the next passing of a point of `vango_edge::crash`, until it is started again.
+    pub fn crash_at(&self, point: &str) {
+        fs::write(self.crash_file(), point).unwrap();
+    }
+
+    /// The end of one that is to crash: by SIGKILL.
+    #[track_caller]
+    pub fn crashed(&mut self) {
+        let status = self.ended();
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}\n{}", self.log());
+        fs::remove_file(self.crash_file()).unwrap();
+    }
+
+    fn crash_file(&self) -> PathBuf {
+        self.dir.path().join("crash-at")
     }
 
     /// Waits for the end of one that was killed.
