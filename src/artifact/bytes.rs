@@ -161,6 +161,16 @@ fn check(path: &Path, digest: &Digest, size: u64) -> Result<Large, ArtifactError
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::stream::BoxStream;
+    use object_store::memory::InMemory;
+    use object_store::path::Path as Key;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+        ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    };
+
     use super::*;
     use crate::artifact::layout::digest_of;
 
@@ -208,5 +218,98 @@ mod tests {
             assert!(files.kept().0 <= 500_000);
         }
         assert!(files.unwrap().kept().1 > 5);
+    }
+
+    /// Those who ask at once share one reading, whatever comes of it; a failure is nobody's answer later.
+    #[tokio::test]
+    async fn a_hundred_who_ask_at_once_are_one_reading_of_the_artifact_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let gated = Arc::new(Gated::default());
+        let objects = Arc::clone(&gated) as Arc<dyn ObjectStore>;
+        let artifacts = Arc::new(Artifacts::over(objects, dir.path()).unwrap());
+        let files = Arc::new(AssetBytes::new(Arc::clone(&artifacts), 1 << 20));
+        let bytes = Bytes::from(vec![7u8; 5000]);
+        let (digest, damaged) = (digest_of(&bytes), Bytes::from(vec![8u8; 5000]));
+        let at = Key::from(format!("blobs/sha256/{}", digest.hex()));
+        for (stored, good, reads) in [(damaged, 0, 100), (bytes.clone(), 100, 1)] {
+            gated.inner.put(&at, stored.into()).await.unwrap();
+            gated.reads.store(0, Ordering::SeqCst);
+            let asking: Vec<_> = (0..100)
+                .map(|_| {
+                    let files = Arc::clone(&files);
+                    tokio::spawn(async move { files.open(&digest, 5000).await })
+                })
+                .collect();
+            while gated.reads.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            gated.gate.add_permits(1000);
+            let mut served = 0;
+            for answer in asking {
+                match answer.await.unwrap() {
+                    Ok(content) => {
+                        served += 1;
+                        assert_eq!(content.read(0..5000).await.unwrap(), bytes);
+                    }
+                    Err(e) => assert!(matches!(e, ArtifactError::Damaged { .. }), "{e}"),
+                }
+            }
+            assert_eq!(served, good, "nothing is believed before its digest was checked");
+            let read = gated.reads.load(Ordering::SeqCst);
+            assert!((1..=reads).contains(&read), "{read}");
+            gated.gate.forget_permits(1000);
+        }
+    }
+
+    /// Counts what is read of it, and answers once there are permits.
+    #[derive(Debug)]
+    struct Gated {
+        inner: InMemory,
+        reads: AtomicUsize,
+        gate: tokio::sync::Semaphore,
+    }
+    impl Default for Gated {
+        fn default() -> Self {
+            let gate = tokio::sync::Semaphore::new(0);
+            Self { inner: InMemory::new(), reads: AtomicUsize::new(0), gate }
+        }
+    }
+    impl std::fmt::Display for Gated {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "Gated")
+        }
+    }
+    #[async_trait::async_trait]
+    impl ObjectStore for Gated {
+        async fn get_opts(&self, at: &Key, options: GetOptions) -> Result<GetResult> {
+            self.reads.fetch_add(1, Ordering::SeqCst);
+            let _permit = self.gate.acquire().await.unwrap();
+            self.inner.get_opts(at, options).await
+        }
+        async fn put_opts(&self, at: &Key, p: PutPayload, o: PutOptions) -> Result<PutResult> {
+            self.inner.put_opts(at, p, o).await
+        }
+        async fn put_multipart_opts(
+            &self,
+            at: &Key,
+            options: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.inner.put_multipart_opts(at, options).await
+        }
+        fn delete_stream(
+            &self,
+            at: BoxStream<'static, Result<Key>>,
+        ) -> BoxStream<'static, Result<Key>> {
+            self.inner.delete_stream(at)
+        }
+        fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.inner.list(prefix)
+        }
+        async fn list_with_delimiter(&self, prefix: Option<&Key>) -> Result<ListResult> {
+            self.inner.list_with_delimiter(prefix).await
+        }
+        async fn copy_opts(&self, from: &Key, to: &Key, options: CopyOptions) -> Result<()> {
+            self.inner.copy_opts(from, to, options).await
+        }
     }
 }

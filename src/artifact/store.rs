@@ -62,6 +62,14 @@ impl Artifacts {
         })
     }
 
+    /// Over another object store than a directory.
+    #[cfg(test)]
+    pub(super) fn over(objects: Arc<dyn ObjectStore>, trees: &Path) -> Result<Self, ArtifactError> {
+        let (trees, unpacking) = (Trees::open(trees)?, Mutex::default());
+        let noting = tokio::sync::Mutex::default();
+        Ok(Self { objects, directory: None, trees, unpacking, noting })
+    }
+
     /// Whether the blob is there and undamaged: all of it is read, so that deploying an artifact
     /// again repairs what was damaged on disk.
     ///

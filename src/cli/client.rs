@@ -1,6 +1,7 @@
 //! Talks to the admin API of a running edge.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::Response;
-use ureq::{Agent, RequestBuilder};
+use ureq::{Agent, RequestBuilder, SendBody};
 
 use crate::admin::types::ProblemBody;
 use crate::config::Secret;
@@ -102,10 +103,33 @@ impl Client {
         }
     }
 
-    /// Uploads a blob from a file.
-    pub fn put_blob(&self, digest: &Digest, file: &Path) -> Result<()> {
-        let body = File::open(file).with_context(|| file.display().to_string())?;
+    /// Uploads a blob of `size` bytes from a file; `passed` is told how many have gone, again and again.
+    pub fn put_blob(
+        &self,
+        digest: &Digest,
+        (file, size): (&Path, u64),
+        passed: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let content = File::open(file).with_context(|| file.display().to_string())?;
+        let mut content = Passing { content, passed, bytes: 0 };
         let path = self.url(&format!("/v1/blobs/{digest}"));
-        self.sent(self.authorized(self.agent.put(path)).send(body)).map(|_| ())
+        let request = self.authorized(self.agent.put(path)).header("content-length", size);
+        self.sent(request.send(SendBody::from_reader(&mut content))).map(|_| ())
+    }
+}
+
+/// Says how much of it was read.
+struct Passing<'a> {
+    content: File,
+    passed: &'a mut dyn FnMut(u64),
+    bytes: u64,
+}
+
+impl Read for Passing<'_> {
+    fn read(&mut self, space: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.content.read(space)?;
+        self.bytes += n as u64;
+        (self.passed)(self.bytes);
+        Ok(n)
     }
 }

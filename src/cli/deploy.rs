@@ -1,5 +1,6 @@
 //! `deploy`: pack, upload what the edge lacks, make the deployment.
 
+use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -62,19 +63,21 @@ pub fn deploy(
     let total = packed.blobs.iter().map(|b| b.size).sum();
     let mut done = 0;
     for blob in &packed.blobs {
-        progress.bar("uploading", done, total, "bytes");
+        let mut uploaded = |n| progress.bar("uploading", done + n, total, "bytes");
+        uploaded(0);
         if !client.has_blob(&blob.digest)? {
-            client.put_blob(&blob.digest, &blob.path)?;
+            client.put_blob(&blob.digest, (&blob.path, blob.size), &mut uploaded)?;
         }
         done += blob.size;
     }
+    progress.bar("uploading", done, total, "bytes");
     progress.say("verifying");
     let request = DeployRequest {
         digest: packed.digest.to_string(),
         preview: preview.map(ToString::to_string),
     };
     let deployed: Deployed = client.post("/v1/deployments", &request)?;
-    progress.end();
+    drop(progress);
     if json {
         show::json(&deployed)?;
         return Ok(deployed);
@@ -113,14 +116,18 @@ fn assets(dir: &Path) -> Result<Option<Assets>> {
     })
 }
 
-/// One line that is written over, on a terminal only.
+/// One line that is written over, on a terminal only; gone when this is dropped, so that an error stands
+/// on a line of its own.
 struct Progress {
     shown: bool,
+    /// What the line says, in so many hundredths: it is written when that changes.
+    last: RefCell<(String, u64)>,
 }
 
 impl Progress {
     fn new(json: bool) -> Self {
-        Self { shown: !json && std::io::stderr().is_terminal() }
+        let shown = !json && std::io::stderr().is_terminal();
+        Self { shown, last: RefCell::default() }
     }
     fn say(&self, what: &str) {
         if self.shown {
@@ -130,14 +137,20 @@ impl Progress {
     }
     fn bar(&self, what: &str, done: u64, total: u64, unit: &str) {
         const WIDTH: u64 = 30;
-        let filled = done.saturating_mul(WIDTH).checked_div(total).unwrap_or(WIDTH).min(WIDTH);
+        let of = |n: u64| done.saturating_mul(n).checked_div(total).unwrap_or(n).min(n);
+        let now = (what.to_owned(), of(100));
+        if self.last.replace(now.clone()) == now {
+            return;
+        }
+        let filled = of(WIDTH);
         let (full, empty) = (filled as usize, (WIDTH - filled) as usize);
         let bar = format!("{}{}", "#".repeat(full), ".".repeat(empty));
         self.say(&format!("{what} [{bar}] {done} of {total} {unit}"));
     }
-    fn end(&self) {
-        if self.shown {
-            eprint!("\r\x1b[K");
-        }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.say("");
     }
 }

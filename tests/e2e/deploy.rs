@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Artifact, Edge};
+use crate::support::{Artifact, Edge, binary};
 
 fn deploy(edge: &Edge, artifact: &Artifact) -> Output {
     edge.command(&["deploy", artifact.write().to_str().unwrap()])
@@ -64,4 +64,48 @@ fn what_cannot_be_an_artifact_is_refused_with_the_reason() {
     assert_refused(&output, &["/does/not/exist"]);
     assert_eq!(edge.list(&["deployments"]), [] as [Value; 0], "nothing was half done");
     assert_eq!(edge.list(&["routes"]), [] as [Value; 0]);
+}
+
+#[test]
+fn a_terminal_sees_how_far_packing_and_uploading_are_and_nobody_else_does() {
+    let edge = Edge::start();
+    let artifact = Artifact::new();
+    let dir = artifact.write().display().to_string();
+    // script(1) gives the command a terminal, and writes down what it was shown.
+    let on_a_terminal = |arguments: &str| {
+        let command = format!("{} deploy {arguments}", binary().display());
+        let output = Command::new("script")
+            .args(["-q", "-e", "-c", &command, "/dev/null"])
+            .env("VANGO_EDGE_ADMIN", format!("http://{}", edge.admin))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (deployed, shown) = on_a_terminal(&dir);
+    assert!(deployed, "{shown}");
+    let bars = |what: &str| -> Vec<(u64, u64)> {
+        let lines = shown.split('\r').filter(|l| l.contains(&format!("{what} [")));
+        let numbers = lines.map(|l| {
+            let words: Vec<&str> = l.split_once("] ").unwrap().1.split(' ').collect();
+            (words[0].parse().unwrap(), words[2].parse().unwrap())
+        });
+        numbers.collect()
+    };
+    for what in ["packing", "encoding static files", "uploading"] {
+        let bars = bars(what);
+        let total = bars.last().unwrap_or_else(|| panic!("{what}: {shown}")).1;
+        assert!(bars.windows(2).all(|w| w[0].0 <= w[1].0), "{what}: {bars:?}");
+        assert_eq!(bars.last(), Some(&(total, total)), "{what}");
+        assert!(bars.len() <= 110, "{what} is not written for each byte: {}", bars.len());
+    }
+    // One large layer is most of it, and is not one step.
+    assert!(bars("uploading").len() > 20, "{:?}", bars("uploading"));
+    let after = shown.rsplit_once("\x1b[K").unwrap().1;
+    assert!(after.starts_with("studylab/production dp-"), "the line is gone: {after}");
+    let (deployed, shown) = on_a_terminal("/nowhere");
+    let after = shown.rsplit_once("\x1b[K").map_or(&*shown, |(_, after)| after);
+    assert!(!deployed && after.contains("/nowhere"), "{shown}");
+    let quiet = edge.command(&["deploy", &dir]);
+    assert!(quiet.status.success() && quiet.stderr.is_empty(), "{quiet:?}");
 }

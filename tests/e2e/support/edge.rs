@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -16,9 +16,14 @@ use tempfile::TempDir;
 
 use super::{Answer, Artifact, Connection, PATIENCE, eventually, eventually_some, within};
 
-/// The program under test.
+/// The program under test: what was built with these tests, or the one that `VANGO_EDGE_TEST_BINARY` names,
+/// for figures of a release build.
 pub fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_vango-edge"))
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let named = std::env::var_os("VANGO_EDGE_TEST_BINARY");
+        named.map_or_else(|| env!("CARGO_BIN_EXE_vango-edge").into(), PathBuf::from)
+    })
 }
 
 /// The herd takes the machine for itself, so that neither it nor the others are measured wrongly.
@@ -349,6 +354,11 @@ impl Edge {
         all.extend(headers);
         connection.send_head(method, path, &all);
         connection.send(body);
+        if method == "HEAD" {
+            let answer = connection.answer_to_head().expect("an answer");
+            assert!(connection.ends_here(), "an answer to HEAD has no body");
+            return answer;
+        }
         connection.answer().expect("an answer")
     }
 

@@ -55,17 +55,7 @@ impl Connection {
 
     /// The next answer, or `None` when the connection ends without one. A 100 is an answer.
     pub fn answer(&mut self) -> Option<Answer> {
-        let end = loop {
-            if let Some(at) = self.read.windows(4).position(|w| w == b"\r\n\r\n") {
-                break at;
-            }
-            if !self.fill(PATIENCE) {
-                assert!(self.read.is_empty(), "ended within a head: {:?}", self.read);
-                return None;
-            }
-        };
-        let head = String::from_utf8(self.read.drain(..end + 4).collect()).unwrap();
-        let mut answer = Answer::of_head(&head);
+        let mut answer = self.answer_to_head()?;
         match answer.header("content-length") {
             _ if answer.status < 200 => {}
             Some(length) => {
@@ -81,6 +71,26 @@ impl Connection {
             }
         }
         Some(answer)
+    }
+
+    /// The same for an answer that has no body whatever it says: to HEAD.
+    pub fn answer_to_head(&mut self) -> Option<Answer> {
+        let end = loop {
+            if let Some(at) = self.read.windows(4).position(|w| w == b"\r\n\r\n") {
+                break at;
+            }
+            if !self.fill(PATIENCE) {
+                assert!(self.read.is_empty(), "ended within a head: {:?}", self.read);
+                return None;
+            }
+        };
+        let head = String::from_utf8(self.read.drain(..end + 4).collect()).unwrap();
+        Some(Answer::of_head(&head))
+    }
+
+    /// Whether nothing comes any more, and the other side has ended it.
+    pub fn ends_here(&mut self) -> bool {
+        self.read.is_empty() && !self.fill(PATIENCE)
     }
 
     /// Reads until these bytes have come somewhere in what follows.
