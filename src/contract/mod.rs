@@ -51,6 +51,7 @@ impl Contract {
                 secrets: Vec::new(),
                 ready: Ready::Tcp,
                 stop_timeout: 10 * SECOND,
+                drain_timeout: 30 * SECOND,
             },
             wake: Wake {
                 budget: 10 * SECOND,
@@ -109,8 +110,10 @@ pub struct Process {
     pub secrets: Vec<String>,
     /// When it takes requests.
     pub ready: Ready,
-    /// From SIGTERM to SIGKILL.
+    /// From SIGTERM to SIGKILL; requests in flight may take as long when it drains.
     pub stop_timeout: Duration,
+    /// How long live sockets stay open once another artifact owns its routes.
+    pub drain_timeout: Duration,
 }
 
 /// How an app says that it takes requests.

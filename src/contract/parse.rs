@@ -76,8 +76,9 @@ fn process(top: &Table<'_>) -> Option<Process> {
     let secrets = t.texts("secrets");
     let ready = ready(&t.table("ready"), t.has("ready"));
     let stop_timeout = t.duration("stop_timeout", MS..=secs(600), secs(10));
+    let drain_timeout = t.duration("drain_timeout", MS..=secs(DAY), secs(30));
     t.finish();
-    Some(Process { command, env, secrets, ready: ready?, stop_timeout })
+    Some(Process { command, env, secrets, ready: ready?, stop_timeout, drain_timeout })
 }
 
 fn ready(t: &Table<'_>, there: bool) -> Option<Ready> {

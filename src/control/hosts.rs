@@ -102,11 +102,8 @@ impl Control {
         if change.ends_allocations && change.put.is_empty() {
             let (control, environment) = (Arc::clone(self), change.environment.clone());
             tokio::spawn(async move { control.end_unrouted(&environment).await });
-        } else if change.ends_allocations {
-            // What is in flight finishes first. If routing has yet to show the new owner, this does
-            // nothing, and the next look at what is ready does.
-            self.sleep_detached(&change.environment, SleepFor::Takeover);
         }
+        // What served under an earlier epoch is ended by [`super::retire`].
     }
 
     /// Ends the allocations of an environment that nothing reaches any more: nobody else looks at

@@ -2,6 +2,7 @@
 
 pub mod hosts;
 pub mod inherit;
+pub mod retire;
 pub mod sleep;
 
 use std::collections::BTreeMap;
@@ -9,8 +10,7 @@ use std::time::Duration;
 
 use crate::clock::Wall;
 use crate::id::{Environment, Epoch, Host};
-use crate::snapshot::AllocationView;
-use crate::store::record::{AllocationState, Deployment, Retired, RouteOwner};
+use crate::store::record::{Deployment, Retired, RouteOwner};
 
 /// An owner's key and the revision it was read at; `None` when there is no such key.
 pub type Seen<T> = Option<(T, u64)>;
@@ -57,14 +57,6 @@ pub fn take_hosts(
             (record, owner.map(|(_, revision)| *revision))
         })
         .collect())
-}
-
-/// Whether an allocation's epoch is over, so that it is to be ended: it could serve, and never will
-/// again. One of a later epoch is being started for an owner that is about to move.
-pub fn is_over(allocation: &AllocationView, owner: Epoch) -> bool {
-    let could_serve =
-        matches!(allocation.state, AllocationState::Ready | AllocationState::Draining);
-    could_serve && allocation.epoch < owner
 }
 
 /// Why a wake budget cannot be kept under a timeout that encloses the wait; `None` when it can.

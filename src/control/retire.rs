@@ -1,13 +1,16 @@
 //! Ends allocations whose epoch is over: the owner has moved on, so that they get no new request.
-//! What is in flight finishes, live sockets included, within the contract's `process.stop_timeout`.
+//! Requests in flight finish within the contract's `process.stop_timeout`; live sockets stay until its
+//! `process.drain_timeout`, and are told then to come back, apart from each other.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use crate::clock::Mono;
 use crate::id::{AllocationId, Environment};
 use crate::store::record::{Allocation, AllocationState, Record, key};
 use crate::store::{StoreError, Txn};
 
+use super::plan::retire::Retiring;
 use super::{Control, plan};
 
 /// How often they are looked for.
@@ -16,6 +19,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Pause between two looks at what drains.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+/// Pause between two rounds in which the sockets of what drains are told when they end.
+const TELL_AGAIN: Duration = Duration::from_millis(500);
+
 impl Control {
     /// Ends what is over, for as long as the process runs.
     pub async fn retire(self: &Arc<Self>) {
@@ -23,7 +29,7 @@ impl Control {
             tokio::time::sleep(LOOK_EVERY).await;
             let snapshot = Arc::clone(&self.snapshots.load());
             for view in snapshot.environments() {
-                for a in view.others.iter().filter(|a| plan::is_over(a, view.owner.epoch)) {
+                for a in view.others.iter().filter(|a| plan::retire::is_over(a, view.owner.epoch)) {
                     self.retire_detached(&view.environment, &a.id);
                 }
             }
@@ -76,20 +82,36 @@ impl Control {
         }
     }
 
-    /// Waits until nothing is in flight in it, or the limit is over.
+    /// Waits until nothing is open in it, or the limits are over; it gets nothing more then. Its live
+    /// sockets are told to end, apart from each other, at the drain limit.
     async fn emptied(&self, environment: &Environment, id: &AllocationId) {
         let started = self.clock.now();
+        let mut told: Option<Mono> = None;
         loop {
-            let (in_flight, limit) = {
+            let (load, process) = {
                 let snapshot = self.snapshots.load();
                 let Some(view) = snapshot.environment(environment) else { return };
                 let found = view.ready.iter().chain(&view.others).find(|a| a.id == *id);
-                (found.map_or(0, |a| a.load.in_flight()), view.contract.process.stop_timeout)
+                // Not routed: nobody can be on it.
+                let Some(found) = found else { return };
+                (Arc::clone(&found.load), view.contract.process.clone())
             };
-            if in_flight == 0 || self.clock.now().since(started) >= limit {
-                return;
+            let now = self.clock.now();
+            let (in_flight, sockets) = (load.in_flight(), load.sockets());
+            if sockets > 0 && told.is_none_or(|at| now.since(at) >= TELL_AGAIN) {
+                // One that was being accepted meanwhile is told in the next round.
+                self.sockets.drain(id, started + process.drain_timeout);
+                told = Some(now);
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            match plan::retire::retire(in_flight, sockets, now.since(started), &process) {
+                // Whoever still looks at an older snapshot may have been quicker.
+                Retiring::End if load.seal() => return,
+                Retiring::Cut => {
+                    load.seal_anyway();
+                    return;
+                }
+                Retiring::End | Retiring::Wait => tokio::time::sleep(LOOK_AGAIN).await,
+            }
         }
     }
 }

@@ -28,6 +28,9 @@ const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
 /// Pause between two looks at what drains.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// Pause between two rounds in which the sockets of what drains are told when they end.
+const TELL_AGAIN: Duration = Duration::from_millis(100);
+
 /// What was put to sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Slept {
@@ -71,9 +74,6 @@ impl Control {
         let up = snapshot.environments().filter(|v| !v.ready.is_empty());
         seen.shortest = up.filter_map(|v| v.contract.sleep.after).min();
         for view in snapshot.environments() {
-            if plan::is_taken_over(view) {
-                self.sleep_detached(&view.environment, SleepFor::Takeover);
-            }
             if plan::is_wanted(view) {
                 self.worker.wake_detached(&view.environment);
             }
@@ -131,7 +131,7 @@ impl Control {
         });
     }
 
-    /// Puts `environment` to sleep now (for a takeover only what another epoch left): its ready allocations take no new requests; those in flight
+    /// Puts `environment` to sleep now: its ready allocations take no new requests; those in flight
     /// finish, for a command within the contract's `process.stop_timeout`; then the processes are
     /// frozen or stopped, as the contract says. A command stops what is frozen already.
     ///
@@ -164,12 +164,10 @@ impl Control {
             slept.stopped += self.stop_frozen(environment, None).await?;
         }
         let view = self.view_of(environment);
-        let serves =
-            |a: &Allocation| view.as_ref().is_none_or(|v| v.has_authority(a.epoch, &a.digest));
         // A promotion started it for the next owner.
         let next = |a: &Allocation| view.as_ref().is_some_and(|v| a.epoch > v.owner.epoch);
         for (at, record, revision) in self.of_environment(environment).await? {
-            if next(&record) || (why == SleepFor::Takeover && serves(&record)) {
+            if next(&record) {
                 continue;
             }
             match record.state {
@@ -332,6 +330,7 @@ impl Control {
         // Not routed: nobody can be on it.
         let Some(load) = load else { return true };
         let started = self.clock.now();
+        let mut told: Option<Mono> = None;
         loop {
             let Some(view) = self.view_of(environment) else { return load.seal() };
             let routed = view.ready.iter().any(|a| a.id == *allocation);
@@ -339,10 +338,12 @@ impl Control {
             let limit = view.contract.process.stop_timeout;
             let sockets = load.sockets();
             let idle = why == SleepFor::Idleness;
-            if !routed && sockets > 0 {
-                // One that was being accepted is told in the next round; ends only come closer.
+            let now = self.clock.now();
+            if !routed && sockets > 0 && told.is_none_or(|at| now.since(at) >= TELL_AGAIN) {
+                // One that was being accepted meanwhile is told in the next round.
                 let by = if idle { started } else { started + limit };
                 self.sockets.drain(allocation, by);
+                told = Some(now);
             }
             // An idle app's sockets carry nothing, by its contract: they do not make it busy.
             let busy = load.in_flight() + if idle { 0 } else { sockets };

@@ -80,6 +80,9 @@ struct Entry {
     environment: Environment,
     allocation: AllocationId,
     tab: Option<SessionName>,
+    /// Where in the time over which ends are spread its own is; drawn once, so that being told again
+    /// moves nothing: of many draws the earliest would count, and all would end together after all.
+    lot: f64,
     order: Mutex<Option<Order>>,
     told: Notify,
 }
@@ -200,6 +203,7 @@ impl Sockets {
             environment: environment.clone(),
             allocation: allocation.clone(),
             tab,
+            lot: self.entropy.next_u64() as f64 / u64::MAX as f64,
             order: Mutex::new(None),
             told: Notify::new(),
         });
@@ -275,7 +279,7 @@ impl Sockets {
         let now = self.clock.now();
         let spread = spread(entries.len()).min(limit.since(now));
         for entry in entries {
-            let before = self.within(spread);
+            let before = spread.mul_f64(entry.lot);
             let at = Mono(limit.0.saturating_sub(before.as_nanos() as u64));
             tell(entry, Order::EndAt(at.max(now)));
         }
@@ -340,14 +344,20 @@ mod tests {
         let seats: Vec<_> = (0..1000).map(|_| sockets.seat(&environment, &al('a'), None)).collect();
         let other = sockets.seat(&environment, &al('b'), None);
         let limit = clock.now() + Duration::from_secs(10);
-        sockets.drain(&al('a'), limit);
+        // However often they are told.
+        for _ in 0..50 {
+            sockets.drain(&al('a'), limit);
+        }
         let mut ends = HashSet::new();
+        let mut early = 0;
         for seat in &seats {
             let Order::EndAt(at) = seat.told(None).await else { panic!("an end") };
             assert!(at <= limit && limit.since(at) <= Duration::from_millis(500));
+            early += usize::from(limit.since(at) > Duration::from_millis(250));
             ends.insert(at);
         }
         assert!(ends.len() > 900, "apart from each other");
+        assert!((400..600).contains(&early), "evenly: {early}");
         assert!(tokio::time::timeout(Duration::from_secs(60), other.told(None)).await.is_err());
         // An end that is asked for later than one that stands moves nothing.
         sockets.drain(&al('a'), limit + Duration::from_secs(5));

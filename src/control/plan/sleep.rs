@@ -5,8 +5,7 @@ use std::time::Duration;
 use crate::clock::Mono;
 use crate::contract::LivePolicy;
 use crate::id::{AllocationId, Environment};
-use crate::snapshot::{AllocationView, EnvView};
-use crate::store::record::AllocationState;
+use crate::snapshot::EnvView;
 
 /// Whether an environment is to be put to sleep: something is ready, nothing is in flight or
 /// waiting, and nothing came for its contract's time. `up_since` is when this process first saw it
@@ -23,13 +22,6 @@ pub fn is_idle(view: &EnvView, up_since: Mono, now: Mono) -> bool {
             || view.ready.iter().all(|a| a.load.sockets() == 0))
 }
 
-/// Whether something of the environment takes no new requests because its epoch is over, and has not
-/// been told yet.
-pub fn is_taken_over(view: &EnvView) -> bool {
-    let over = |a: &AllocationView| !view.has_authority(a.epoch, &a.digest);
-    view.others.iter().any(|a| a.state == AllocationState::Ready && over(a))
-}
-
 /// Whether an environment is to be woken although nobody asks: its contract keeps some up, and nothing
 /// is ready. (A back-off is minded where the wake is made.)
 pub fn is_wanted(view: &EnvView) -> bool {
@@ -43,8 +35,6 @@ pub enum SleepFor {
     Idleness,
     /// An operator asked.
     Command,
-    /// Another epoch owns the routes: what served under earlier ones ends.
-    Takeover,
 }
 
 /// The next step of an allocation that drains.
@@ -64,8 +54,7 @@ pub enum Drain {
 /// snapshot still shows it ready, so that it may be chosen at any time.
 ///
 /// Idleness ends with the first request in flight: what came after idleness was found is served by
-/// the same process, for as long as it takes. Only a command or another epoch cuts anything off,
-/// after the limit.
+/// the same process, for as long as it takes. Only a command cuts anything off, after the limit.
 pub fn drain(
     why: SleepFor,
     routed: bool,
@@ -75,7 +64,7 @@ pub fn drain(
 ) -> Drain {
     match why {
         SleepFor::Idleness if in_flight > 0 || waited >= limit => Drain::Resume,
-        SleepFor::Command | SleepFor::Takeover if waited >= limit => Drain::Cut,
+        SleepFor::Command if waited >= limit => Drain::Cut,
         _ if !routed && in_flight == 0 => Drain::Seal,
         _ => Drain::Wait,
     }

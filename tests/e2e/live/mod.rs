@@ -7,6 +7,7 @@ mod ends;
 mod hello;
 mod herd;
 mod languages;
+mod moves;
 mod redis;
 mod resume;
 
