@@ -1,7 +1,10 @@
 //! What is known of a deployment: outcomes counted by routing, and checks recorded by others.
 //!
-//! Counts are added up in memory and flushed from time to time and before a promotion is judged: what
-//! a crash loses is the counts since the last flush, never more than were counted.
+//! Counts are added up in memory and written down every [`FLUSH_EVERY`], those with an error among them
+//! every [`FLUSH_ERRORS_EVERY`], and always before a promotion reads them, before anything else shows
+//! them, and when the edge stops in order. So `kill -9` loses the good answers of the last seconds and
+//! the errors of the last moment: a deployment may look less tried than it was, and hardly better. It is
+//! never counted twice: a write whose outcome is not known is looked at before it is repeated.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -17,6 +20,9 @@ use super::read::ReadError;
 
 /// How often counts are written down.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
+
+/// How often those are that have an error among them.
+const FLUSH_ERRORS_EVERY: Duration = Duration::from_millis(500);
 
 /// Named checks of one deployment, at most.
 pub const MAX_CHECKS: usize = 64;
@@ -53,15 +59,28 @@ pub enum EvidenceError {
 impl Control {
     /// Writes counts down for as long as the process runs.
     pub async fn count_evidence(self: &Arc<Self>) {
+        let mut all = self.clock.now();
         loop {
-            tokio::time::sleep(FLUSH_EVERY).await;
-            self.flush_evidence().await;
+            tokio::time::sleep(FLUSH_ERRORS_EVERY).await;
+            if self.clock.now().since(all) >= FLUSH_EVERY {
+                all = self.clock.now();
+                self.flush_evidence().await;
+            } else {
+                self.flush_counted(Tally::has_errors).await;
+            }
         }
     }
 
     /// Writes down what was counted since the last time. What cannot be written is counted again.
     pub async fn flush_evidence(&self) {
+        self.flush_counted(|_| true).await;
+    }
+
+    async fn flush_counted(&self, wanted: fn(&Tally) -> bool) {
         for (deployment, counted) in self.counted() {
+            if !wanted(&counted.tally) {
+                continue;
+            }
             let (requests, errors) = counted.tally.take();
             if requests == 0 {
                 continue;
@@ -199,10 +218,15 @@ impl Control {
                 None => Txn::new().absent(&at).exists(key::deployment(environment, deployment)),
             };
             tries += 1;
-            match self.store.txn(txn.put(&at, evidence.encode())).await {
+            let written = evidence.encode();
+            match self.store.txn(txn.put(&at, written.clone())).await {
                 Ok(_) => return Ok(evidence),
                 Err(StoreError::Conflict { .. }) if tries < TRIES => {}
-                Err(e) => return Err(e.into()),
+                // It may have been written all the same.
+                Err(e) => match self.store.get(&at).await {
+                    Ok(Some(entry)) if entry.value == written => return Ok(evidence),
+                    _ => return Err(e.into()),
+                },
             }
         }
     }

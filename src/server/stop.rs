@@ -87,8 +87,10 @@ pub(super) async fn drain(edge: &Edge, stop: &mut StopSignals) {
 /// How long what the edge has to say itself may take to be sent, after `server.grace`.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-/// Allocations stop or are left for the next edge to adopt; then the store is flushed and closed.
+/// What was counted is written down; allocations stop or are left for the next edge to adopt; then the
+/// store is flushed and closed.
 pub(super) async fn leave(edge: &Edge) {
+    edge.control.flush_evidence().await;
     let keep = edge.control.config.load().runner.on_exit == OnExit::Keep;
     match edge.control.leave(keep).await {
         Ok((kept, ended)) => log::info!("{ended} allocations stopped, {kept} left running"),

@@ -331,6 +331,10 @@ impl Tally {
         self.errors.fetch_add(errors, Ordering::AcqRel);
         self.requests.fetch_add(requests, Ordering::AcqRel);
     }
+    /// Whether an error is counted.
+    pub fn has_errors(&self) -> bool {
+        self.errors.load(Ordering::Acquire) > 0
+    }
     /// Whether nothing is counted.
     pub fn is_empty(&self) -> bool {
         self.requests.load(Ordering::Acquire) == 0
@@ -378,6 +382,11 @@ impl Live {
         if let Some(n) = served.get(class).and_then(|c| c.get(outcome)) {
             n.fetch_add(1, Ordering::Relaxed);
         }
+    }
+    /// Requests counted, all together.
+    pub fn served(&self) -> u64 {
+        let all = self.served.get().into_iter().flat_map(|s| s.iter().flatten());
+        all.map(|n| n.load(Ordering::Relaxed)).sum()
     }
     /// Requests counted under `class` and `outcome`.
     pub fn counted(&self, class: usize, outcome: usize) -> u64 {

@@ -17,6 +17,7 @@ mod cold_start;
 mod collect;
 mod crash;
 mod deploy;
+mod evidence;
 mod freeze;
 mod full;
 mod headers;

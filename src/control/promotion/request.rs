@@ -99,6 +99,8 @@ impl Control {
         app: &AppName,
         wanted: &Wanted,
     ) -> Result<Promotion, PromoteError> {
+        // What was counted until now counts where one deployment is preferred to another.
+        self.flush_evidence().await;
         // What it finds is not collected until it is recorded that it is needed.
         let _collecting = self.collecting.read().await;
         let config = self.config.load().clone();
