@@ -303,6 +303,10 @@ async fn compose(
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
         telemetry: Arc::clone(&telemetry),
+        decided: {
+            let audit = Arc::clone(&audit);
+            Box::new(move |row| audit.soon(row))
+        },
         changing_owners: tokio::sync::Mutex::default(),
         collecting: tokio::sync::RwLock::default(),
         promoting: std::sync::Mutex::default(),
@@ -399,7 +403,7 @@ fn sessions(
 }
 
 /// Starts what runs beside requests; returns what must not go on while the edge takes its leave.
-fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 6] {
+fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 7] {
     if let Some(exits) = edge.runner.exits() {
         let control = Arc::clone(&edge.control);
         tokio::spawn(async move { control.take_exits(exits).await });
@@ -422,7 +426,9 @@ fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 6] {
     let retire = tokio::spawn(async move { control.retire().await });
     let control = Arc::clone(&edge.control);
     let evidence = tokio::spawn(async move { control.count_evidence().await });
-    [idle, trim, promotions, collect, retire, evidence]
+    let control = Arc::clone(&edge.control);
+    let previews = tokio::spawn(async move { control.remove_old_previews().await });
+    [idle, trim, promotions, collect, retire, evidence, previews]
 }
 
 /// Names this node in records; made once and kept with its state.

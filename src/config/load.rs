@@ -366,6 +366,8 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
     let max_allocations = top.integer("max_allocations", 1..=1000).unwrap_or(4) as u32;
     let preview_noindex = top.boolean("preview_noindex").unwrap_or(true);
     let preview_access = preview_access(top, base);
+    let preview_age =
+        top.duration_or_never("preview_age", secs(1)..=secs(3650 * DAY), secs(14 * DAY));
     let promotion = promotion(top);
     let Some(name) = name else {
         // Read all the same, so that what is wrong is the name alone.
@@ -385,6 +387,7 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
         max_allocations,
         preview_noindex,
         preview_access,
+        preview_age,
         promotion,
         upstreams,
     })

@@ -266,6 +266,8 @@ pub struct App {
     pub preview_noindex: bool,
     /// Tokens that open its previews; none leaves them open to all. A list rotates.
     pub preview_access: Vec<SecretSource>,
+    /// A preview for which nothing came for so long is removed; `None` keeps them.
+    pub preview_age: Option<Duration>,
     /// What a promotion needs.
     pub promotion: Promotion,
     /// An app that somebody else runs.

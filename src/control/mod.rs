@@ -3,6 +3,7 @@
 //!
 //! [`plan`] is pure: which records change. The other files perform.
 
+mod age;
 mod collect;
 mod deploy;
 mod evidence;
@@ -37,6 +38,7 @@ use crate::id::{AllocationId, Environment};
 use crate::snapshot::SnapshotReader;
 use crate::sockets::Sockets;
 use crate::store::StateStore;
+use crate::store::record::ledger::Evidence as Decision;
 use crate::telemetry::Telemetry;
 use crate::wake::hold::HoldQueues;
 use crate::wake::worker::Worker;
@@ -63,6 +65,8 @@ pub struct Control {
     pub entropy: Arc<dyn Entropy>,
     /// Metrics.
     pub telemetry: Arc<Telemetry>,
+    /// Takes down what was decided about an environment as a whole.
+    pub decided: Box<dyn Fn(Decision) + Send + Sync>,
     /// Held while owners are made to follow the configuration, by a deployment or a reload.
     pub changing_owners: tokio::sync::Mutex<()>,
     /// Read by those who make deployments, written by who collects what nobody needs.

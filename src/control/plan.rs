@@ -2,6 +2,7 @@
 
 pub mod hosts;
 pub mod inherit;
+pub mod previews;
 pub mod retire;
 pub mod sleep;
 

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::id::{Environment, OperationId};
+use crate::id::{DeploymentId, Environment, OperationId};
+use crate::store::record::ledger::Evidence as Decision;
 use crate::store::record::{Deployment, Promotion, Record, key};
 use crate::store::{StoreError, Txn};
 
@@ -21,8 +22,8 @@ pub enum RemoveError {
     /// There is no such preview.
     #[error("there is no preview {0}; `vango-edge routes` lists them")]
     None(Environment),
-    /// It is moving to another artifact.
-    #[error("{0} moves it to another artifact; wait for it")]
+    /// It moves to another artifact, or its own is being promoted.
+    #[error("{0} moves it to another artifact or promotes its own; wait for it")]
     Busy(OperationId),
     /// Somebody else changed its owner meanwhile.
     #[error("its owner changed meanwhile; nothing was done, try again")]
@@ -53,27 +54,32 @@ impl Control {
         self: &Arc<Self>,
         environment: &Environment,
     ) -> Result<(), RemoveError> {
+        self.remove(environment, None, "an operator asked for it").await
+    }
+
+    /// The same, if it still runs the deployment `only`. `why` is for the audit.
+    pub(super) async fn remove(
+        self: &Arc<Self>,
+        environment: &Environment,
+        only: Option<&DeploymentId>,
+        why: &str,
+    ) -> Result<(), RemoveError> {
         if environment.is_production() {
             return Err(RemoveError::Production(environment.clone()));
         }
         self.flush_evidence().await;
         let _owners = self.changing_owners.lock().await;
-        let at = key::promotion(environment);
-        let moving = self.store.get(&at).await?;
-        let mut txn = match &moving {
-            Some(entry) => {
-                let p = Promotion::decode(&entry.value).map_err(ReadError::from)?;
-                if p.state.in_progress() {
-                    return Err(RemoveError::Busy(p.id));
-                }
-                Txn::new().unchanged(&at, entry.mod_revision).delete(&at)
-            }
-            None => Txn::new().absent(&at),
-        };
+        let mut txn = self.not_promoting(Txn::new(), environment, environment).await?;
+        let production = Environment::production(environment.app().clone());
+        txn = self.not_promoting(txn, &production, environment).await?;
+        txn = txn.delete(key::promotion(environment)).delete(key::used(environment));
         let owners = self.owners_of(environment).await?;
         let Some(newest) = owners.iter().map(|(o, _)| o).max_by_key(|o| o.epoch).cloned() else {
             return Err(RemoveError::None(environment.clone()));
         };
+        if only.is_some_and(|only| *only != newest.deployment) {
+            return Err(RemoveError::Raced);
+        }
         let (mut retired, retired_at) = self.retired().await?;
         for (owner, revision) in owners {
             let at = key::owner(&owner.host, &owner.path);
@@ -93,7 +99,9 @@ impl Control {
             txn = txn.unchanged(&at, entry.mod_revision).put(&at, replaced.encode());
         }
         self.store.txn(txn.synced()).await?;
-        log::info!("{environment} was removed");
+        log::info!("{environment} was removed: {why}");
+        let now = self.clock.wall();
+        (self.decided)(Decision::of_environment(environment, now, "removed", why));
         let (control, environment) = (Arc::clone(self), environment.clone());
         tokio::spawn(async move {
             if let Err(e) = control.sleep(&environment, SleepFor::Command).await {
@@ -101,5 +109,23 @@ impl Control {
             }
         });
         Ok(())
+    }
+
+    /// The transaction on the condition that no promotion of `moving` stands on `preview`, as none does
+    /// now.
+    async fn not_promoting(
+        &self,
+        txn: Txn,
+        moving: &Environment,
+        preview: &Environment,
+    ) -> Result<Txn, RemoveError> {
+        let at = key::promotion(moving);
+        let Some(entry) = self.store.get(&at).await? else { return Ok(txn.absent(&at)) };
+        let p = Promotion::decode(&entry.value).map_err(ReadError::from)?;
+        let stands_on_it = p.environment == *preview || p.source_environment == *preview;
+        if p.state.in_progress() && stands_on_it {
+            return Err(RemoveError::Busy(p.id));
+        }
+        Ok(txn.unchanged(&at, entry.mod_revision))
     }
 }

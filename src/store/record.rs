@@ -16,12 +16,14 @@ mod allocation;
 mod owner;
 mod promotion;
 mod session;
+mod used;
 mod wake;
 
 pub use allocation::{Allocation, AllocationState, Process, Starts};
 pub use owner::{Deployment, Retired, RouteOwner};
 pub use promotion::{Evidence, NamedCheck, OwnerSeen, Promotion, PromotionKind, PromotionState};
 pub use session::SessionRoute;
+pub use used::Used;
 pub use wake::{Executor, Failure, Operation, WakePhases, WakeState};
 
 /// Why a stored value could not be read.

@@ -8,6 +8,7 @@
 mod support;
 
 mod adopt;
+mod age;
 mod asset_wire;
 mod assets;
 mod at_most_once;

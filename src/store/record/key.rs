@@ -28,6 +28,10 @@ pub const PROMOTED: &str = "prlog/";
 /// Prefix of all evidence.
 pub const EVIDENCE: &str = "ev/";
 
+/// When a preview was last used.
+pub fn used(environment: &Environment) -> String {
+    format!("used/{environment}")
+}
 /// The environment's promotion.
 pub fn promotion(environment: &Environment) -> String {
     format!("pr/{environment}")

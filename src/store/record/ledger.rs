@@ -211,6 +211,31 @@ impl Record for Evidence {
     const KIND: &'static str = "evidence";
 }
 
+impl Evidence {
+    /// What was decided about an environment as a whole, with no request behind it.
+    pub fn of_environment(environment: &Environment, at: Wall, decision: &str, why: &str) -> Self {
+        let none = || "-".to_owned();
+        Self {
+            at,
+            request: none(),
+            environment: environment.clone(),
+            route: none(),
+            class: "environment".into(),
+            method: none(),
+            decision: decision.into(),
+            forwarded: "not forwarded".into(),
+            why: format!("{environment}: {why}"),
+            status: None,
+            key_hash: None,
+            event: None,
+            attempt: 0,
+            operation: None,
+            held_us: 0,
+            total_us: 0,
+        }
+    }
+}
+
 /// Keys.
 pub mod key {
     use super::Environment;
