@@ -211,6 +211,9 @@ fn a_collection_killed_at_each_step_takes_nothing_that_is_needed_and_leaves_noth
             }
             edge.json(&["remove", &format!("studylab/{name}")]);
         }
+        eventually("what ran of them has ended, and needs no tree any more", || {
+            edge.ps().iter().all(|a| a["environment"] == "studylab/production")
+        });
         edge.crash_at(&format!("collect {step} {times}"));
         let asking = edge.command(&["collect"]);
         assert!(!asking.status.success(), "{step} {times}");
