@@ -1,6 +1,7 @@
 //! The composition root: the only place that names adapters, and the only one that knows in which
 //! order things start and stop.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 
 use crate::admin::access::Access;
+use crate::admin::credential::Credentials;
 use crate::admin::{self, Admin};
 use crate::artifact::{Artifacts, AssetBytes};
 use crate::clock::{Clock, Entropy, SystemClock, SystemEntropy};
@@ -38,8 +40,8 @@ mod secrets;
 mod settings;
 mod stop;
 
-use listen::{Secure, bind, print_addresses};
-use secrets::{OperatorSecrets, VerifyingSecrets};
+use listen::{Secure, bind, from_here, print_addresses};
+use secrets::{OperatorSecrets, ProcessSecrets, VerifyingSecrets};
 use settings::{
     Parts, accept_rules, external_apps, hold_limits, max_connections, pools, prepare,
     preview_policies, proxy_limits,
@@ -81,6 +83,7 @@ struct Edge {
     reloader: Arc<Reloader>,
     ledger: Arc<Ledger>,
     audit: Arc<Audit>,
+    credentials: Arc<Credentials>,
     exchanges: Arc<Exchanges>,
     ready: Arc<AtomicBool>,
     pools: Arc<Pools>,
@@ -109,7 +112,8 @@ async fn run_on(
         .await
         .with_context(|| format!("admin.listen {}", config.admin.listen))?;
 
-    let (edge, publisher) = compose(file, &config, &access, &secure, runtime).await?;
+    let at = from_here(admin_listener.local_addr()?);
+    let (edge, publisher) = compose(file, &config, &access, at, &secure, runtime).await?;
     let access_log = access_log(&config, &edge.control.telemetry)?;
     let taken = edge.control.take_over().await?;
     if taken != TakenOver::default() {
@@ -154,6 +158,7 @@ async fn run_on(
         reloader: Arc::clone(&edge.reloader),
         ready: Arc::clone(&edge.ready),
         access,
+        credentials: Arc::clone(&edge.credentials),
         streams: Arc::new(tokio::sync::Semaphore::new(admin::MOST_STREAMS)),
     };
     let admin = tokio::spawn(admin::serve(admin_listener, admin, async {
@@ -202,6 +207,7 @@ async fn compose(
     file: PathBuf,
     config: &Config,
     access: &Arc<ArcSwap<Access>>,
+    admin: SocketAddr,
     secure: &[Secure],
     runtime: &tokio::runtime::Runtime,
 ) -> Result<(Edge, Publisher)> {
@@ -249,6 +255,12 @@ async fn compose(
         Arc::clone(&telemetry) as _,
     ));
     let secrets = Arc::new(OperatorSecrets(Arc::clone(&running)));
+    let credentials = Arc::new(Credentials::load(dir, &*entropy)?);
+    let process_secrets = ProcessSecrets {
+        operator: Arc::clone(&secrets),
+        credentials: Arc::clone(&credentials),
+        admin,
+    };
     let node = node_name(dir)?;
     let ledger_store: Arc<dyn StateStore> =
         Arc::new(Observed::new(ledger_store, Arc::clone(&clock), Arc::clone(&telemetry) as _));
@@ -273,7 +285,7 @@ async fn compose(
         snapshots: snapshots.clone(),
         clock: Arc::clone(&clock),
         entropy: Arc::clone(&entropy),
-        secrets: Arc::clone(&secrets) as _,
+        secrets: Arc::new(process_secrets),
         backoff: BackoffPolicy {
             first: config.runner.backoff.first,
             max: config.runner.backoff.max,
@@ -373,6 +385,7 @@ async fn compose(
         serving: Arc::new(serving),
         ledger,
         audit,
+        credentials,
         exchanges,
         ready: Arc::new(AtomicBool::new(false)),
         pools,

@@ -7,7 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use vango_edge::clock::ManualClock;
-use vango_edge::ledger::{Ledger, LedgerError, LedgerLimits, Reservation, Sending, Taken};
+use vango_edge::ledger::{
+    Audit, AuditLimits, Ledger, LedgerError, LedgerLimits, Reservation, Sending, Taken, Wanted,
+};
 use vango_edge::lifecycle::idempotency::{Came, Claim, Holder, Print, Resolution, key_hash};
 use vango_edge::store::record::ledger::{AttemptState, StoredHead, StoredResponse, Subject, key};
 use vango_edge::store::{
@@ -29,6 +31,11 @@ impl World {
     /// A process of the node; another `run` is what a restart makes.
     fn ledger(&self, run: &str) -> Arc<Ledger> {
         self.ledger_of(run, 1000)
+    }
+
+    fn audit(&self) -> Arc<Audit> {
+        let limits = AuditLimits { max_rows: 100, max_age: Duration::from_secs(3600) };
+        Audit::new(Arc::clone(&self.store), Arc::clone(&self.clock) as _, limits, 1)
     }
 
     fn ledger_of(&self, run: &str, max_records: u64) -> Arc<Ledger> {
@@ -197,15 +204,17 @@ async fn only_somebody_who_knows_makes_a_key_free_again() {
     let ledger = world.ledger("1");
     drop(send(&ledger, &c).await);
     settled(&ledger).await;
-    let no = Resolution::NotCarriedOut;
-    assert_eq!(ledger.resolve(&c.at, 2, no, "operator").await.unwrap(), None);
-    let resolved = ledger.resolve(&c.at, 1, no, "operator: looked").await.unwrap().unwrap();
+    let (no, audit) = (Resolution::NotCarriedOut, world.audit());
+    assert_eq!(ledger.resolve(&audit, &c.at, 2, no, "operator").await.unwrap(), None);
+    let resolved = ledger.resolve(&audit, &c.at, 1, no, "operator: looked").await.unwrap().unwrap();
     assert_eq!(resolved.state, AttemptState::Released);
-    assert_eq!(ledger.resolve(&c.at, 1, no, "operator").await.unwrap(), None);
+    let kept = audit.list(&Wanted::default(), 10).await.unwrap();
+    assert_eq!((kept.len(), kept[0].why.as_str()), (1, "by operator: looked"));
+    assert_eq!(ledger.resolve(&audit, &c.at, 1, no, "operator").await.unwrap(), None);
     let again = send(&ledger, &claim("a", "b", "r2")).await;
     assert_eq!(again.attempt(), 2);
     again.ended(Came::Whole { status: 200 }, None).await;
-    assert_eq!(ledger.resolve(&c.at, 2, no, "operator").await.unwrap(), None);
+    assert_eq!(ledger.resolve(&audit, &c.at, 2, no, "operator").await.unwrap(), None);
     assert_eq!(ledger.records(), 1);
 }
 

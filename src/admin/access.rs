@@ -4,7 +4,8 @@
 //! name at this address (DNS rebinding) has another one. Is the `Origin`, which a browser sends
 //! with whatever changes something, this API's own (CSRF)? And where tokens are configured, which
 //! a listener that can be reached from other machines requires: does the request carry one whose
-//! role allows it? Tokens are compared by digest and in constant time, every one of them.
+//! role allows it? Tokens are compared by digest and in constant time, every one of them. What apps
+//! may use of it, below [`OWN`], asks for an allocation's credential instead of a token.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -16,6 +17,7 @@ use subtle::ConstantTimeEq as _;
 use crate::config::{self, Role, SecretError, read_secret};
 
 use super::Admin;
+use super::own::OWN;
 use super::problem::Problem;
 
 /// Shortest token: what 128 random bits need as base64 is 22.
@@ -87,7 +89,9 @@ impl Access {
                 return forbidden("this Origin may not use the admin API");
             }
         }
-        let guarded = path == "/metrics" || path.starts_with("/v1");
+        // Apps show another credential there, which the resource itself asks for.
+        let own = path.strip_prefix(OWN).is_some_and(|rest| rest.starts_with('/'));
+        let guarded = path == "/metrics" || (path.starts_with("/v1") && !own);
         if self.tokens.is_empty() || !guarded {
             return Ok(());
         }
@@ -135,7 +139,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|v| v.to_str().ok())
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = text(headers, header::AUTHORIZATION)?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
@@ -221,5 +225,9 @@ mod tests {
         let bare = |path| status(&access, &Method::GET, path, &[("host", "10.0.0.1")]);
         assert_eq!((bare("/v1/traces"), bare("/metrics"), bare("/v1")), (401, 401, 401));
         assert_eq!((bare("/healthz"), bare("/readyz"), bare("/")), (200, 200, 200));
+        assert_eq!(
+            (bare("/v1/self/ledger"), bare("/v1/selfish"), bare("/v1/self")),
+            (200, 401, 401)
+        );
     }
 }

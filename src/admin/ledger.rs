@@ -10,7 +10,7 @@ use crate::clock::Wall;
 use crate::id::Environment;
 use crate::ledger::{LedgerError, Row, Wanted};
 use crate::lifecycle::idempotency::Resolution;
-use crate::store::record::ledger::{Attempted, Subject};
+use crate::store::record::ledger::{Attempted, Subject, key};
 
 use super::Admin;
 use super::page::MOST;
@@ -102,25 +102,39 @@ pub async fn ledger(
     Query(filter): Query<LedgerFilter>,
 ) -> Result<Json<Vec<LedgerRow>>, Problem> {
     let prefix = filter.app.as_ref().map_or_else(String::new, |app| format!("{app}/"));
+    listed(&admin, &prefix, filter.limit, [&filter.state, &filter.key_hash, &filter.event]).await
+}
+
+/// Records below `prefix` with this state, key's hash and event, where they are given.
+pub(super) async fn listed(
+    admin: &Admin,
+    prefix: &str,
+    limit: Option<usize>,
+    [state, key_hash, event]: [&Option<String>; 3],
+) -> Result<Json<Vec<LedgerRow>>, Problem> {
     let is = |wanted: &Option<String>, found: Option<&str>| {
         wanted.as_deref().is_none_or(|w| found == Some(w))
     };
     let wanted = |r: &Attempted| {
-        is(&filter.state, Some(r.state.name()))
-            && is(&filter.key_hash, Some(&r.key_hash))
-            && is(&filter.event, r.event.as_deref())
+        is(state, Some(r.state.name()))
+            && is(key_hash, Some(&r.key_hash))
+            && is(event, r.event.as_deref())
     };
-    let limit = filter.limit.unwrap_or(100).clamp(1, MOST);
-    let rows = admin.ledger.list(&prefix, limit, wanted).await.map_err(problem)?;
+    let limit = limit.unwrap_or(100).clamp(1, MOST);
+    let rows = admin.ledger.list(prefix, limit, wanted).await.map_err(problem)?;
     Ok(Json(rows.into_iter().map(|Row { at, record }| row(at, record)).collect()))
 }
 
-fn place(app: &str, environment: &str, hash: &str) -> Result<String, Problem> {
-    let environment: Environment = format!("{app}/{environment}").parse().map_err(Problem::bad)?;
+fn named(app: &str, environment: &str, hash: &str) -> Result<String, Problem> {
+    place(&format!("{app}/{environment}").parse().map_err(Problem::bad)?, hash)
+}
+
+/// Where a record of `environment` is.
+pub(super) fn place(environment: &Environment, hash: &str) -> Result<String, Problem> {
     if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Problem::bad("expected 64 hex digits, as the ledger's list shows them"));
     }
-    Ok(format!("{environment}/{hash}"))
+    Ok(key::subject(environment, hash))
 }
 
 /// One record.
@@ -134,7 +148,7 @@ pub async fn one(
     State(admin): State<Admin>,
     Path((app, environment, hash)): Path<(String, String, String)>,
 ) -> Result<Json<LedgerRow>, Problem> {
-    let at = place(&app, &environment, &hash)?;
+    let at = named(&app, &environment, &hash)?;
     match admin.ledger.get(&at).await.map_err(problem)? {
         Some(seen) => Ok(Json(row(at, seen.record))),
         None => Err(Problem::not_found("the ledger has no such record, or no longer")),
@@ -167,7 +181,17 @@ pub async fn resolve(
     Path((app, environment, hash)): Path<(String, String, String)>,
     Json(request): Json<Resolve>,
 ) -> Result<Json<LedgerRow>, Problem> {
-    let at = place(&app, &environment, &hash)?;
+    let at = named(&app, &environment, &hash)?;
+    say(&admin, &at, &request, "operator").await
+}
+
+/// Resolves a record by the word of `who`; on record and in the audit before it is answered.
+pub(super) async fn say(
+    admin: &Admin,
+    at: &str,
+    request: &Resolve,
+    who: &str,
+) -> Result<Json<LedgerRow>, Problem> {
     let resolution = match request.outcome.as_str() {
         "carried-out" => Resolution::CarriedOut,
         "not-carried-out" => Resolution::NotCarriedOut,
@@ -177,10 +201,10 @@ pub async fn resolve(
         }
     };
     let note: String = request.note.chars().take(200).collect();
-    let who = if note.is_empty() { "operator".to_owned() } else { format!("operator: {note}") };
-    let resolved = admin.ledger.resolve(&at, request.attempt, resolution, &who).await;
+    let who = if note.is_empty() { who.to_owned() } else { format!("{who}: {note}") };
+    let resolved = admin.ledger.resolve(&admin.audit, at, request.attempt, resolution, &who).await;
     match resolved.map_err(problem)? {
-        Some(record) => Ok(Json(row(at, record))),
+        Some(record) => Ok(Json(row(at.to_owned(), record))),
         None => Err(Problem::new(
             StatusCode::CONFLICT,
             "the record is not there, its outcome is not unknown, or it is of another attempt",
@@ -201,13 +225,14 @@ pub struct AuditRow {
     pub route: String,
     /// The route's class.
     pub class: String,
-    /// Its method.
+    /// Its method; `-` for a resolution.
     pub method: String,
-    /// How it ended.
+    /// How it ended; for a resolution `resolved-carried-out` or `resolved-not-carried-out`.
     pub decision: String,
-    /// `not forwarded`, `forwarded, outcome unknown` or `answered by the app`.
+    /// `not forwarded`, `forwarded, outcome unknown` or `answered by the app`; for a resolution
+    /// `forwarded, carried out` or `forwarded, not carried out`.
     pub forwarded: String,
-    /// Why.
+    /// Why; for a resolution, by whom and their note.
     pub why: String,
     /// The status that was sent.
     pub status: Option<u16>,

@@ -8,10 +8,12 @@ pub mod access;
 mod api;
 mod config;
 mod console;
+pub mod credential;
 mod environments;
 mod ledger;
 mod named;
 mod openapi;
+mod own;
 mod page;
 mod problem;
 mod releases;
@@ -38,10 +40,12 @@ use crate::ledger::{Audit, Ledger};
 use crate::runner::Runner;
 
 use access::Access;
+use credential::Credentials;
 use problem::Problem;
 
 pub use config::{ConfigRow, ReloadAttempt};
 pub use ledger::{AuditRow, LedgerRow, Resolve};
+pub use own::OWN;
 pub use stream::MOST_STREAMS;
 
 /// Largest JSON body.
@@ -64,6 +68,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// Who may use it.
     pub access: Arc<ArcSwap<Access>>,
+    /// What allocations show.
+    pub credentials: Arc<Credentials>,
     /// Places for those who follow; [`MOST_STREAMS`].
     pub streams: Arc<Semaphore>,
 }
@@ -94,6 +100,8 @@ fn resources() -> OpenApiRouter<Admin> {
         .routes(routes!(ledger::one))
         .routes(routes!(ledger::resolve))
         .routes(routes!(ledger::audit))
+        .routes(routes!(own::ledger))
+        .routes(routes!(own::resolve))
         .routes(routes!(config::config))
         .routes(routes!(config::reload))
         .routes(routes!(api::traces))

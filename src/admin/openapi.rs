@@ -31,6 +31,10 @@ impl Modify for Common {
         ));
         let components = document.components.get_or_insert_default();
         components.add_security_scheme("token", SecurityScheme::Http(token.build()));
+        let allocation = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
+            "An allocation's credential: what its process has in VANGO_EDGE_SELF_TOKEN",
+        ));
+        components.add_security_scheme("allocation", SecurityScheme::Http(allocation.build()));
     }
 }
 

@@ -146,6 +146,11 @@ impl Audit {
         }
     }
 
+    /// `txn`, which keeps evidence too: whole, or neither. Its store is the ledger's.
+    pub(super) fn with(&self, txn: Txn, evidence: &Evidence) -> Txn {
+        txn.put(self.key(evidence.at), evidence.encode())
+    }
+
     fn key(&self, at: Wall) -> String {
         key::evidence(at, self.number.fetch_add(1, Ordering::Relaxed))
     }

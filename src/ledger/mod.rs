@@ -369,13 +369,14 @@ impl Ledger {
         }
     }
 
-    /// Says what became of an unknown attempt. `None` when the record is not unknown, or is of
-    /// another attempt, or not there.
+    /// Says what became of an unknown attempt, and keeps in `audit` by the same transaction who said
+    /// so. `None` when the record is not unknown, or is of another attempt, or not there.
     ///
     /// # Errors
     /// [`LedgerError`] when it cannot be read or written.
     pub async fn resolve(
         &self,
+        audit: &Audit,
         at: &str,
         attempt: u32,
         resolution: Resolution,
@@ -394,9 +395,9 @@ impl Ledger {
             let txn = Txn::new()
                 .unchanged(&key_at, revision)
                 .put(&key_at, next.encode())
-                .delete(key::open(at))
-                .synced();
-            match self.commit(txn).await {
+                .delete(key::open(at));
+            let txn = audit.with(txn, &idempotency::evidence_of(&next));
+            match self.commit(txn.synced()).await {
                 Ok(_) => return Ok(Some(next)),
                 Err(LedgerError::Store(StoreError::Conflict { .. })) => {}
                 Err(e) => return Err(e),

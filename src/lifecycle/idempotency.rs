@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::clock::Wall;
 use crate::contract::{Action, Fingerprint, Source};
 use crate::id::{Environment, OperationId};
-use crate::store::record::ledger::{AttemptState, Attempted, Subject, key};
+use crate::store::record::ledger::{AttemptState, Attempted, Evidence, Subject, key};
 
 use super::facts::Facts;
 
@@ -168,6 +168,14 @@ impl Claim {
             retention_ms: u64::try_from(remember.as_millis()).unwrap_or(u64::MAX),
             request,
         }
+    }
+}
+
+impl Claim {
+    /// The record's name among its environment's, 64 hex digits: what the app is told, and by which
+    /// it says what became of it.
+    pub fn record(&self) -> &str {
+        self.at.rsplit('/').next().unwrap_or_default()
     }
 }
 
@@ -413,6 +421,35 @@ pub fn resolved(
     Some(Attempted { state, resolved: Some(who.to_owned()), changed: now, ..record.clone() })
 }
 
+/// Evidence of a resolution; `resolved` is what [`resolved`] made.
+pub fn evidence_of(resolved: &Attempted) -> Evidence {
+    let (decision, forwarded) = match resolved.state {
+        AttemptState::Released => ("resolved-not-carried-out", "forwarded, not carried out"),
+        _ => ("resolved-carried-out", "forwarded, carried out"),
+    };
+    Evidence {
+        at: resolved.changed,
+        request: resolved.claim.clone(),
+        environment: resolved.environment.clone(),
+        route: resolved.route.clone(),
+        class: match resolved.subject {
+            Subject::Action => "action".into(),
+            Subject::Event => "webhook".into(),
+        },
+        method: "-".into(),
+        decision: decision.into(),
+        forwarded: forwarded.into(),
+        why: resolved.resolved.as_ref().map_or_else(String::new, |who| format!("by {who}")),
+        status: None,
+        key_hash: Some(resolved.key_hash.clone()),
+        event: resolved.event.clone(),
+        attempt: resolved.attempt,
+        operation: resolved.operation.clone(),
+        held_us: 0,
+        total_us: 0,
+    }
+}
+
 /// The record of a holder that is gone: what was only reserved is let go, what was forwarded is
 /// unknown. `None` stands for a record that goes.
 pub fn recovered(record: &Attempted, now: Wall) -> Option<Attempted> {
@@ -498,6 +535,10 @@ mod tests {
         let yes = resolved(&unknown, 1, Resolution::CarriedOut, "operator", Wall(9)).unwrap();
         assert_eq!(yes.state, AttemptState::CompletedUnreplayable);
         let no = resolved(&unknown, 1, Resolution::NotCarriedOut, "operator", Wall(9)).unwrap();
+        let (kept, why) = (evidence_of(&yes), evidence_of(&no).why);
+        assert_eq!((kept.decision.as_str(), kept.attempt), ("resolved-carried-out", 1));
+        assert_eq!(evidence_of(&no).decision, "resolved-not-carried-out");
+        assert_eq!((why.as_str(), kept.at), ("by operator", Wall(9)));
         let again = reserved(&claim(Some("b")), &holder(), Some(&no), Wall(10));
         let again = forwarded(&again, &claim(Some("b")).print, None, Wall(11));
         assert_eq!((again.attempt, again.created, again.expires), (2, Wall(5), Wall(1005)));

@@ -148,10 +148,13 @@ async fn record(
     }
 }
 
-/// Tells the app which attempt this is, and which event was verified.
+/// Tells the app which attempt of which record this is, and which event was verified.
 fn mark(head: &mut RequestHeader, journey: &Journey) -> pingora::Result<()> {
     if journey.attempt() > 0 {
         head.insert_header("vango-edge-idempotency-attempt", journey.attempt().to_string())?;
+        if let Some(claim) = journey.claim() {
+            head.insert_header("vango-edge-idempotency-record", claim.record())?;
+        }
     }
     if let Some(event) = journey.event() {
         head.insert_header("vango-edge-webhook-event", event)?;

@@ -1,5 +1,6 @@
 //! The clients' listeners: bound or taken over, and their addresses told.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,4 +66,13 @@ pub(super) fn print_addresses(
     writeln!(out, "{line}")?;
     out.flush()?;
     Ok(())
+}
+
+/// Where this machine reaches a listener that is bound to `bound`.
+pub(super) fn from_here(bound: SocketAddr) -> SocketAddr {
+    match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, bound.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, bound.port()).into(),
+        _ => bound,
+    }
 }

@@ -1,11 +1,15 @@
 //! Where values of secrets come from: the operator's configuration names their sources, and nothing
-//! here keeps what a process or a session store was given.
+//! here keeps what a process or a session store was given. A process gets its allocation's credential
+//! besides.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::admin::OWN;
+use crate::admin::credential::Credentials;
 use crate::config::{self, Running, Secret, SecretSource, SecretValues};
 use crate::contract::Contract;
-use crate::id::Environment;
+use crate::id::{AllocationId, Environment};
 use crate::proxy::WebhookSecrets;
 use crate::session::StoreSecrets;
 use crate::wake::worker::Secrets;
@@ -47,13 +51,28 @@ impl StoreSecrets for OperatorSecrets {
     }
 }
 
-impl Secrets for OperatorSecrets {
+/// What a process is given besides what its contract's `env` says.
+pub(super) struct ProcessSecrets {
+    pub(super) operator: Arc<OperatorSecrets>,
+    pub(super) credentials: Arc<Credentials>,
+    /// Where an app finds the admin API.
+    pub(super) admin: SocketAddr,
+}
+
+impl Secrets for ProcessSecrets {
     fn of(
         &self,
         environment: &Environment,
+        allocation: &AllocationId,
         contract: &Contract,
     ) -> Result<Vec<(String, String)>, String> {
-        let value = |name: &String| Ok((name.clone(), self.value(environment, name)?));
-        contract.process.secrets.iter().map(value).collect()
+        let value = |name: &String| Ok((name.clone(), self.operator.value(environment, name)?));
+        let secrets: Result<Vec<_>, String> = contract.process.secrets.iter().map(value).collect();
+        let mut secrets = secrets?;
+        // After the contract's own: the last one of a name counts.
+        secrets.push(("VANGO_EDGE_SELF_URL".into(), format!("http://{}{OWN}", self.admin)));
+        let token = self.credentials.seal(environment, allocation);
+        secrets.push(("VANGO_EDGE_SELF_TOKEN".into(), token));
+        Ok(secrets)
     }
 }

@@ -37,13 +37,15 @@ const SUPERSEDED: Duration = Duration::from_secs(2);
 
 /// Gives a process its secrets; the only place their values pass through here.
 pub trait Secrets: Send + Sync {
-    /// Name and value of each secret that `contract` names for `environment`.
+    /// Name and value of each secret that `contract` names for `environment`, and of those that the
+    /// edge itself gives `allocation`.
     ///
     /// # Errors
     /// What is missing, by name, never by value.
     fn of(
         &self,
         environment: &Environment,
+        allocation: &AllocationId,
         contract: &Contract,
     ) -> Result<Vec<(String, String)>, String>;
 }

@@ -11,7 +11,8 @@ pub fn artifact() -> Artifact {
     Artifact::new().replace("idempotency = \"app\"", EDGE)
 }
 
-fn keyed<'a>(key: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+/// Headers of a keyed form of ada's.
+pub fn keyed<'a>(key: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let mut all = vec![
         ("Idempotency-Key", key),
         ("Cookie", "vango_session=ada"),
@@ -177,6 +178,9 @@ fn a_body_beyond_what_pingora_keeps_arrives_whole() {
         let headers = got["headers"].as_array().unwrap().clone();
         let of = |name: &str| headers.iter().find(|h| h[0] == name).map(|h| h[1].clone());
         assert_eq!(of("vango-edge-idempotency-attempt"), Some(json!("1")));
+        let record = of("vango-edge-idempotency-record").unwrap();
+        let rows = edge.list(&["ledger"]);
+        assert!(rows.iter().any(|r| r["at"].as_str().unwrap().ends_with(record.as_str().unwrap())));
         assert_eq!((of("expect"), of("content-length")), (None, Some(json!("300000"))));
     };
     echo(&edge.ask("POST", "/debug/echo", &keyed("big", &[]), &body));

@@ -29,6 +29,7 @@ mod keyed;
 mod kills;
 mod limits;
 mod live;
+mod own;
 mod points;
 mod preview;
 mod promotion;

@@ -107,7 +107,8 @@ pub struct Attempted {
     pub expires: Wall,
     /// The app's status.
     pub status: Option<u16>,
-    /// Who said what became of it, if not the app's own answer: `operator`, `app`, and a note.
+    /// Who said what became of it, if not the app's own answer: `operator` or `app` and its
+    /// allocation, and a note.
     pub resolved: Option<String>,
 }
 impl Record for Attempted {
@@ -184,11 +185,13 @@ pub struct Evidence {
     pub route: String,
     /// The route's class.
     pub class: String,
-    /// Its method.
+    /// Its method; `-` for a resolution.
     pub method: String,
-    /// How it ended: an outcome's name.
+    /// How it ended: an outcome's name; for a resolution `resolved-carried-out` or
+    /// `resolved-not-carried-out`.
     pub decision: String,
-    /// `not forwarded`, `forwarded, outcome unknown` or `answered by the app`.
+    /// `not forwarded`, `forwarded, outcome unknown` or `answered by the app`; for a resolution
+    /// `forwarded, carried out` or `forwarded, not carried out`.
     pub forwarded: String,
     /// Why, in words; may be empty.
     pub why: String,

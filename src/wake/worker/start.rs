@@ -135,7 +135,7 @@ impl Worker {
         };
         let mut env: Vec<_> =
             contract.process.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        match self.secrets.of(&wanted.environment, &contract) {
+        match self.secrets.of(&wanted.environment, allocation, &contract) {
             Ok(secrets) => env.extend(secrets),
             Err(missing) => {
                 return Ok(Err(Trouble::new("a secret is not configured", missing)));
