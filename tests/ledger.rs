@@ -1,4 +1,13 @@
-//! The ledger over a store that remembers, and over one that fails.
+//! The ledger over a store that remembers, over one that fails, and what was recorded of it over RocksDB
+//! and `kill -9`, before a checker of linearizability.
+
+mod ledger {
+    pub mod history;
+    pub mod kill;
+}
+#[path = "store/process.rs"]
+#[expect(dead_code, reason = "the store's tests use all of it")]
+mod process;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use vango_edge::clock::ManualClock;
 use vango_edge::ledger::{
     Audit, AuditLimits, Ledger, LedgerError, LedgerLimits, Reservation, Sending, Taken, Wanted,
@@ -246,6 +256,67 @@ async fn a_full_ledger_refuses_new_keys_and_answers_for_old_ones() {
     let old = ledger.forward(None, &claim("a", "b", "r3"), true, None).await.unwrap();
     assert!(matches!(old, Taken::Found(_)));
     assert_eq!(ledger.at_work(), 0);
+}
+
+#[tokio::test]
+async fn whoever_meets_a_free_record_that_another_is_taking_is_told_so() {
+    let mut world = World::new();
+    let slow = Arc::new(Gated { store: Arc::clone(&world.store), gate: Semaphore::new(100) });
+    world.store = Arc::clone(&slow) as _;
+    let (ledger, c) = (world.ledger("1"), claim("a", "b", "r1"));
+    drop(send(&ledger, &c).await);
+    settled(&ledger).await;
+    let audit = world.audit();
+    ledger.resolve(&audit, &c.at, 1, Resolution::NotCarriedOut, "x").await.unwrap().unwrap();
+    // The next transaction does not end: the record says released still.
+    slow.gate.forget_permits(100);
+    let (taking, next) = (Arc::clone(&ledger), claim("a", "b", "r2"));
+    let taking = tokio::spawn(async move { held(taking.forward(None, &next, true, None).await) });
+    while ledger.at_work() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let third = claim("a", "b", "r3");
+    let Taken::Found(seen) = ledger.forward(None, &third, true, None).await.unwrap() else {
+        panic!("sent twice")
+    };
+    assert_eq!((seen.record.state, seen.alive), (AttemptState::Reserved, true));
+    slow.gate.add_permits(100);
+    assert_eq!(taking.await.unwrap().attempt(), 2);
+}
+
+/// A store whose transactions wait for the gate.
+struct Gated {
+    store: Arc<dyn StateStore>,
+    gate: Semaphore,
+}
+
+#[async_trait]
+impl StateStore for Gated {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+    async fn list(&self, p: &str, a: Option<&str>, n: usize) -> Result<Page, StoreError> {
+        self.store.list(p, a, n).await
+    }
+    async fn txn(&self, txn: Txn) -> Result<u64, StoreError> {
+        let _passed = self.gate.acquire().await;
+        self.store.txn(txn).await
+    }
+    async fn watch(&self, p: &str, from: u64) -> Result<Watch, StoreError> {
+        self.store.watch(p, from).await
+    }
+    async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.store.lease_grant(ttl).await
+    }
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.lease_keep_alive(lease).await
+    }
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.lease_revoke(lease).await
+    }
+    async fn revision(&self) -> Result<u64, StoreError> {
+        self.store.revision().await
+    }
 }
 
 /// A store that commits a transaction and then says that it cannot tell.

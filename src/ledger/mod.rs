@@ -41,6 +41,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const TRIES: usize = 4;
 /// Rows of one page.
 const PAGE: usize = 1000;
+/// How often a process that stops looks whether the ledger is done.
+const SETTLE_LOOK: Duration = Duration::from_millis(5);
 
 /// Bounds.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +115,14 @@ impl Drop for Slot {
     }
 }
 
+/// Whether a claim may take the subject of `record`.
+fn is_free(record: &Attempted, claim: &Claim, whole: bool, alive: bool) -> bool {
+    match claim.subject {
+        Subject::Action => judge(record, &claim.print, whole, alive) == Verdict::Free,
+        Subject::Event => judge_event(record, alive) == Delivered::Free,
+    }
+}
+
 /// Which state a claim takes its subject in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum As<'a> {
@@ -155,6 +165,23 @@ impl Ledger {
         self.held().len()
     }
 
+    /// Whether this process is at work on the subject at `at`.
+    pub fn works_on(&self, at: &str) -> bool {
+        self.held().contains(at)
+    }
+
+    /// Returns once this process is at work on nothing any more, or after `within`; says on how many
+    /// subjects it still is.
+    pub async fn settled(&self, within: Duration) -> usize {
+        let settle = async {
+            while self.at_work() > 0 {
+                tokio::time::sleep(SETTLE_LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(within, settle).await;
+        self.at_work()
+    }
+
     /// Largest response that is stored.
     pub fn max_response(&self) -> usize {
         self.limits.max_response
@@ -170,7 +197,7 @@ impl Ledger {
     fn alive(&self, at: &str, record: &Attempted) -> bool {
         record.state.open()
             && (record.node != self.holder.node
-                || (record.run == self.holder.run && self.held().contains(at)))
+                || (record.run == self.holder.run && self.works_on(at)))
     }
 
     /// Takes the subject while nothing is sent yet; durable.
@@ -238,7 +265,7 @@ impl Ledger {
         kind: As<'_>,
     ) -> Result<Taken<(Slot, Attempted, u64)>, LedgerError> {
         let Some(slot) = self.slot(&claim.at) else {
-            return self.held_here(claim).await.map(|f| Taken::Found(Box::new(f)));
+            return self.held_here(claim, whole).await.map(|f| Taken::Found(Box::new(f)));
         };
         let mut before: Option<(Attempted, u64)> = None;
         for _ in 0..TRIES {
@@ -273,11 +300,7 @@ impl Ledger {
             }
             if let Some((record, _)) = &before {
                 let alive = record.state.open() && record.node != self.holder.node;
-                let free = match claim.subject {
-                    Subject::Action => judge(record, &claim.print, whole, alive) == Verdict::Free,
-                    Subject::Event => judge_event(record, alive) == Delivered::Free,
-                };
-                if !free {
+                if !is_free(record, claim, whole, alive) {
                     let record = record.clone();
                     return Ok(Taken::Found(Box::new(Seen { record, alive })));
                 }
@@ -297,12 +320,13 @@ impl Ledger {
     }
 
     /// Another request of this process has the subject; its record may be on its way to disk.
-    async fn held_here(&self, claim: &Claim) -> Result<Seen, LedgerError> {
-        Ok(match self.read(&claim.at).await? {
-            Some((record, _)) => {
-                let alive = self.alive(&claim.at, &record);
-                Seen { record, alive }
+    async fn held_here(&self, claim: &Claim, whole: bool) -> Result<Seen, LedgerError> {
+        Ok(match self.seen(&claim.at).await? {
+            // What is free is being taken just now, by the one who has the subject.
+            Some(Seen { record, alive }) if is_free(&record, claim, whole, alive) => {
+                Seen { record: Attempted { state: AttemptState::Reserved, ..record }, alive: true }
             }
+            Some(seen) => seen,
             None => {
                 let unread = Print { head: claim.print.head.clone(), body: None };
                 let claim = Claim { print: unread, ..claim.clone() };
@@ -311,6 +335,22 @@ impl Ledger {
                 Seen { record, alive: true }
             }
         })
+    }
+
+    /// A record, and whether its holder is at work. A holder writes what came of it and then lets go:
+    /// whoever read the record before that and looks for the holder after it would take a request that
+    /// was answered for one that nobody knows of. So an open record without a holder is read again, and
+    /// believed only if it has not changed.
+    async fn seen(&self, at: &str) -> Result<Option<Seen>, LedgerError> {
+        let mut before: Option<u64> = None;
+        loop {
+            let Some((record, revision)) = self.read(at).await? else { return Ok(None) };
+            let alive = self.alive(at, &record);
+            if alive || !record.state.open() || before == Some(revision) {
+                return Ok(Some(Seen { record, alive }));
+            }
+            before = Some(revision);
+        }
     }
 
     async fn read(&self, at: &str) -> Result<Option<(Attempted, u64)>, LedgerError> {
@@ -325,8 +365,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it cannot be read.
     pub async fn get(&self, at: &str) -> Result<Option<Seen>, LedgerError> {
-        let read = self.read(at).await?;
-        Ok(read.map(|(record, _)| Seen { alive: self.alive(at, &record), record }))
+        self.seen(at).await
     }
 
     /// The stored response of a completed subject.

@@ -36,9 +36,15 @@ pub struct Process {
 
 /// Runs the ignored test `name` with `dir`.
 pub fn start(name: &str, dir: &Path) -> Process {
+    start_with(name, dir, &[])
+}
+
+/// The same with more in its environment.
+pub fn start_with(name: &str, dir: &Path, env: &[(&str, &str)]) -> Process {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .env(DIR, dir)
+        .envs(env.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
