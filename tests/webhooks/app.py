@@ -1,0 +1,21 @@
+"""An app that accepts every delivery and says which event it was told."""
+import http.server
+import os
+
+
+class App(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        event = self.headers.get("Vango-Edge-Webhook-Event", "").encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(event)))
+        self.end_headers()
+        self.wfile.write(event)
+
+    def log_message(self, *_):
+        pass
+
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()
