@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::keyed::{artifact, keyed};
-use crate::support::{Answer, Connection, Edge, eventually_some};
+use crate::support::{Answer, Artifact, Connection, Edge, eventually_some};
 
 use super::promotion::deploy_preview;
 
@@ -145,4 +145,44 @@ fn a_credential_outlives_the_edge_and_is_no_operators_token() {
     let mut connection = Connection::open(edge.admin);
     connection.send_head("GET", "/v1/self/ledger", &foreign);
     assert_eq!(connection.answer().unwrap().status, 403);
+}
+
+#[test]
+fn the_sample_app_settles_its_own_unknown_attempts() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new().env("STUDYLAB_RECONCILE", "100ms"));
+    let submit = |key: &str, fault: &[(&str, &str)]| {
+        edge.ask("POST", "/actions/submit", &keyed(key, fault), "text=essay")
+    };
+    let up = || {
+        eventually_some("the app is up", || (edge.get("/dashboard").status == 200).then_some(()));
+    };
+    let settled = |key: &str| {
+        let rows = edge.list(&["ledger", "--key", key]);
+        rows[0]["resolved"].as_str().map(|who| (who.to_owned(), rows[0]["state"].clone()))
+    };
+    up();
+    assert_eq!(submit("k1", &[]).status, 200);
+    assert_eq!(submit("k1", &[]).header("idempotent-replayed"), Some("true"));
+
+    // It died before it wrote: the app says so, and the repeat is sent.
+    assert_eq!(submit("k2", &[("Studylab-Fault", "exit-before")]).status, 502);
+    up();
+    let (who, state) = eventually_some("the app has said it", || settled("k2"));
+    assert!(who.starts_with("app al-") && who.ends_with(": by its attempts"), "{who}");
+    assert_eq!(state, "released");
+    let again = submit("k2", &[]);
+    assert_eq!((again.status, again.header("idempotent-replayed")), (200, None));
+
+    // It died after it wrote: repeats are told that it was carried out.
+    assert_eq!(submit("k3", &[("Studylab-Fault", "exit-after")]).status, 502);
+    up();
+    assert_eq!(eventually_some("said", || settled("k3")).1, "completed_unreplayable");
+    let told = submit("k3", &[]);
+    assert_eq!(told.status, 409, "{}", told.text());
+    assert_eq!(told.json()["type"], "https://vango-edge.dev/problems/response-not-replayable");
+    assert_eq!(told.json()["forwarded"], "answered by the app");
+    let ran = edge.get("/debug/executions?route=/actions/submit").json();
+    let ran = ran["executions"].as_array().unwrap();
+    assert_eq!(ran.iter().map(|r| &r["count"]).collect::<Vec<_>>(), [1, 1, 1], "{ran:?}");
 }

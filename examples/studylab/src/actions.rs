@@ -1,4 +1,4 @@
-//! What changes something: the save and the payment event. Both are recorded once per key, in the
+//! What changes something: the save, the handing in and the payment event. Each is recorded once per key, in the
 //! transaction that makes them happen; the edge only has to say which key it is.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::app::{App, NO_STORE};
-use crate::database::Saved;
+use crate::database::{Attempt, Saved, Submitted};
 use crate::store::StoreError;
 use crate::switches::parse_duration;
 
@@ -61,6 +61,62 @@ pub async fn save(State(app): State<Arc<App>>, request: Request) -> Response {
         ),
         Err(err) => failed(&err),
     }
+}
+
+/// `POST /actions/submit` with `text`: handed in once per student, the cookie `vango_session`, and
+/// `Idempotency-Key`. Both are required. The edge keeps the keys of this one.
+pub async fn submit(State(app): State<Arc<App>>, request: Request) -> Response {
+    let headers = request.headers().clone();
+    let fault = Fault::of(&headers, app.switches.debug);
+    let key = match idempotency_key(&headers) {
+        Ok(Some(key)) => key,
+        Ok(None) => return problem(StatusCode::BAD_REQUEST, "an Idempotency-Key is required"),
+        Err(why) => return problem(StatusCode::BAD_REQUEST, why),
+    };
+    let Some(student) = student(&headers) else {
+        return problem(StatusCode::BAD_REQUEST, "the cookie vango_session is required");
+    };
+    let text = match read_text(&headers, request).await {
+        Ok(text) => text,
+        Err(refused) => return refused,
+    };
+    let attempt = attempt(&headers);
+    fault.before().await;
+    let allocation = app.identity.allocation().to_owned();
+    let submitted = app
+        .store
+        .write(move |db| db.submit(attempt.as_ref(), &student, &key, &text, &allocation))
+        .await;
+    fault.after().await;
+    match submitted {
+        Ok(Submitted::First(submission) | Submitted::Repeat(submission)) => {
+            ([NO_STORE], Json(submission)).into_response()
+        }
+        Ok(Submitted::KeyReused) => problem(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "this Idempotency-Key belongs to another text that was handed in",
+        ),
+        Ok(Submitted::Disowned) => problem(
+            StatusCode::CONFLICT,
+            "this attempt came too late: it was declared not carried out, and was not",
+        ),
+        Err(err) => failed(&err),
+    }
+}
+
+fn student(headers: &HeaderMap) -> Option<String> {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut named = cookies
+        .flat_map(|cookies| cookies.split(';'))
+        .filter_map(|cookie| cookie.trim().strip_prefix("vango_session="));
+    named.next().filter(|id| is_key(id)).map(str::to_owned)
+}
+
+/// Which attempt of which record the edge says that this is.
+fn attempt(headers: &HeaderMap) -> Option<Attempt> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    let record = text("vango-edge-idempotency-record")?.to_owned();
+    Some(Attempt { record, number: text("vango-edge-idempotency-attempt")?.parse().ok()? })
 }
 
 /// `POST /webhooks/stripe` with an event as JSON; its `id` is the key.

@@ -63,6 +63,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/dashboard", get(dashboard::show))
         .route("/vango/live", get(live::connect))
         .route("/actions/save", post(actions::save))
+        .route("/actions/submit", post(actions::submit))
         .route("/webhooks/stripe", post(actions::stripe))
         .route("/assets/{*path}", get(assets::serve))
         .route("/internal/sessions/{id}", get(sessions::show))

@@ -6,6 +6,10 @@
 //!
 //! Several processes may have the same file open (two allocations during a promotion).
 
+mod submissions;
+
+pub use submissions::{Attempt, Submitted};
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +22,7 @@ use crate::sessions::Stored;
 pub mod route {
     pub const DASHBOARD: &str = "/dashboard";
     pub const SAVE: &str = "/actions/save";
+    pub const SUBMIT: &str = "/actions/submit";
     pub const STRIPE: &str = "/webhooks/stripe";
     pub const LIVE: &str = "/vango/live";
     /// Not a route: one start of a process, by allocation.
@@ -28,7 +33,7 @@ pub mod route {
 pub const MAX_ROWS: usize = 50_000;
 const NOTES_SHOWN: usize = 12;
 const BUSY: Duration = Duration::from_secs(5);
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 const SCHEMA: &str = "
     CREATE TABLE executions (
         route TEXT NOT NULL,
@@ -152,8 +157,9 @@ impl Database {
                 let tx = begin(&mut connection, Durability::Disk)?;
                 // Another process may have been faster.
                 match version(&tx)? {
-                    0 => tx.execute_batch(&format!("{SCHEMA}{SESSIONS}"))?,
-                    1 => tx.execute_batch(SESSIONS)?,
+                    0 => tx.execute_batch(&format!("{SCHEMA}{SESSIONS}{}", submissions::SCHEMA))?,
+                    1 => tx.execute_batch(&format!("{SESSIONS}{}", submissions::SCHEMA))?,
+                    2 => tx.execute_batch(submissions::SCHEMA)?,
                     _ => {}
                 }
                 tx.commit()?;

@@ -7,7 +7,7 @@
 //!
 //! Reading order: `switches` (what the environment asks for), `database` and `store` (the product
 //! database), `app` (routes), then one module a route: `dashboard`, `actions`, `live`, `assets`,
-//! `debug`.
+//! `debug`; `reconcile` is what the app says to the edge by itself.
 //!
 //! Deliberately absent: accounts, and signature checks on webhooks (the edge has verified them).
 
@@ -20,6 +20,7 @@ mod debug;
 mod identity;
 mod live;
 mod process;
+mod reconcile;
 mod sessions;
 mod start;
 mod store;

@@ -23,6 +23,7 @@ use crate::database::DatabaseError;
 use crate::identity::Identity;
 use crate::live::Sessions;
 use crate::process;
+use crate::reconcile;
 use crate::sessions::{self, SessionStore};
 use crate::store::Store;
 use crate::switches::Switches;
@@ -91,6 +92,7 @@ async fn live_and_stop(switches: Switches, began: Instant) -> Result<(), Failure
         up = open_port(&switches, opened) => up?,
         () = stopping.asked() => return Ok(()),
     };
+    tokio::spawn(reconcile::forever(store.clone(), switches.reconcile));
     let durable = SessionStore::new(switches.session_store.as_deref(), &store)
         .map_err(|e| Failure::Asked(format!("STUDYLAB_SESSION_STORE: {e}")))?;
     let app = Arc::new(App {

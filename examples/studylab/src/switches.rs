@@ -38,6 +38,9 @@ pub struct Switches {
     pub ignore_term: bool,
     /// `STUDYLAB_SETSID=1`: leave a child in a session of its own, alive until it is killed.
     pub setsid: bool,
+    /// `STUDYLAB_RECONCILE`: time between two questions to the edge for attempts whose outcome it does
+    /// not know. Default 10 s.
+    pub reconcile: Duration,
     /// `STUDYLAB_PING`: time between the live socket's own pings; a socket that is silent for
     /// twice as long is dropped. Default 30 s, as in Vango.
     pub ping: Duration,
@@ -65,6 +68,7 @@ impl Switches {
             notify: env.notify_socket(),
             ignore_term: env.flag("STUDYLAB_IGNORE_TERM"),
             setsid: env.flag("STUDYLAB_SETSID"),
+            reconcile: env.duration("STUDYLAB_RECONCILE").unwrap_or(Duration::from_secs(10)),
             ping: env.duration("STUDYLAB_PING").unwrap_or(Duration::from_secs(30)),
             close_code: env.close_code(),
         };

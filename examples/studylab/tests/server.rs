@@ -201,6 +201,24 @@ fn a_save_with_a_key_is_made_once() {
 }
 
 #[test]
+fn what_is_handed_in_needs_a_key_and_a_student_and_is_taken_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    let form = ("Content-Type", "application/x-www-form-urlencoded");
+    let (key, ada) = (("Idempotency-Key", "k1"), ("Cookie", "vango_session=ada"));
+    let submit = |headers: &[(&str, &str)], text: &str| {
+        server.ask("POST", "/actions/submit", &[&[form], headers].concat(), text)
+    };
+    assert_eq!(submit(&[ada], "text=a").status, 400);
+    assert_eq!(submit(&[key], "text=a").status, 400);
+    let first = submit(&[key, ada], "text=a").json();
+    assert_eq!((&first["id"], &first["text"]), (&json!(1), &json!("a")));
+    assert_eq!(submit(&[key, ada], "text=a").json(), first);
+    assert_eq!(submit(&[key, ada], "text=b").status, 422);
+    assert_eq!(submit(&[key, ("Cookie", "vango_session=bob")], "text=a").json()["id"], 2);
+}
+
+#[test]
 fn many_saves_with_one_key_at_once_make_one_note() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
