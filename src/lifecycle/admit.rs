@@ -95,6 +95,8 @@ pub struct Journey {
     live: Option<Box<Live>>,
     pub(super) explaining: bool,
     pub(super) record: Option<OnRecord>,
+    /// The contract and the route under which the head of an unsafe request was read.
+    pub(super) read_under: Option<(Arc<EnvView>, usize)>,
     /// What was decided so far.
     pub trace: Trace,
 }
@@ -127,6 +129,7 @@ impl Journey {
             hold: Hold::default(),
             explaining: false,
             record: None,
+            read_under: None,
         }
     }
 
@@ -206,6 +209,7 @@ impl Journey {
         };
         let first = self.trace.steps.is_empty();
         let changed = posture != self.posture;
+        let other_rules = self.reads_under_other_rules(view, route, posture);
         (self.route, self.posture) = (route, posture);
         self.wakes = wakes(view, route, &self.facts);
         // After the store's answer, the owner is told again only if it changed meanwhile.
@@ -220,6 +224,9 @@ impl Journey {
         }
         if first {
             self.find_session(now);
+        }
+        if other_rules {
+            return self.answer(now, retry::rules_changed());
         }
         if let Some(refused) = self.refusal(first || changed, now) {
             return self.answer(now, refused);

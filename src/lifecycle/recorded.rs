@@ -6,12 +6,14 @@
 //! the key is reserved with the body unread on the wire, the app is woken, and from there on it is
 //! a hot request. A repeat is answered from the record without waking anything.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HeaderMap;
 
 use crate::clock::{Mono, Wall};
 use crate::contract::RouteClass;
+use crate::snapshot::EnvView;
 use crate::store::record::ledger::Subject;
 
 use super::admit::{Journey, Next};
@@ -75,6 +77,9 @@ impl Journey {
     /// secret that [`Journey::secret_wanted`] names. Without this call a request whose contract needs
     /// a principal or a signature is refused.
     pub fn read_head(&mut self, headers: &HeaderMap, secret: bool, now: Wall) {
+        if self.posture != Posture::Safe {
+            self.read_under = Some((Arc::clone(&self.view), self.route));
+        }
         let Some(route) = self.view.contract.routes.get(self.route) else { return };
         let path = route.path.to_string();
         let (claim, about, whole) = match (&route.class, self.posture, &self.facts.key) {
@@ -97,6 +102,26 @@ impl Journey {
         let standing = Standing::Unasked;
         self.record =
             Some(OnRecord { claim, about, whole, body_read: !whole, standing, attempt: 0 });
+    }
+
+    /// Whether the owner's contract now asks something of the head that was read, or not read, under
+    /// another one: whose key it is, which provider signed it. The head is gone, and what was read of it
+    /// stands for nothing under these rules.
+    pub(super) fn reads_under_other_rules(
+        &self,
+        view: &Arc<EnvView>,
+        route: usize,
+        posture: Posture,
+    ) -> bool {
+        let rules = |view: &EnvView, at: usize| {
+            view.contract.routes.get(at).map(|r| (r.path.to_string(), r.class.clone()))
+        };
+        let reads = matches!(posture, Posture::EdgeIdempotent | Posture::Webhook);
+        self.read_under.as_ref().is_some_and(|(then, at)| {
+            (reads || self.record.is_some())
+                && !Arc::ptr_eq(then, view)
+                && (view.environment != then.environment || rules(view, route) != rules(then, *at))
+        })
     }
 
     /// What to ask the ledger for; `None` for a request of which it keeps no record, and for a

@@ -55,6 +55,18 @@ pub fn not_forwarded() -> Reply {
     .retry_after(Duration::from_secs(1))
 }
 
+/// The answer to a request that waited while its route came to be kept by other rules, under which its
+/// head was not read.
+pub fn rules_changed() -> Reply {
+    Reply::refused(
+        Problem::NotForwarded,
+        503,
+        "While this request waited, the rules of its route changed: a deployment, or another owner. \
+         Nothing was sent to the app. Send it again: it is then read by the rules that count now.",
+    )
+    .retry_after(Duration::from_secs(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use vango_edge::lifecycle::retry::UpstreamFailure;
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk};
 use vango_edge::store::record::{AllocationState, WakeState};
 
-use crate::given::{World, steps};
+use crate::given::{CONTRACT, World, steps};
 use crate::seed;
 
 fn post() -> http::request::Builder {
@@ -48,6 +48,40 @@ fn a_keyed_action_waits_and_is_forwarded_once() {
     seed::assert_contains("POST Action While Cold", &steps(&journey));
     let (risk, decision) = seed::verdict("POST Action While Cold");
     assert_eq!((journey.trace.risk().name(), journey.trace.decision()), (&*risk, &*decision));
+}
+
+/// Its head was read for the app's rules: it names no principal and no signature for the new ones.
+#[test]
+fn an_action_whose_route_gets_other_rules_while_it_waits_is_told_to_come_again() {
+    let edge = "idempotency = \"edge\"\nprincipal = \"cookie:vango_session\"";
+    let webhook = "provider = \"stripe\"\nsecret = \"STRIPE_WEBHOOK_SECRET\"";
+    for (class, rules, told) in [
+        ("action", edge, true),
+        ("webhook", webhook, true),
+        ("action", "idempotency = \"none\"", false),
+        ("action", "idempotency = \"app\"", false),
+    ] {
+        let mut world = World::asleep();
+        let mut journey = world.begin(keyed().header("cookie", "vango_session=a"), "/actions/save");
+        assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
+        assert_eq!(journey.woke(&created(), true, world.now), None);
+        let before = "path = \"/actions/*\"\nclass = \"action\"\nidempotency = \"app\"";
+        let after = format!("path = \"/actions/*\"\nclass = \"{class}\"\n{rules}");
+        assert!(CONTRACT.contains(before));
+        let epoch = vango_edge::id::Epoch(2);
+        world.deploy_with(2, epoch, &CONTRACT.replace(before, &after), None);
+        world.allocation('b', epoch, 2, AllocationState::Ready);
+        assert_eq!(journey.held(HoldEnd::Released, Some(&world.view()), world.now, 0), None);
+        let next = world.decide(&mut journey);
+        if !told {
+            assert!(matches!(next, Next::Forward(_)), "{rules}");
+            continue;
+        }
+        let Next::Reply(reply) = next else { panic!("{rules}: answered") };
+        assert_eq!((reply.problem, reply.status), (Problem::NotForwarded, 503), "{rules}");
+        assert_eq!(reply.forwarded, Forwarded::No);
+        assert!(reply.retry_after.is_some() && reply.detail.contains("rules"), "{}", reply.detail);
+    }
 }
 
 #[test]
