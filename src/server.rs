@@ -88,6 +88,8 @@ struct Edge {
     ready: Arc<AtomicBool>,
     pools: Arc<Pools>,
     externals: Externals,
+    /// Closed last but one.
+    ledger_store: Arc<RocksStore>,
     /// Closed last.
     store: Arc<RocksStore>,
 }
@@ -228,7 +230,7 @@ async fn compose(
     };
     // A store of its own: no reservation waits for a wake's transaction, nor the other way round, and
     // nobody who follows routing sees them pass.
-    let ledger_store: Arc<dyn StateStore> = {
+    let ledger_on_disk = {
         let (dir, clock) = (dir.join("ledger"), Arc::clone(&clock));
         let options = Options { watch_revisions: 1, watch_bytes: 0 };
         let opened = tokio::task::spawn_blocking(move || RocksStore::open(&dir, clock, options));
@@ -262,8 +264,11 @@ async fn compose(
         admin,
     };
     let node = node_name(dir)?;
-    let ledger_store: Arc<dyn StateStore> =
-        Arc::new(Observed::new(ledger_store, Arc::clone(&clock), Arc::clone(&telemetry) as _));
+    let ledger_store: Arc<dyn StateStore> = Arc::new(Observed::new(
+        Arc::clone(&ledger_on_disk) as _,
+        Arc::clone(&clock),
+        Arc::clone(&telemetry) as _,
+    ));
     let limits = AuditLimits { max_rows: config.audit.max_rows, max_age: config.audit.max_age };
     let audit =
         Audit::new(Arc::clone(&ledger_store), Arc::clone(&clock), limits, entropy.next_u64() >> 1);
@@ -390,6 +395,7 @@ async fn compose(
         ready: Arc::new(AtomicBool::new(false)),
         pools,
         externals,
+        ledger_store: ledger_on_disk,
         store: on_disk,
     };
     Ok((edge, publisher))

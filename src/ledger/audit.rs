@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, Mono, Wall};
 use crate::store::record::Record;
@@ -76,6 +76,8 @@ pub struct Audit {
     queued: Mutex<Option<mpsc::Receiver<Evidence>>>,
     number: AtomicU64,
     dropped: AtomicU64,
+    /// Taken into the queue, and neither written nor dropped yet.
+    unwritten: watch::Sender<usize>,
     refused: Mutex<(Mono, u32)>,
 }
 
@@ -97,6 +99,7 @@ impl Audit {
             queued: Mutex::new(Some(queued)),
             number: AtomicU64::new(first),
             dropped: AtomicU64::new(0),
+            unwritten: watch::Sender::new(0),
             refused: Mutex::default(),
         })
     }
@@ -113,9 +116,20 @@ impl Audit {
 
     /// Keeps evidence soon, without making anybody wait.
     pub fn soon(&self, evidence: Evidence) {
+        // Counted first: the writer may be done with it before this goes on.
+        self.unwritten.send_modify(|n| *n += 1);
         if self.queue.try_send(evidence).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.unwritten.send_modify(|n| *n -= 1);
         }
+    }
+
+    /// Returns once all that was given to [`Audit::soon`] so far is written, or after `within`; says
+    /// how many rows are left.
+    pub async fn written(&self, within: Duration) -> usize {
+        let mut unwritten = self.unwritten.subscribe();
+        let _ = tokio::time::timeout(within, unwritten.wait_for(|n| *n == 0)).await;
+        *self.unwritten.borrow()
     }
 
     /// The same for a delivery that was not believed: a flood leaves a few rows a minute.
@@ -160,12 +174,13 @@ impl Audit {
         let Some(mut queued) = Self::lock(&self.queued).take() else { return };
         let mut some = Vec::with_capacity(AT_ONCE);
         while queued.recv_many(&mut some, AT_ONCE).await > 0 {
-            let n = some.len() as u64;
+            let n = some.len();
             let txn = some.drain(..).fold(Txn::new(), |txn, e| txn.put(self.key(e.at), e.encode()));
             if let Err(e) = self.store.txn(txn).await {
-                self.dropped.fetch_add(n, Ordering::Relaxed);
+                self.dropped.fetch_add(n as u64, Ordering::Relaxed);
                 log::warn!("audit: {n} rows were not kept: {e}");
             }
+            self.unwritten.send_modify(|left| *left -= n);
         }
     }
 

@@ -87,14 +87,28 @@ pub(super) async fn drain(edge: &Edge, stop: &mut StopSignals) {
 /// How long what the edge has to say itself may take to be sent, after `server.grace`.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-/// What was counted is written down; allocations stop or are left for the next edge to adopt; then the
-/// store is flushed and closed.
+/// How long what came of the last requests may take to be written.
+const LAST_RECORDS: Duration = Duration::from_secs(2);
+
+/// What was counted is written down; allocations stop or are left for the next edge to adopt; what came
+/// of the last requests is put on record; then the stores are flushed and closed.
 pub(super) async fn leave(edge: &Edge) {
     edge.control.flush_evidence().await;
     let keep = edge.control.config.load().runner.on_exit == OnExit::Keep;
     match edge.control.leave(keep).await {
         Ok((kept, ended)) => log::info!("{ended} allocations stopped, {kept} left running"),
         Err(e) => log::error!("allocations could not be taken off the registry: {e}"),
+    }
+    // What is still at work then is unknown to the next process, as after a crash.
+    let (at_work, unwritten) =
+        tokio::join!(edge.ledger.settled(LAST_RECORDS), edge.audit.written(LAST_RECORDS));
+    if at_work + unwritten > 0 {
+        log::warn!(
+            "left unwritten: {at_work} records of the ledger, {unwritten} rows of the audit"
+        );
+    }
+    if let Err(e) = edge.ledger_store.close().await {
+        log::error!("the ledger was not closed in order: {e}");
     }
     if let Err(e) = edge.store.close().await {
         log::error!("the store was not closed in order: {e}");

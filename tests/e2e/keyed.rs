@@ -209,3 +209,29 @@ fn a_body_beyond_what_pingora_keeps_arrives_whole() {
     client.answer().unwrap().problem(413, "content-too-large");
     assert_eq!(edge.list(&["ledger", "--key", "chunked"]), [] as [Value; 0]);
 }
+
+#[test]
+fn a_stop_in_order_leaves_a_ledger_that_knows_everything() {
+    let mut edge = Edge::start();
+    edge.deploy(&artifact());
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let mut client = edge.connect();
+    let slow = keyed("k1", &[("Studylab-Fault", "slow:300ms"), ("Content-Length", "8")]);
+    client.send_head("POST", "/actions/save", &slow);
+    client.send("text=tea");
+    eventually("the app was given it", || {
+        edge.list(&["ledger", "--state", "forwarded"]).len() == 1
+    });
+    // It is waited for, and its evidence, which nobody waits for otherwise, is written too.
+    edge.terminate();
+    assert_eq!(client.answer().unwrap().status, 200);
+    assert!(edge.ended().success());
+    let log = edge.log();
+    assert!(!log.contains("left unwritten") && !log.contains("not closed in order"), "{log}");
+    edge.start_again();
+    assert!(!edge.log().contains("an earlier process left"), "{}", edge.log());
+    assert_eq!(edge.list(&["ledger", "--state", "completed"]).len(), 1);
+    let rows = edge.list(&["audit", "--key", "k1"]);
+    assert_eq!((rows.len(), &rows[0]["status"]), (1, &json!(200)), "{rows:?}");
+    assert_eq!(save(&edge, "k1", "tea").header("idempotent-replayed"), Some("true"));
+}
