@@ -17,6 +17,7 @@ mod check;
 mod cold_start;
 mod collect;
 mod crash;
+mod cuts;
 mod deploy;
 mod evidence;
 mod freeze;

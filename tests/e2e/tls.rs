@@ -27,7 +27,7 @@ fn certificate(dir: &Path, name: &str, hosts: &[&str]) {
 }
 
 /// An edge with TLS and a certificate for each of `one.test` and `*.wild.test`.
-fn edge_with(more: &str) -> (Edge, TempDir) {
+pub fn edge_with(more: &str) -> (Edge, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     certificate(dir.path(), "one", &["studylab.localhost", "one.test"]);
     certificate(dir.path(), "wild", &["*.wild.test"]);
@@ -183,9 +183,9 @@ fn a_proxy_in_front_speaks_first_and_the_client_is_its_client() {
     assert!(ask(edge.tls.unwrap(), &config, "studylab.localhost", b"", ECHO).is_err());
 }
 
-type H2 = h2::client::SendRequest<bytes::Bytes>;
+pub type H2 = h2::client::SendRequest<bytes::Bytes>;
 
-async fn h2_connection(
+pub async fn h2_connection(
     edge: &Edge,
     dir: &TempDir,
 ) -> (H2, tokio::task::JoinHandle<Option<h2::Reason>>) {
@@ -199,7 +199,7 @@ async fn h2_connection(
     (send, ended)
 }
 
-fn request(method: &str, path: &str) -> http::Request<()> {
+pub fn request(method: &str, path: &str) -> http::Request<()> {
     let uri = format!("https://studylab.localhost{path}");
     http::Request::builder().method(method).uri(uri).body(()).unwrap()
 }
@@ -214,7 +214,7 @@ async fn body(mut body: h2::RecvStream) -> Vec<u8> {
     out
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 

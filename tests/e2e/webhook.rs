@@ -4,7 +4,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use vango_edge::clock::{Clock, SystemClock};
 
-use crate::support::{Answer, Artifact, Edge};
+use crate::support::{Answer, Artifact, Edge, Gate};
 
 const EVENT: &str = r#"{"id":"evt_1","object":"event"}"#;
 
@@ -119,4 +119,28 @@ fn secrets_rotate_under_a_reload() {
     for line in edge.log().lines() {
         assert!(!line.contains("whsec_"), "a secret in the log: {line}");
     }
+}
+
+#[test]
+fn a_delivery_that_is_held_goes_on_when_its_secret_is_rotated_away() {
+    let edge = Edge::start();
+    secrets(&edge, &["whsec_old"]);
+    let gate = Gate::closed();
+    edge.deploy(&Artifact::behind(&gate));
+    let event = r#"{"id":"evt_held"}"#;
+    let (length, signed) = (event.len().to_string(), signature("whsec_old", seconds(), event));
+    let headers = [("Stripe-Signature", signed.as_str()), ("Content-Length", &length)];
+    let mut held = edge.connect();
+    held.send_head("POST", "/webhooks/stripe", &headers);
+    held.send(event);
+    edge.until_held(1);
+    secrets(&edge, &["whsec_new"]);
+    // It was verified when it came; what comes now is verified with what counts now.
+    deliver(&edge, "whsec_old", seconds(), EVENT).problem(403, "webhook-signature-invalid");
+    gate.open();
+    let answer = held.answer().unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["first"], true);
+    assert_eq!(deliver(&edge, "whsec_new", seconds(), EVENT).status, 200);
+    assert_eq!((edge.executions("/webhooks/stripe"), edge.ops().len()), (2, 1));
 }
