@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use crate::support::{Artifact, Edge};
+use crate::support::{Answer, Artifact, Edge};
 
+use super::keyed;
 use super::promotion::{deploy_preview, host, visit};
 
 #[test]
@@ -112,4 +113,73 @@ fn a_token_opens_it_once_and_is_written_nowhere() {
     let traces = edge.json(&["traces", "-n", "1000"]).to_string();
     assert!(!traces.contains(token) && !edge.log().contains(token));
     assert!(edge.stop().success());
+}
+
+/// The operator's file with these secrets for production and for previews.
+fn with_secrets(edge: &Edge, production: &str, previews: &str) {
+    let app = edge.apps().join("studylab.toml");
+    let text = fs::read_to_string(&app).unwrap();
+    let lines = text.lines().map(|line| match line.split_once(" = ") {
+        Some(("secrets", _)) => format!("secrets = {production}\n"),
+        Some(("preview_secrets", _)) => format!("preview_secrets = {previews}\n"),
+        _ => format!("{line}\n"),
+    });
+    fs::write(&app, lines.collect::<String>()).unwrap();
+    edge.json(&["reload"]);
+}
+
+/// The very same artifact, and yet: other secrets, another home, keys of its own.
+#[test]
+fn a_preview_shares_nothing_with_production() {
+    let edge = Edge::start();
+    for (file, value) in [("live", "live-7f3a"), ("test", "test-9c1e")] {
+        fs::write(edge.apps().join(file), value).unwrap();
+    }
+    with_secrets(&edge, "{ API_KEY = { file = \"live\" } }", "{ API_KEY = { file = \"test\" } }");
+    let artifact = keyed::artifact().set("process", "secrets", "[\"API_KEY\"]");
+    let production = edge.deploy(&artifact);
+    let preview = deploy_preview(&edge, &artifact, "pr-7");
+    assert_eq!(production["digest"], preview["digest"]);
+    let pr7 = host("pr-7");
+    let save = |host: &str, text: &str| -> Answer {
+        let headers = [
+            ("Host", host),
+            ("Idempotency-Key", "k1"),
+            ("Cookie", "vango_session=ada"),
+            ("Content-Type", "application/x-www-form-urlencoded"),
+        ];
+        edge.ask("POST", "/actions/save", &headers, &format!("text={text}"))
+    };
+    // One key, two scopes: each is sent, and neither is the other's repeat.
+    for (host, text) in [("studylab.localhost", "tea"), (&*pr7, "milk")] {
+        let first = save(host, text);
+        assert_eq!((first.status, first.header("idempotent-replayed")), (200, None), "{host}");
+        let again = save(host, text);
+        assert_eq!((&again.body, again.header("idempotent-replayed")), (&first.body, Some("true")));
+    }
+    let environ = |environment: &str| {
+        let ps = edge.ps();
+        let pid = ps.iter().find(|a| a["environment"] == environment).unwrap()["pid"].clone();
+        let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let home = text.split('\0').find(|e| e.starts_with("HOME=")).unwrap().to_owned();
+        (text, home)
+    };
+    let (live, live_home) = environ("studylab/production");
+    let (test, test_home) = environ("studylab/pr-7");
+    assert!(live.contains("API_KEY=live-7f3a") && !live.contains("test-9c1e"));
+    assert!(test.contains("API_KEY=test-9c1e") && !test.contains("live-7f3a"));
+    assert_ne!(live_home, test_home);
+    // Where previews have no such secret, one does not get production's: it does not start.
+    with_secrets(&edge, "{ API_KEY = { file = \"live\" } }", "{}");
+    deploy_preview(&edge, &artifact, "pr-8");
+    let page = edge.ask("GET", "/dashboard", &[("Host", &host("pr-8"))], "");
+    page.retryable("wake-failed");
+    assert!(edge.log().contains("API_KEY") && !edge.log().contains("live-7f3a"));
+    // One that goes and comes again finds its keys, for as long as they are kept.
+    with_secrets(&edge, "{ API_KEY = { file = \"live\" } }", "{ API_KEY = { file = \"test\" } }");
+    edge.json(&["remove", "studylab/pr-7"]);
+    deploy_preview(&edge, &artifact, "pr-7");
+    assert_eq!(save(&pr7, "milk").header("idempotent-replayed"), Some("true"));
+    save(&pr7, "tea").problem(422, "idempotency-key-reused");
 }
