@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pingora::http::ResponseHeader;
@@ -85,6 +85,8 @@ pub struct Client {
     resets: AtomicU32,
     /// One more than the index of the reason; 0 while there is none.
     cut: AtomicU8,
+    /// The next write is a head whose body is at hand.
+    body_follows: AtomicBool,
 }
 
 /// HTTP/2 streams that a client may reset before its answers, beyond as many as it let be answered.
@@ -111,6 +113,7 @@ impl Client {
             answered: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             cut: AtomicU8::new(0),
+            body_follows: AtomicBool::new(false),
         })
     }
 
@@ -141,6 +144,19 @@ impl Client {
             self.phase.store(phase as u8, Ordering::Release);
             self.turns.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    /// The head that is written next has its body right behind it: both are sent together. HTTP/2
+    /// gathers its frames itself.
+    pub fn body_follows(&self) {
+        if self.phase().0 != Phase::Multiplexed {
+            self.body_follows.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether that was said of what is written now; it is said of one write.
+    pub fn takes_body(&self) -> bool {
+        self.body_follows.load(Ordering::Acquire) && self.body_follows.swap(false, Ordering::AcqRel)
     }
 
     /// HTTP/2: a body is waited for until the guard is dropped.

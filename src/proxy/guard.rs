@@ -26,6 +26,7 @@ use crate::clock::{Clock, Mono};
 use crate::telemetry::Cut;
 
 use super::client::{Client, Phase};
+use super::kept::{self, Kept};
 use super::meter::Meter;
 
 /// What follows a refused head is read and thrown away for this long and to this size, so that the
@@ -55,6 +56,7 @@ pub struct Guarded {
     head: (Mono, usize),
     reading: Meter,
     writing: Meter,
+    kept: Kept,
     read_timer: Timer,
     write_timer: Timer,
     linger: Option<usize>,
@@ -104,6 +106,7 @@ impl Guarded {
             head: (began, 0),
             reading: Meter::default(),
             writing: Meter::default(),
+            kept: Kept::default(),
             read_timer: Timer::default(),
             write_timer: Timer::default(),
             linger: None,
@@ -267,6 +270,15 @@ impl Guarded {
         }
     }
 
+    /// Sends a head whose body does not follow after all.
+    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.kept.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let outcome = self.kept.poll_with(&mut *self.inner, cx, &[]);
+        self.written(outcome, |n| *n, cx).map_ok(|_| ())
+    }
+
     /// A connection that was cut off takes nothing more, except what tells its client why.
     fn ended(&self, writing: bool) -> Option<io::Error> {
         let why = self.client.why_cut()?;
@@ -317,7 +329,15 @@ impl AsyncWrite for Guarded {
         if let Some(ended) = this.ended(true) {
             return Poll::Ready(Err(ended));
         }
-        let outcome = Pin::new(&mut *this.inner).poll_write(cx, buf);
+        if this.client.takes_body() && this.kept.is_empty() && buf.len() <= kept::MOST {
+            this.kept.keep(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let outcome = if this.kept.is_empty() {
+            Pin::new(&mut *this.inner).poll_write(cx, buf)
+        } else {
+            this.kept.poll_with(&mut *this.inner, cx, buf)
+        };
         this.written(outcome, |n| *n, cx)
     }
 
@@ -330,6 +350,7 @@ impl AsyncWrite for Guarded {
         if let Some(ended) = this.ended(true) {
             return Poll::Ready(Err(ended));
         }
+        ready!(this.poll_kept(cx))?;
         let outcome = Pin::new(&mut *this.inner).poll_write_vectored(cx, bufs);
         this.written(outcome, |n| *n, cx)
     }
@@ -340,12 +361,14 @@ impl AsyncWrite for Guarded {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.poll_kept(cx))?;
         let outcome = Pin::new(&mut *this.inner).poll_flush(cx);
         this.written(outcome, |()| 0, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.poll_kept(cx))?;
         let outcome = Pin::new(&mut *this.inner).poll_shutdown(cx);
         this.written(outcome, |()| 0, cx)
     }
@@ -354,6 +377,7 @@ impl AsyncWrite for Guarded {
 #[async_trait]
 impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
+        let _ = std::future::poll_fn(|cx| self.poll_kept(cx)).await;
         self.inner.shutdown().await;
     }
 }

@@ -19,6 +19,7 @@ mod exchange;
 mod gate;
 mod guard;
 mod headers;
+mod kept;
 mod live;
 mod meter;
 mod pools;
