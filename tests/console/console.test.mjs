@@ -1,16 +1,27 @@
 // The console in a headless Chromium, over a real edge with the sample app. What is sent has to be
-// found as a trace, with the steps and truths of the seed's own page.
+// found as a trace, with the steps, the risk and the decision of the seed's own page, word for word.
 
 import assert from "node:assert/strict";
 import http from "node:http";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { chromium } from "playwright-core";
-import { HOST, startEdge } from "./edge.mjs";
+import { HOST, PREVIEW, signed, startEdge } from "./edge.mjs";
 
 const PATIENCE = 15_000;
 const LIVE = { connection: "Upgrade", upgrade: "websocket", "sec-websocket-version": "13", "sec-websocket-key": "dmFuZ28tZWRnZS1rZXkhIQ==" };
+
+/** One of the seven traces, as the seed's page has it: its risk, its decision, and `[actor, action, truth]` of each step. */
+function seed(title) {
+  const lines = readFileSync(join(process.env.PROJECT, "tests/traces/seed.txt"), "utf8").split("\n").map((l) => l.trim()).filter(Boolean);
+  const at = lines.indexOf(title);
+  assert.ok(at >= 0, `the seed has ${title}`);
+  const end = lines.indexOf("Decision", at);
+  const steps = [];
+  for (let i = at + 3; i < end; i += 3) steps.push([lines[i], lines[i + 1], lines[i + 2].replace(/^Truth: /, "")]);
+  return { risk: lines[at + 2], decision: lines[end + 2], steps };
+}
 
 let browser;
 before(async () => {
@@ -60,6 +71,12 @@ describe("requests and their traces", () => {
     await close();
     return found;
   }
+  /** The seed's steps of `title` are drawn, in its order, with its risk and its decision. */
+  function asInSeed(title, { steps, text }) {
+    const wanted = seed(title);
+    inOrder(steps, wanted.steps);
+    assert.ok(text.includes(wanted.decision) && text.includes(wanted.risk), `${wanted.risk}: ${wanted.decision}\n${text}`);
+  }
   /** Each `[actor, action, truth]` is among the steps, in that order. */
   function inOrder(steps, wanted) {
     let from = 0;
@@ -70,86 +87,103 @@ describe("requests and their traces", () => {
     }
   }
 
+  const value = (steps, truth) => steps.find((s) => s[2] === truth)?.[3];
+
   test("a page while it sleeps", async () => {
-    const { answer, title, steps, text } = await follow("GET", "/dashboard");
-    assert.equal(answer.status, 200);
-    assert.match(title, /^GET Page While Sleeping/);
-    inOrder(steps, [
+    const found = await follow("GET", "/dashboard");
+    assert.equal(found.answer.status, 200);
+    assert.match(found.title, /^GET Page While Sleeping/);
+    asInSeed("GET Page While Sleeping", found);
+    inOrder(found.steps, [
       ["Edge", "Load route owner and current epoch.", "RouteOwner"],
-      ["Edge", "Classify request as safe/idempotent.", "Route policy"],
-      ["Edge", "Create or attach to wake operation.", "Operation table"],
-      ["Runner", "Start allocation from immutable artifact.", "Artifact digest"],
-      ["Edge", "Hold within wake budget, then route when ready.", "Wake operation state"],
       ["Allocation", "Run Vango route/render and return HTML or patches.", "Vango session loop"],
     ]);
-    const value = (truth) => steps.find((s) => s[2] === truth)[3];
-    assert.match(value("RouteOwner"), /^studylab\/production epoch 1$/);
-    assert.match(value("Operation table"), /^op-/);
-    assert.match(value("Artifact digest"), /^sha256:/);
-    assert.match(text, /held while the app started/);
-    assert.match(text, /Wake and hold within budget/);
-    assert.match(text, /medium risk/);
+    assert.match(value(found.steps, "RouteOwner"), /^studylab\/production epoch 1$/);
+    assert.match(value(found.steps, "Operation table"), /^op-/);
+    assert.match(value(found.steps, "Artifact digest"), /^sha256:/);
+    assert.match(found.text, /held while the app started/);
   });
 
   test("a page while it is hot", async () => {
-    const { title, steps, text } = await follow("GET", "/dashboard");
-    assert.match(title, /^GET Page While Hot/);
-    inOrder(steps, [
-      ["Edge", "Load route owner and current epoch.", "RouteOwner"],
-      ["Edge", "Select ready allocation with session affinity if present.", "Regional runtime registry"],
-      ["Allocation", "Run Vango route/render and return HTML or patches.", "Vango session loop"],
-      ["Control plane", "No mutation required; logs are observability only.", "Operation table unchanged"],
-    ]);
-    assert.match(steps[1][3], /^al-/);
-    assert.match(text, /Serve directly/);
+    const found = await follow("GET", "/dashboard");
+    assert.match(found.title, /^GET Page While Hot/);
+    asInSeed("GET Page While Hot", found);
+    assert.match(value(found.steps, "Regional runtime registry"), /^al-/);
   });
 
   test("an action with a key while it is cold", async () => {
     edge.cli("sleep", "studylab");
-    const { answer, title, steps, text } = await follow("POST", "/actions/save", { "content-type": "application/x-www-form-urlencoded", "idempotency-key": "console-1" }, "text=hello");
-    assert.equal(answer.status, 200);
-    assert.match(title, /^POST Action While Cold/);
-    inOrder(steps, [
-      ["Edge", "Classify request as unsafe to blindly replay.", "Route class policy"],
-      ["Edge", "Check idempotency key and route contract.", "Idempotency store binding"],
-      ["Control plane", "Wake if policy allows but do not buffer arbitrary body forever.", "Wake operation"],
-      ["App", "Attach retry to original mutation only with idempotency.", "App/product DB"],
-    ]);
-    assert.match(text, /high risk/);
-    assert.match(text, /Do not silently replay/);
+    const found = await follow("POST", "/actions/save", { "content-type": "application/x-www-form-urlencoded", "idempotency-key": "console-1" }, "text=hello");
+    assert.equal(found.answer.status, 200);
+    assert.match(found.title, /^POST Action While Cold/);
+    asInSeed("POST Action While Cold", found);
   });
 
-  test("a webhook", async () => {
-    const { title, steps, text } = await follow("POST", "/webhooks/stripe", { "content-type": "application/json" }, "{}");
-    assert.match(title, /^Webhook/);
-    inOrder(steps, [["Edge", "Verify route class and signature policy.", "Webhook route contract"]]);
-    assert.match(text, /Never turn a provider webhook into an invisible replay buffer/);
+  test("a webhook that is not believed wakes nobody", async () => {
+    edge.cli("sleep", "studylab");
+    const body = '{"id":"evt_console","object":"event"}';
+    const found = await follow("POST", "/webhooks/stripe", signed(body), body.replace("evt", "EVT"));
+    assert.equal(found.answer.status, 403);
+    assert.match(found.title, /^Webhook Answered by the Edge/);
+    const wanted = seed("Payment Webhook While Cold");
+    inOrder(found.steps, [wanted.steps[0], ["Edge", "Answer for the app.", "Route policy"]]);
+    assert.equal(value(found.steps, "Webhook route contract"), "wrong");
+    assert.ok(found.text.includes(wanted.decision) && found.text.includes(wanted.risk));
+    assert.match(edge.cli("routes"), /asleep/);
+    // The evidence of what was blocked is in the audit, with a way back to the trace.
+    const { page, wrong, close } = await open(edge, "operations");
+    const row = page.getByRole("table", { name: "Evidence of unsafe requests" }).locator("tbody tr", { hasText: "webhook-signature-invalid" }).first();
+    await row.getByText("not forwarded", { exact: true }).waitFor();
+    assert.equal(await row.getByRole("link").getAttribute("href"), `#/traces/${found.answer.headers["x-request-id"]}`);
+    assert.deepEqual(wrong, []);
+    await close();
+  });
+
+  test("a webhook while it is cold is verified, held and given to the app once", async () => {
+    const body = '{"id":"evt_console","object":"event"}';
+    const found = await follow("POST", "/webhooks/stripe", signed(body), body);
+    assert.equal(found.answer.status, 200);
+    assert.deepEqual(JSON.parse(found.answer.body), { received: true, first: true });
+    assert.match(found.title, /^Webhook While Cold/);
+    asInSeed("Payment Webhook While Cold", found);
+    assert.equal(value(found.steps, "Webhook route contract"), "verified");
+    assert.match(value(found.steps, "Operation/audit"), /^op-/);
+    assert.equal(value(found.steps, "Product DB plus provider event id"), "status 200");
+
+    const again = await follow("POST", "/webhooks/stripe", signed(body), body);
+    assert.equal(again.answer.status, 200);
+    assert.match(again.title, /^Webhook Answered by the Edge/);
+    assert.equal(value(again.steps, "Idempotency store"), "accepted before");
+    assert.match(again.text, /the app accepted this event before/);
   });
 
   test("a live socket", async () => {
-    const { answer, title, steps } = await follow("GET", "/vango/live", LIVE);
-    assert.equal(answer.status, 101);
-    assert.match(title, /^WebSocket/);
-    inOrder(steps, [
-      ["Edge", "Find prior session affinity if resumable cookie/session id exists.", "Session routing record"],
-      ["Runtime service", "Check durable session store if cross-allocation resume is promised.", "Session store"],
-      ["Allocation", "Hydrate declared state or start fresh session.", "Vango state schema"],
-      ["Edge", "Keep live socket pinned after accept.", "Allocation affinity"],
-    ]);
+    const found = await follow("GET", "/vango/live", LIVE);
+    assert.equal(found.answer.status, 101);
+    assert.match(found.title, /^WebSocket Reconnect/);
+    asInSeed("WebSocket Reconnect", found);
   });
 
   test("an asset wakes nobody", async () => {
     edge.cli("sleep", "studylab");
-    const { answer, title, steps, text } = await follow("GET", "/assets/app.css");
-    assert.equal(answer.status, 200);
-    assert.match(title, /^Immutable Asset Request/);
-    inOrder(steps, [
-      ["Edge", "Recognize immutable asset path/digest.", "Artifact asset manifest"],
-      ["Object store/CDN", "Serve bytes without app compute.", "Artifact store"],
-      ["Allocation", "No app allocation needed.", "No session state"],
-    ]);
-    assert.match(text, /Do not wake the app/);
+    const found = await follow("GET", "/assets/app.css");
+    assert.equal(found.answer.status, 200);
+    assert.match(found.title, /^Immutable Asset Request/);
+    asInSeed("Immutable Asset Request", found);
     assert.match(edge.cli("routes"), /asleep/);
+  });
+
+  test("a preview is served by its own artifact, and the page says so", async () => {
+    edge.preview("pr-7");
+    const found = await follow("GET", "/dashboard", {}, undefined, PREVIEW);
+    assert.equal(found.answer.status, 200);
+    assert.match(found.title, /^Preview Deploy Request/);
+    asInSeed("Preview Deploy Request", found);
+    assert.match(value(found.steps, "Preview RouteOwner"), /^studylab\/pr-7 epoch 1$/);
+    const routes = JSON.parse(edge.cli("routes", "--json"));
+    const digest = (environment) => routes.find((r) => r.environment === environment).digest;
+    assert.notEqual(digest("studylab/pr-7"), digest("studylab/production"));
+    assert.ok(digest("studylab/pr-7").startsWith(value(found.steps, "Deployment/artifact identity")));
   });
 
   test("a request that nobody owns", async () => {
@@ -191,11 +225,62 @@ describe("requests and their traces", () => {
     await close();
   });
 
+  test("promote and roll back say what will move, and on which evidence", async () => {
+    await edge.send("GET", "/dashboard", {}, undefined, PREVIEW);
+    const { page, wrong, close } = await open(edge, "apps");
+    const dialog = page.getByRole("dialog");
+    const preview = page.locator('[data-environment="studylab/pr-7"]');
+    const production = page.locator('[data-environment="studylab/production"]');
+    const epoch = () => JSON.parse(edge.cli("routes", "--json")).find((r) => r.host === HOST).epoch;
+
+    await production.getByRole("button", { name: "Roll back…" }).click();
+    await dialog.getByRole("button", { name: "Roll back" }).click();
+    await page.getByText("no earlier artifact to roll back to").waitFor();
+
+    await preview.getByRole("button", { name: "Promote…" }).click();
+    const asked = await dialog.innerText();
+    assert.match(asked, /Production of studylab gets exactly the artifact [0-9a-f]{12} that studylab\/pr-7 runs, under a new epoch/);
+    assert.match(asked, /Its evidence: [1-9]\d* requests?, 0 errors/);
+    assert.match(asked, /That satisfies the app’s policy/);
+    await dialog.getByRole("button", { name: "Cancel" }).click();
+    assert.equal(epoch(), 1, "Cancel changes nothing");
+    await preview.getByRole("button", { name: "Promote…" }).click();
+    await dialog.getByRole("button", { name: "Promote" }).click();
+    await page.getByText(/healthy, epoch 2, artifact/).waitFor();
+    assert.equal(epoch(), 2);
+
+    await production.getByRole("button", { name: "Roll back…" }).click();
+    assert.match(await dialog.innerText(), /goes back to the artifact that served before/);
+    await dialog.getByRole("button", { name: "Roll back" }).click();
+    await page.getByText(/healthy, epoch 3, artifact/).waitFor();
+    assert.equal(epoch(), 3);
+    assert.deepEqual(wrong.filter((w) => !/status of 40[49]/.test(w)), []);
+    await close();
+  });
+
+  test("sockets are counted at their allocation, and sleep says what becomes of them", async () => {
+    const [host, port] = edge.listen.split(":");
+    await edge.send("GET", "/dashboard");
+    const socket = await new Promise((resolve, reject) => {
+      http.get({ host, port, path: "/vango/live", agent: false, headers: { host: HOST, ...LIVE } }).on("upgrade", (_, s) => resolve(s)).on("error", reject);
+    });
+    const { page, wrong, close } = await open(edge, "apps");
+    const card = page.locator('[data-environment="studylab/production"]');
+    await card.locator('td[data-label="Sockets"]', { hasText: /^1$/ }).waitFor();
+    await card.getByRole("button", { name: "Sleep…" }).click();
+    assert.match(await page.getByRole("dialog").innerText(), /1 live socket is closed with 1012/);
+    await page.getByRole("dialog").getByRole("button", { name: "Cancel" }).click();
+    socket.destroy();
+    await card.locator('td[data-label="Sockets"]', { hasText: /^0$/ }).waitFor();
+    assert.deepEqual(wrong, []);
+    await close();
+  });
+
   test("operations show each wake's phases", async () => {
     const { page, wrong, close } = await open(edge, "operations");
-    const text = await page.locator(".wake").first().innerText();
+    const text = await page.locator(".wake", { hasText: "reserve" }).first().innerText();
     assert.match(text, /reserve .*artifact .*start .*ready /s);
-    await page.getByText("owns its hosts").waitFor();
+    await page.getByText("owns its hosts").first().waitFor();
     assert.deepEqual(wrong, []);
     await close();
   });
@@ -281,6 +366,68 @@ describe("requests and their traces", () => {
   });
 });
 
+describe("an outcome that nobody knows", () => {
+  let edge;
+  before(async () => {
+    // The edge keeps the keys, and the app may be told to die over a request.
+    const contract = (text) =>
+      text.replace('idempotency = "app"', 'idempotency = "edge"\nprincipal = "cookie:vango_session"').replace("[process]", '[process]\nenv = { STUDYLAB_DEBUG = "1" }');
+    edge = await startEdge({ contract });
+  });
+  after(() => edge?.stop());
+
+  test("is resolved after saying what each word does", async () => {
+    const save = (key, more = {}) => edge.send("POST", "/actions/save", { "idempotency-key": key, cookie: "vango_session=ada", "content-type": "application/x-www-form-urlencoded", ...more }, "text=tea");
+    const ledger = async () => (await fetch(`${edge.admin}/v1/ledger`)).json();
+    assert.equal((await edge.send("GET", "/dashboard")).status, 200);
+    // One is with the app when another one ends it: nobody knows of either.
+    const slow = save("k1", { "studylab-fault": "slow:60s" });
+    await until("the first is with the app", async () => (await ledger()).some((r) => r.state === "forwarded"));
+    const lost = await Promise.all([slow, save("k2", { "studylab-fault": "exit-before" })]);
+    for (const answer of lost) assert.match(answer.body, /outcome-unknown/);
+    const { page, wrong, close } = await open(edge, "operations");
+    const rows = page.getByRole("table", { name: "Unknown outcomes" }).locator("tbody tr");
+    await rows.nth(1).waitFor();
+    const dialog = page.getByRole("dialog");
+
+    await rows.first().getByRole("button", { name: "Resolve…" }).click();
+    const asked = await dialog.innerText();
+    assert.match(asked, /Attempt 1 of key [0-9a-f]{12} on \/actions\/\* of studylab\/production was sent to the app/);
+    assert.match(asked, /answered 409 response-not-replayable/);
+    assert.match(asked, /is given to the app, as attempt 2\. If it was carried out after all, it is then carried out twice/);
+    await dialog.getByRole("button", { name: "Cancel" }).click();
+    assert.equal(await rows.count(), 2, "Cancel changes nothing");
+    await rows.first().getByRole("button", { name: "Resolve…" }).click();
+    await dialog.getByRole("button", { name: "Record it" }).click();
+    assert.ok(await dialog.isVisible(), "nothing is recorded before one of the two is chosen");
+    await dialog.getByRole("radio", { name: /^It was not carried out/ }).check();
+    await dialog.getByLabel("Note, kept with the record").fill("ada looked in the notes");
+    await dialog.getByRole("button", { name: "Record it" }).click();
+    await page.getByText(/not carried out; the record says released now/).waitFor();
+    await page.waitForFunction(() => document.querySelectorAll(".unknown tbody tr").length === 1);
+
+    await rows.first().getByRole("button", { name: "Resolve…" }).click();
+    await dialog.getByRole("radio", { name: /^It was carried out/ }).check();
+    await dialog.getByRole("button", { name: "Record it" }).click();
+    await page.getByText(/: carried out; the record says completed_unreplayable now/).waitFor();
+    await page.getByText("None: each action and event that was forwarded was answered.").waitFor();
+    await page.getByText("said by operator: ada looked in the notes").waitFor();
+    // What the dialog said is what happens.
+    const answers = [];
+    for (const key of ["k1", "k2"]) {
+      // The app comes back after a pause of its own.
+      await until(`${key} is answered`, async () => {
+        const answer = await save(key);
+        if (answer.status !== 503) answers.push(answer);
+        return answer.status !== 503;
+      });
+    }
+    assert.deepEqual(answers.map((a) => a.status).sort(), [200, 409], answers.map((a) => a.body).join());
+    assert.deepEqual(wrong, []);
+    await close();
+  });
+});
+
 describe("tokens", () => {
   let edge;
   before(async () => {
@@ -330,6 +477,15 @@ describe("tokens", () => {
     assert.match(edge.cli("routes"), /asleep/);
   });
 });
+
+/** Waits for a condition, within a deadline. */
+async function until(what, holds) {
+  const deadline = Date.now() + PATIENCE;
+  while (!(await holds())) {
+    assert.ok(Date.now() < deadline, what);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
 
 /** Sends `n` requests over a few connections. */
 async function flood(edge, n) {

@@ -11,6 +11,11 @@ import { fill, h } from "./dom.js";
 /** @typedef {Schemas["OperationRow"]} Operation */
 /** @typedef {Schemas["DeploymentRow"]} Deployment */
 /** @typedef {Schemas["Explanation"]} Explanation */
+/** @typedef {Schemas["LedgerRow"]} Kept */
+/** @typedef {Schemas["AuditRow"]} Audited */
+/** @typedef {Schemas["EvidenceRow"]} Evidence */
+/** @typedef {Schemas["PromotionRow"]} Promotion */
+/** @typedef {Schemas["Done"]} Done */
 
 /** The token lives as long as the tab. */
 const TOKEN = "vango-edge-token";
@@ -114,6 +119,18 @@ export async function offers(path) {
  * @returns {Promise<T>}
  */
 export const get = async (path) => (await call(path)).json();
+
+/**
+ * A page of a list, and whether more rows follow it (RFC 8288).
+ * @template T
+ * @param {string} path
+ * @returns {Promise<{rows: T[], more: boolean}>}
+ */
+export async function page(path) {
+  const response = await call(path);
+  const more = /rel="next"/.test(response.headers.get("link") ?? "");
+  return { rows: await response.json(), more };
+}
 
 /** @param {string} path */
 export const text = async (path) => (await call(path)).text();

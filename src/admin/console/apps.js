@@ -4,7 +4,7 @@ import { follow, get, offers, post, text } from "./api.js";
 import { badge, confirmed, fill, h, table } from "./dom.js";
 import { move } from "./releases.js";
 import { fact } from "./traces.js";
-import { count, duration, outcomeTone, short, stateTone } from "./words.js";
+import { count, duration, outcomeMeans, outcomeTone, short, stateTone } from "./words.js";
 
 /** @typedef {import("./api.js").Environment} Environment */
 /** @typedef {import("./api.js").Allocation} Allocation */
@@ -49,7 +49,7 @@ export async function apps(main, signal) {
     if (!(await confirmed(title, says, word))) return;
     fill(said, verb === "sleep" ? `Putting ${e.environment} to sleep…` : `Waking ${e.environment}…`);
     try {
-      const { done, operation } = /** @type {{done: string, operation?: string | null}} */ (await post(`/v1/environments/${e.environment}/${verb}`));
+      const { done, operation } = /** @type {import("./api.js").Done} */ (await post(`/v1/environments/${e.environment}/${verb}`));
       fill(said, `${e.environment}: ${done}`, operation ? " (" : "", operation && h("a", { href: `#/operations?operation=${operation}` }, operation), operation ? ")" : "");
     } catch (x) {
       fill(said, x instanceof Error ? x.message : String(x));
@@ -94,8 +94,8 @@ function card(e, moves, act) {
         "div",
         { class: "row end" },
         h("button", { "data-key": `${e.environment} sleep`, disabled: !runs, onclick: () => act(e, "sleep") }, "Sleep…"),
-        moves && h("button", { "data-key": `${e.environment} ${move}`, onclick: () => act(e, move) }, move === "promote" ? "Promote…" : "Roll back…"),
         h("button", { "data-key": `${e.environment} wake`, disabled: e.state === "hot", onclick: () => act(e, "wake") }, "Wake…"),
+        moves && h("button", { "data-key": `${e.environment} ${move}`, onclick: () => act(e, move) }, move === "promote" ? "Promote…" : "Roll back…"),
       ),
     ),
     h("p", { class: "hosts" }, e.hosts.join(", ")),
@@ -117,13 +117,13 @@ function card(e, moves, act) {
       { class: "row served" },
       h("span", { class: "quiet" }, "Answered since the edge started:"),
       served.length === 0 && "none",
-      served.map(([outcome, n]) => badge(`${outcome} ${n.toLocaleString()}`, outcomeTone(outcome))),
+      served.map(([outcome, n]) => badge(`${outcome} ${n.toLocaleString()}`, outcomeTone(outcome), outcomeMeans(outcome))),
       h("a", { href: `#/traces?app=${encodeURIComponent(e.environment.split("/")[0])}` }, "its traces"),
     ),
     runs &&
       table(
         `Allocations of ${e.environment}`,
-        ["Allocation", "State", "Generation", "Epoch", "Address", "Process", "In flight", "Served", "Output"],
+        ["Allocation", "State", "Generation", "Epoch", "Address", "Process", "In flight", "Sockets", "Served", "Output"],
         e.allocations.map((a) => [
           h("code", null, a.id),
           badge(a.state, stateTone(a.state)),
@@ -132,6 +132,7 @@ function card(e, moves, act) {
           a.address ?? "–",
           a.pid ?? "–",
           a.in_flight,
+          a.sockets,
           a.total.toLocaleString(),
           h("button", { class: "chip", "data-key": `${a.id} log`, onclick: () => output(a) }, "Show"),
         ]),
@@ -155,15 +156,17 @@ async function output(a) {
 
 /**
  * @param {Environment} e
- * @returns {[string, string[], string]}
+ * @returns {[string, (string | false)[], string]}
  */
 function sleeping(e) {
   const inFlight = e.allocations.reduce((n, a) => n + a.in_flight, 0);
+  const sockets = e.allocations.reduce((n, a) => n + a.sockets, 0);
   const wakes = e.typical_wake_ms != null ? `; that took about ${duration(e.typical_wake_ms)} before` : "";
   return [
     `Put ${e.environment} to sleep?`,
     [
-      `Its ${count(e.allocations.length, "allocation")} will take no new requests. ${inFlight === 0 ? "Nothing is in flight" : `${count(inFlight, "request")} in flight may finish within ${duration(e.stop_timeout_ms)}`}; then the processes are stopped.`,
+      `Its ${count(e.allocations.length, "allocation")} will take no new requests. ${inFlight === 0 ? "Nothing is in flight" : `${count(inFlight, "request")} in flight may finish within ${duration(e.stop_timeout_ms)}`}; then the processes are stopped, or kept frozen in memory where the contract says so.`,
+      sockets > 0 && `${count(sockets, "live socket")} ${sockets === 1 ? "is" : "are"} closed with 1012 “reconnect”. A client that comes back wakes it again.`,
       `The owner and its epoch stay. The next request wakes it${wakes}.`,
     ],
     "Put to sleep",

@@ -46,8 +46,9 @@ export function fill(parent, ...children) {
  * A word with a colour that says the same again.
  * @param {string} word
  * @param {string} tone
+ * @param {string} [means] in more words, for who points at it
  */
-export const badge = (word, tone) => h("span", { class: `badge ${tone}` }, word);
+export const badge = (word, tone, means) => h("span", { class: `badge ${tone}`, title: means }, word);
 
 /**
  * A small table whose cells carry their column's name, so that a narrow screen can stack them.
@@ -82,7 +83,7 @@ export function confirmed(title, says, verb) {
       "dialog",
       { "aria-labelledby": "asks", onclose: () => { dialog.remove(); resolve(dialog.returnValue === "yes"); } },
       h("h2", { id: "asks" }, title),
-      says.map((s) => h("p", null, s)),
+      says.filter(Boolean).map((s) => h("p", null, s)),
       h(
         "form",
         { method: "dialog", class: "row end" },

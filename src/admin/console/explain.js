@@ -3,6 +3,7 @@
 import { get, post } from "./api.js";
 import { fill, h } from "./dom.js";
 import { steps, verdict } from "./steps.js";
+import { isPreview } from "./words.js";
 
 /** @typedef {import("./api.js").Environment} Environment */
 /** @typedef {import("./api.js").Explanation} Explanation */
@@ -26,7 +27,8 @@ const EXAMPLES = /** @type {const} */ ([
 export async function explain(main, _signal, _rest, query) {
   const environments = /** @type {Environment[]} */ (await get("/v1/environments"));
   const hosts = environments.flatMap((e) => e.hosts);
-  const host = hosts[0] ?? "app.example";
+  const host = environments.find((e) => !isPreview(e.environment))?.hosts[0] ?? hosts[0] ?? "app.example";
+  const preview = environments.find((e) => isPreview(e.environment))?.hosts[0];
   const method = h(
     "select",
     { id: "method" },
@@ -57,6 +59,22 @@ export async function explain(main, _signal, _rest, query) {
     }
   };
 
+  const example = (/** @type {string} */ name, /** @type {string} */ m, /** @type {string} */ address, /** @type {string} */ lines) =>
+    h(
+      "button",
+      {
+        type: "button",
+        class: "chip",
+        onclick: () => {
+          method.value = m;
+          url.value = address;
+          headers.value = lines;
+          ask();
+        },
+      },
+      name,
+    );
+
   fill(
     main,
     h("h1", null, "Explain"),
@@ -67,22 +85,8 @@ export async function explain(main, _signal, _rest, query) {
       h(
         "div",
         { class: "row examples", role: "group", "aria-label": "Examples" },
-        EXAMPLES.map(([name, m, path, lines]) =>
-          h(
-            "button",
-            {
-              type: "button",
-              class: "chip",
-              onclick: () => {
-                method.value = m;
-                url.value = `http://${host}${path}`;
-                headers.value = lines;
-                ask();
-              },
-            },
-            name,
-          ),
-        ),
+        EXAMPLES.map(([name, m, path, lines]) => example(name, m, `http://${host}${path}`, lines)),
+        preview !== undefined && example("Preview", "GET", `http://${preview}/dashboard`, ""),
       ),
       h("div", { class: "asked" }, h("label", { for: "method" }, "Method"), method, h("label", { for: "url" }, "URL"), url),
       h("label", { for: "headers" }, "Headers"),

@@ -2,7 +2,7 @@
 
 import { follow, get, offers } from "./api.js";
 import { badge, fill, h, table } from "./dom.js";
-import { kept } from "./kept.js";
+import { Shown, kept } from "./kept.js";
 import { bytes, clock, ms, short, stateTone } from "./words.js";
 
 /** @typedef {import("./api.js").Operation} Operation */
@@ -18,10 +18,15 @@ export async function operations(main, signal, _rest, query) {
   const chosen = query.get("operation");
   const wakes = h("section", { "aria-labelledby": "wakes" });
   const deployments = h("section", { "aria-labelledby": "deployments" });
+  const waiting = h("section", null);
   const evidence = h("section", null);
   const [ledger, audit] = await Promise.all([offers("/v1/ledger"), offers("/v1/audit")]);
 
+  const shown = new Shown();
+  const said = h("p", { role: "status", class: "said" });
   const draw = async () => {
+    // Who is asked something is not interrupted by a row that moves.
+    if (document.querySelector("dialog[open]")) return;
     const [rows, made] = await Promise.all([
       /** @type {Promise<Operation[]>} */ (get("/v1/operations?limit=200")),
       /** @type {Promise<Deployment[]>} */ (get("/v1/deployments?limit=100")),
@@ -52,13 +57,25 @@ export async function operations(main, signal, _rest, query) {
             ]),
           ),
     );
-    if (ledger || audit) fill(evidence, await kept(ledger, audit));
+    if (!ledger && !audit) return;
+    const found = await kept(ledger, audit, shown, told);
+    if (signal.aborted) return;
+    // What waits for somebody comes first; that nothing does is said below.
+    fill(waiting, found.some && found.waiting);
+    fill(evidence, !found.some && found.waiting, found.kept);
+  };
+
+  const told = (/** @type {string} */ words = "") => {
+    fill(said, words);
+    draw().catch(() => {});
   };
 
   fill(
     main,
     h("h1", null, "Operations"),
-    h("p", { class: "lead" }, "A wake is one operation with one executor, however many requests wait for it."),
+    h("p", { class: "lead" }, "What was woken and promoted: one operation with one executor, however many requests wait for it. Below, what is on record of requests that must not be carried out twice."),
+    said,
+    waiting,
     wakes,
     evidence,
     deployments,

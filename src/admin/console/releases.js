@@ -5,8 +5,12 @@ import { confirmed } from "./dom.js";
 import { count, short } from "./words.js";
 
 /** @typedef {import("./api.js").Environment} Environment */
-/** @typedef {{digest: string, requests: number, errors: number, checks: {name: string, passed: boolean}[], satisfied: boolean, missing: string[]}} Evidence */
-/** @typedef {{state: string, epoch?: number | null, reason?: string | null, digest: string}} Promotion */
+/** @typedef {import("./api.js").Evidence} Evidence */
+/** @typedef {import("./api.js").Promotion} Promotion */
+
+/** How routes move, the same both ways. */
+const HOW =
+  "An allocation of it is made ready first; where that fails, production stays as it is. Then new requests go to it, those in flight finish where they are, and live sockets are told to reconnect.";
 
 /** @param {Environment} e */
 const app = (e) => e.environment.split("/")[0];
@@ -21,7 +25,7 @@ export async function move(e, verb) {
   if (verb === "rollback") {
     const says = [
       `Production of ${app(e)} goes back to the artifact that served before ${short(e.digest)}, under a new epoch.`,
-      "Requests in flight finish where they are; new ones go to the earlier artifact once it is ready.",
+      HOW,
     ];
     if (!(await confirmed(`Roll back ${app(e)}?`, says, "Roll back"))) return null;
     return told(await post(`/v1/apps/${encodeURIComponent(app(e))}/rollback`));
@@ -30,6 +34,7 @@ export async function move(e, verb) {
   const checks = evidence.checks.map((c) => `${c.name} ${c.passed ? "passed" : "failed"}`).join(", ");
   const says = [
     `Production of ${app(e)} gets exactly the artifact ${short(evidence.digest)} that ${e.environment} runs, under a new epoch.`,
+    HOW,
     `Its evidence: ${count(evidence.requests, "request")}, ${count(evidence.errors, "error")}${checks ? `; ${checks}` : ""}.`,
     evidence.satisfied ? "That satisfies the app’s policy." : `The app’s policy misses: ${evidence.missing.join("; ")}. It will be refused.`,
   ];

@@ -50,21 +50,22 @@ export function verdict(decision, outcome, risk, more) {
   );
 }
 
-/** What went on until a step was taken, by the words of its action. */
+/** What went on until a step was taken, by the words of its action and detail. */
 const UNTIL = /** @type {const} */ ([
   [/^Hold within wake budget/, "held while the app started", "runner"],
   [/^Hold until/, "held for a free place", "runner"],
-  [/^Run Vango|^Process once|^Keep live/, "waiting for the app's first byte", "allocation"],
+  [/^Run |^Process once|^Keep live/, "waiting for the app's first byte", "allocation"],
   [/^Connect refused/, "connecting, refused", "allocation"],
   [/^Start allocation/, "held while the app started", "runner"],
   [/^(Create or attach|Wake if)/, "recording the wake", "control-plane"],
   [/^Serve bytes/, "reading the artifact store", "object-store"],
+  [/^Check .* on disk/, "keeping the record on disk", "control-plane"],
   [/^Check|^Verify|^Find|^Attach/, "checking", "edge"],
 ]);
 
 /** @param {Step} step */
 function until(step) {
-  const found = UNTIL.findIndex(([pattern]) => pattern.test(step.action));
+  const found = UNTIL.findIndex(([pattern]) => pattern.test(`${step.action} ${step.detail}`));
   return found < 0 ? UNTIL.length : found;
 }
 

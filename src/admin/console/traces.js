@@ -3,7 +3,7 @@
 import { follow, get } from "./api.js";
 import { badge, fill, h } from "./dom.js";
 import { steps, timeBar, verdict } from "./steps.js";
-import { clock, count, ms, outcomeTone, riskTone, title } from "./words.js";
+import { clock, count, ms, outcomeMeans, outcomeTone, riskTone, title } from "./words.js";
 
 /** @typedef {import("./api.js").Trace} Trace */
 /** @typedef {import("./api.js").TraceBatch} TraceBatch */
@@ -26,7 +26,7 @@ function remember(t) {
 }
 
 const CLASSES = ["page", "action", "webhook", "live", "asset", "none"];
-const OUTCOMES = ["hot", "woken", "held", "refused", "client-left"];
+const OUTCOMES = ["hot", "woken", "held", "asset", "replayed", "duplicate", "welcomed", "refused", "client-left"];
 
 /**
  * @param {HTMLElement} main
@@ -169,7 +169,7 @@ function row(t) {
     h("td", { class: "when" }, clock(t.at)),
     h("td", { class: "what" }, h("a", { href }, h("b", null, t.method), " ", t.path || "(unreadable)"), h("span", { class: "host" }, t.host)),
     h("td", { "data-label": "Class" }, t.class),
-    h("td", { "data-label": "Outcome" }, badge(t.outcome, outcomeTone(t.outcome))),
+    h("td", { "data-label": "Outcome" }, badge(t.outcome, outcomeTone(t.outcome), outcomeMeans(t.outcome))),
     h("td", { "data-label": "Status" }, t.status ?? "–"),
     h("td", { "data-label": "Risk" }, badge(t.risk.replace(" risk", ""), riskTone(t.risk))),
     h("td", { "data-label": "Total", class: "num" }, ms(t.total_us)),
@@ -212,7 +212,7 @@ export async function trace(main, id) {
     timeBar(t),
     steps(t.steps, true),
     t.dropped_steps > 0 && h("p", { class: "quiet" }, `${count(t.dropped_steps, "step")} more were not kept.`),
-    verdict(t.decision, t.outcome, t.risk, h("span", { class: "quiet" }, `in ${ms(t.total_us)}`)),
+    verdict(t.decision, t.outcome, t.risk, h("span", { class: "quiet" }, `${outcomeMeans(t.outcome)}, in ${ms(t.total_us)}`)),
   );
 }
 

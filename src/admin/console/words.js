@@ -46,8 +46,8 @@ export const short = (digest) => digest.replace(/^sha256:/, "").slice(0, 12);
  */
 export const count = (n, one, many) => `${n.toLocaleString()} ${n === 1 ? one : (many ?? `${one}s`)}`;
 
-/** Outcomes that are the app's own answer. */
-const ANSWERED = new Set(["hot", "woken", "held", "asset", "preview"]);
+/** Outcomes that are the app's own answer, now or once before, or its artifact's. */
+const ANSWERED = new Set(["hot", "asset", "welcomed", "replayed", "duplicate"]);
 
 /** @param {string} outcome */
 export function outcomeTone(outcome) {
@@ -62,26 +62,47 @@ export const riskTone = (risk) => (risk.startsWith("low") ? "green" : risk.start
 
 /** @param {string} state */
 export function stateTone(state) {
-  if (state === "hot" || state === "ready") return "green";
-  if (state === "failed") return "red";
+  if (state === "hot" || state === "ready" || state === "up" || state === "healthy") return "green";
+  if (state === "failed" || state === "rolled_back" || state === "down") return "red";
   if (state === "asleep" || state === "draining" || state === "frozen") return "grey";
   return "amber";
 }
 
+/** What each outcome that is not a problem's name means. */
+const OUTCOMES = /** @type {Record<string, string>} */ ({
+  hot: "answered by the app at once",
+  woken: "answered by the app after it was woken",
+  held: "answered by the app after waiting for a free place",
+  asset: "answered from the artifact, without the app",
+  welcomed: "let in to the preview, and sent on to the same address",
+  replayed: "answered with the stored response of the first request with this key",
+  duplicate: "answered from the record: the app accepted this event before",
+  "client-left": "the client left before it was answered",
+  open: "not over yet",
+});
+
+/** @param {string} outcome */
+export const outcomeMeans = (outcome) => OUTCOMES[outcome] ?? "answered by the edge, not by the app";
+
+/** @param {string | null | undefined} environment */
+export const isPreview = (environment) => environment != null && !environment.endsWith("/production");
+
 /**
  * What kind of request this was, as the seven traces are named.
- * @param {Pick<Trace, "class" | "outcome" | "method" | "steps">} t
+ * @param {Pick<Trace, "class" | "environment" | "method" | "outcome" | "steps">} t
  */
 export function title(t) {
   const woke = t.steps.some((s) => s.truth === "Operation table" || s.truth === "Wake operation");
-  const when = woke ? "While Cold" : "While Hot";
+  const byApp = ["hot", "held", "client-left", "open"].includes(t.outcome);
+  const when = woke ? " While Cold" : byApp ? " While Hot" : " Answered by the Edge";
   switch (t.class) {
     case "page":
-      return `${t.method} Page While ${woke ? "Sleeping" : "Hot"}`;
+      if (isPreview(t.environment)) return "Preview Deploy Request";
+      return `${t.method} Page${woke ? " While Sleeping" : when}`;
     case "action":
-      return `${t.method} Action ${when}`;
+      return `${t.method} Action${when}`;
     case "webhook":
-      return `Webhook ${when}`;
+      return `Webhook${when}`;
     case "live":
       return "WebSocket Reconnect";
     case "asset":
