@@ -16,12 +16,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
-use vango_edge::clock::ManualClock;
+use vango_edge::clock::{ManualClock, Wall};
 use vango_edge::ledger::{
     Audit, AuditLimits, Ledger, LedgerError, LedgerLimits, Reservation, Sending, Taken, Wanted,
 };
 use vango_edge::lifecycle::idempotency::{Came, Claim, Holder, Print, Resolution, key_hash};
-use vango_edge::store::record::ledger::{AttemptState, StoredHead, StoredResponse, Subject, key};
+use vango_edge::store::record::ledger::{
+    AttemptState, Evidence, StoredHead, StoredResponse, Subject, key,
+};
 use vango_edge::store::{
     Entry, LeaseId, MemoryStore, Options, Page, StateStore, StoreError, Txn, Watch,
 };
@@ -218,8 +220,8 @@ async fn only_somebody_who_knows_makes_a_key_free_again() {
     assert_eq!(ledger.resolve(&audit, &c.at, 2, no, "operator").await.unwrap(), None);
     let resolved = ledger.resolve(&audit, &c.at, 1, no, "operator: looked").await.unwrap().unwrap();
     assert_eq!(resolved.state, AttemptState::Released);
-    let kept = audit.list(&Wanted::default(), 10).await.unwrap();
-    assert_eq!((kept.len(), kept[0].why.as_str()), (1, "by operator: looked"));
+    let (kept, _) = audit.list(&Wanted::default(), None, 10).await.unwrap();
+    assert_eq!((kept.len(), kept[0].1.why.as_str()), (1, "by operator: looked"));
     assert_eq!(ledger.resolve(&audit, &c.at, 1, no, "operator").await.unwrap(), None);
     let again = send(&ledger, &claim("a", "b", "r2")).await;
     assert_eq!(again.attempt(), 2);
@@ -378,4 +380,75 @@ async fn a_store_that_cannot_tell_sends_nothing_and_leaves_nothing() {
     sending.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
     settled(&ledger).await;
     assert_eq!(state(&ledger, &c).await, Some((AttemptState::Completed, false)));
+}
+
+#[tokio::test]
+async fn pages_of_records_follow_each_other_also_over_one_that_is_gone() {
+    let world = World::new();
+    let ledger = world.ledger("1");
+    for name in ["a", "b", "c", "d", "e"] {
+        let sending = send(&ledger, &claim(name, "b", name)).await;
+        sending.ended(Came::Whole { status: 200 }, None).await;
+    }
+    let all = |_: &_| true;
+    let names = |rows: &[vango_edge::ledger::Row]| {
+        rows.iter().map(|r| r.at.rsplit('/').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let (first, more) = ledger.list("studylab/", None, 2, all).await.unwrap();
+    assert_eq!((names(&first), more), (vec!["a".into(), "b".into()], true));
+    let at = first[1].at.clone();
+    world.store.txn(Txn::new().delete(key::attempt(&at))).await.unwrap();
+    let (then, more) = ledger.list("studylab/", Some(&at), 2, all).await.unwrap();
+    assert_eq!((names(&then), more), (vec!["c".into(), "d".into()], true));
+    let (last, more) = ledger.list("studylab/", Some(&then[1].at), 2, all).await.unwrap();
+    assert_eq!((names(&last), more), (vec!["e".into()], false));
+    // A page that ends with the list has nothing after it; what is not wanted does not count.
+    let (whole, more) = ledger.list("", None, 4, all).await.unwrap();
+    assert_eq!((whole.len(), more), (4, false));
+    let (one, more) = ledger.list("", None, 1, |r| r.key_hash == key_hash("d")).await.unwrap();
+    assert_eq!((names(&one), more), (vec!["d".into()], false));
+}
+
+#[tokio::test]
+async fn pages_of_evidence_go_from_the_newest_to_the_oldest() {
+    let world = World::new();
+    let limits = AuditLimits { max_rows: 100, max_age: Duration::from_secs(3600) };
+    let audit = Audit::new(Arc::clone(&world.store), Arc::clone(&world.clock) as _, limits, 7);
+    for n in 0..5_u64 {
+        let evidence = Evidence {
+            // Two in each millisecond.
+            at: Wall(1000 + n / 2),
+            request: n.to_string(),
+            environment: if n == 2 { "other" } else { "studylab" }.parse().unwrap(),
+            route: "/webhooks/stripe".into(),
+            class: "webhook".into(),
+            method: "POST".into(),
+            decision: "hot".into(),
+            forwarded: "answered by the app".into(),
+            why: String::new(),
+            status: Some(200),
+            key_hash: None,
+            event: None,
+            attempt: 1,
+            operation: None,
+            held_us: 0,
+            total_us: 1,
+        };
+        audit.before_answer(&evidence).await.unwrap();
+    }
+    let read = async |wanted: &Wanted, before: Option<String>, most| {
+        let (rows, more) = audit.list(wanted, before.as_deref(), most).await.unwrap();
+        let last = rows.last().map(|(place, _)| place.clone());
+        (rows.into_iter().map(|(_, e)| e.request).collect::<Vec<_>>(), more, last)
+    };
+    let all = Wanted::default();
+    let (first, more, last) = read(&all, None, 2).await;
+    assert_eq!((first, more), (vec!["4".into(), "3".into()], true));
+    let (then, more, last) = read(&all, last, 2).await;
+    assert_eq!((then, more), (vec!["2".into(), "1".into()], true));
+    let (end, more, _) = read(&all, last, 2).await;
+    assert_eq!((end, more), (vec!["0".into()], false));
+    let of_app = Wanted { app: Some("studylab".into()), since: Wall(1001), ..Wanted::default() };
+    let (some, more, _) = read(&of_app, None, 2).await;
+    assert_eq!((some, more), (vec!["4".into(), "3".into()], false));
 }

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -10,10 +10,10 @@ use crate::clock::Wall;
 use crate::id::Environment;
 use crate::ledger::{LedgerError, Row, Wanted};
 use crate::lifecycle::idempotency::Resolution;
-use crate::store::record::ledger::{Attempted, Subject, key};
+use crate::store::record::ledger::{Attempted, Evidence, Subject, key};
 
 use super::Admin;
-use super::page::MOST;
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
 use super::types::time;
 
@@ -88,30 +88,34 @@ pub struct LedgerFilter {
     key_hash: Option<String>,
     /// Only those of this event.
     event: Option<String>,
-    /// Rows at most, 1 to 1000; 100 when absent.
-    limit: Option<usize>,
 }
 
-/// Records of keyed actions and provider events.
-#[utoipa::path(get, path = "/v1/ledger", tag = "views", params(LedgerFilter),
+/// Records of keyed actions and provider events, by their names.
+#[utoipa::path(get, path = "/v1/ledger", tag = "views", params(PageQuery, LedgerFilter),
     responses(
-        (status = 200, description = "The records", body = [LedgerRow]),
+        (status = 200, description = "A page of records", body = [LedgerRow]),
         (status = 503, description = "The ledger cannot be read")))]
 pub async fn ledger(
     State(admin): State<Admin>,
+    Query(page): Query<PageQuery>,
     Query(filter): Query<LedgerFilter>,
-) -> Result<Json<Vec<LedgerRow>>, Problem> {
+    uri: Uri,
+) -> Result<Page<LedgerRow>, Problem> {
     let prefix = filter.app.as_ref().map_or_else(String::new, |app| format!("{app}/"));
-    listed(&admin, &prefix, filter.limit, [&filter.state, &filter.key_hash, &filter.event]).await
+    listed(&admin, &prefix, &page, [&filter.state, &filter.key_hash, &filter.event], &uri).await
 }
 
-/// Records below `prefix` with this state, key's hash and event, where they are given.
+/// A page of the records below `prefix` with this state, key's hash and event, where they are given.
 pub(super) async fn listed(
     admin: &Admin,
     prefix: &str,
-    limit: Option<usize>,
+    page: &PageQuery,
     [state, key_hash, event]: [&Option<String>; 3],
-) -> Result<Json<Vec<LedgerRow>>, Problem> {
+    uri: &Uri,
+) -> Result<Page<LedgerRow>, Problem> {
+    let limit = page.limit(100)?;
+    // A record that has gone since is still a place to go on from.
+    let after = page.after.as_deref().map(|at| listed_at(prefix, at)).transpose()?;
     let is = |wanted: &Option<String>, found: Option<&str>| {
         wanted.as_deref().is_none_or(|w| found == Some(w))
     };
@@ -120,9 +124,19 @@ pub(super) async fn listed(
             && is(key_hash, Some(&r.key_hash))
             && is(event, r.event.as_deref())
     };
-    let limit = limit.unwrap_or(100).clamp(1, MOST);
-    let rows = admin.ledger.list(prefix, limit, wanted).await.map_err(problem)?;
-    Ok(Json(rows.into_iter().map(|Row { at, record }| row(at, record)).collect()))
+    let listed = admin.ledger.list(prefix, after.as_deref(), limit, wanted).await;
+    let (rows, more) = listed.map_err(problem)?;
+    let last = rows.last().filter(|_| more).map(|r| r.at.clone());
+    let rows = rows.into_iter().map(|Row { at, record }| row(at, record)).collect();
+    Ok(Page::read(rows, last.as_deref(), uri))
+}
+
+/// A record's name, as a list of those below `prefix` has it.
+fn listed_at(prefix: &str, at: &str) -> Result<String, Problem> {
+    match at.split('/').collect::<Vec<_>>()[..] {
+        [app, environment, hash] if at.starts_with(prefix) => named(app, environment, hash),
+        _ => Err(Problem::bad("after: expected the `at` of a record of this list")),
+    }
 }
 
 fn named(app: &str, environment: &str, hash: &str) -> Result<String, Problem> {
@@ -215,6 +229,8 @@ pub(super) async fn say(
 /// Evidence of one unsafe request.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct AuditRow {
+    /// Its place in the audit, after which an older page begins.
+    pub place: String,
     /// When it ended, or was about to be answered.
     pub at: String,
     /// The request's id.
@@ -264,20 +280,24 @@ pub struct AuditFilter {
     event: Option<String>,
     /// Not before this time, in milliseconds since 1970.
     since_ms: Option<u64>,
-    /// Rows at most, 1 to 1000; 100 when absent.
-    limit: Option<usize>,
 }
 
 /// Evidence of unsafe requests, newest first.
-#[utoipa::path(get, path = "/v1/audit", tag = "views", params(AuditFilter),
+#[utoipa::path(get, path = "/v1/audit", tag = "views", params(PageQuery, AuditFilter),
     responses(
-        (status = 200, description = "The evidence", body = [AuditRow]),
+        (status = 200, description = "A page of evidence", body = [AuditRow]),
         (status = 503, description = "The audit cannot be read")))]
 pub async fn audit(
     State(admin): State<Admin>,
+    Query(page): Query<PageQuery>,
     Query(filter): Query<AuditFilter>,
-) -> Result<Json<Vec<AuditRow>>, Problem> {
-    let limit = filter.limit.unwrap_or(100).clamp(1, MOST);
+    uri: Uri,
+) -> Result<Page<AuditRow>, Problem> {
+    let limit = page.limit(100)?;
+    let before = page.after.as_deref();
+    if before.is_some_and(|place| !is_place(place)) {
+        return Err(Problem::bad("after: expected the `place` of a row of the audit"));
+    }
     let wanted = Wanted {
         app: filter.app,
         route: filter.route,
@@ -285,8 +305,22 @@ pub async fn audit(
         event: filter.event,
         since: Wall(filter.since_ms.unwrap_or(0)),
     };
-    let found = admin.audit.list(&wanted, limit).await.map_err(Problem::unavailable)?;
-    let rows = found.into_iter().map(|e| AuditRow {
+    let listed = admin.audit.list(&wanted, before, limit).await;
+    let (found, more) = listed.map_err(Problem::unavailable)?;
+    let last = found.last().filter(|_| more).map(|(place, _)| place.clone());
+    let rows = found.into_iter().map(|(place, e)| audit_row(place, e)).collect();
+    Ok(Page::read(rows, last.as_deref(), &uri))
+}
+
+/// Two numbers of 16 hex digits: a time, and what keeps those of one millisecond apart.
+fn is_place(text: &str) -> bool {
+    let hex = |n: &str| n.len() == 16 && n.bytes().all(|b| b.is_ascii_hexdigit());
+    text.split_once('/').is_some_and(|(at, number)| hex(at) && hex(number))
+}
+
+fn audit_row(place: String, e: Evidence) -> AuditRow {
+    AuditRow {
+        place,
         at: time(e.at),
         request: e.request,
         environment: e.environment.to_string(),
@@ -303,6 +337,5 @@ pub async fn audit(
         operation: e.operation.map(|o| o.to_string()),
         held_us: e.held_us,
         total_us: e.total_us,
-    });
-    Ok(Json(rows.collect()))
+    }
 }

@@ -7,6 +7,7 @@
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::Uri;
 use axum::http::request::Parts;
 use serde::Deserialize;
 
@@ -16,6 +17,7 @@ use crate::store::record::key;
 use super::Admin;
 use super::access::bearer;
 use super::ledger::{LedgerRow, Resolve, listed, place, say};
+use super::page::{Page, PageQuery};
 use super::problem::Problem;
 
 /// Where these resources are; what [`super::access`] leaves to [`Own`].
@@ -62,25 +64,25 @@ pub struct OwnFilter {
     key_hash: Option<String>,
     /// Only those of this event.
     event: Option<String>,
-    /// Rows at most, 1 to 1000; 100 when absent.
-    limit: Option<usize>,
 }
 
 /// For apps: records of the environment's own keyed actions and provider events.
 #[utoipa::path(get, path = "/v1/self/ledger", tag = "apps", operation_id = "own_ledger",
-    params(OwnFilter), security(("allocation" = [])),
+    params(PageQuery, OwnFilter), security(("allocation" = [])),
     responses(
-        (status = 200, description = "The records", body = [LedgerRow]),
+        (status = 200, description = "A page of records", body = [LedgerRow]),
         (status = 401, description = "No credential of an allocation that is up"),
         (status = 503, description = "The ledger cannot be read")))]
 pub async fn ledger(
     State(admin): State<Admin>,
     own: Own,
+    Query(page): Query<PageQuery>,
     Query(filter): Query<OwnFilter>,
-) -> Result<Json<Vec<LedgerRow>>, Problem> {
+    uri: Uri,
+) -> Result<Page<LedgerRow>, Problem> {
     let prefix = format!("{}/", own.environment);
-    let OwnFilter { state, key_hash, event, limit } = filter;
-    listed(&admin, &prefix, limit, [&state, &key_hash, &event]).await
+    let OwnFilter { state, key_hash, event } = filter;
+    listed(&admin, &prefix, &page, [&state, &key_hash, &event], &uri).await
 }
 
 /// For apps: says what became of an attempt of the environment's own whose outcome is unknown.

@@ -70,6 +70,11 @@ impl<T> Page<T> {
 }
 
 impl<T> Page<T> {
+    /// A page that was read as one: `next` names its last row where more come after it.
+    pub fn read(rows: Vec<T>, next: Option<&str>, uri: &Uri) -> Self {
+        Self { rows, next: next.map(|last| next_page(uri, last)) }
+    }
+
     /// Each row as another.
     pub fn map<R>(self, to: impl FnMut(T) -> R) -> Page<R> {
         Page { rows: self.rows.into_iter().map(to).collect(), next: self.next }

@@ -15,6 +15,15 @@ use crate::admin::types::ProblemBody;
 use crate::config::Secret;
 use crate::id::Digest;
 
+/// Largest page of a list that is read.
+const PAGE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// The address in `<…>; rel="next"` (RFC 8288), as the edge writes it: a path of its own.
+fn next_page(link: &str) -> Option<String> {
+    let (address, rel) = link.strip_prefix('<')?.split_once('>')?;
+    (rel == "; rel=\"next\"" && address.starts_with('/')).then(|| address.to_owned())
+}
+
 /// The client. Every call has a deadline.
 pub struct Client {
     agent: Agent,
@@ -71,6 +80,25 @@ impl Client {
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let mut response = self.sent(self.authorized(self.agent.get(self.url(path))).call())?;
         Ok(response.body_mut().read_json()?)
+    }
+
+    /// The rows of a list, page after page, at most `most`. `path` says how many a page has.
+    pub fn rows<T: DeserializeOwned>(&self, path: &str, most: usize) -> Result<Vec<T>> {
+        let mut rows: Vec<T> = Vec::new();
+        let mut next = Some(path.to_owned());
+        while let Some(path) = next {
+            let mut response =
+                self.sent(self.authorized(self.agent.get(self.url(&path))).call())?;
+            let link = response.headers().get("link").and_then(|v| v.to_str().ok());
+            next = link.and_then(next_page).filter(|_| rows.len() < most);
+            let page: Vec<T> = response.body_mut().with_config().limit(PAGE_BYTES).read_json()?;
+            rows.extend(page);
+            if rows.len() >= most {
+                rows.truncate(most);
+                break;
+            }
+        }
+        Ok(rows)
     }
 
     /// DELETE, read as JSON.

@@ -1,16 +1,18 @@
 //! Every command: its arguments, what it asks for, and how it is shown.
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod arguments;
 mod client;
 mod deploy;
+mod help;
 mod release;
 mod show;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser};
 
 use crate::admin::types::{
     AllocationRow, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow, RouteRow,
@@ -20,262 +22,16 @@ use crate::admin::{AuditRow, ConfigRow, LedgerRow, Resolve};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Diagnostic, Secret, SecretSource};
 use crate::contract;
-use crate::id::{AppName, EnvName, Environment};
+use crate::id::Environment;
 use crate::lifecycle::idempotency::key_hash;
 
+use arguments::{Cli, Command};
 use client::Client;
 
-/// The edge of a scale-to-zero platform: a reverse proxy that knows who owns a route, wakes what
-/// sleeps once for any number of requests, and never replays what it must not.
-///
-/// `run` is the edge. Every other command reads files or talks to a running edge's admin API, which
-/// --admin or VANGO_EDGE_ADMIN names.
-#[derive(Debug, Parser)]
-#[command(
-    name = "vango-edge",
-    version,
-    propagate_version = true,
-    after_long_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.\n\n\
-        Examples:\n  \
-        vango-edge check -c conf/edge.toml --artifact app/\n  \
-        vango-edge run -c conf/edge.toml\n  \
-        vango-edge deploy app/\n  \
-        vango-edge explain GET http://studylab.localhost/dashboard\n  \
-        vango-edge traces --steps -n 1"
-)]
-struct Cli {
-    /// Admin API of the edge to talk to
-    #[arg(long, global = true, default_value = "http://127.0.0.1:9901", env = "VANGO_EDGE_ADMIN")]
-    admin: String,
-    /// File with the admin API's token; where there is none, the environment variable
-    /// VANGO_EDGE_TOKEN is the token itself
-    #[arg(long, global = true, value_name = "FILE", env = "VANGO_EDGE_TOKEN_FILE")]
-    token_file: Option<PathBuf>,
-    /// Print JSON instead of text for people
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the edge in the foreground
-    #[command(
-        after_long_help = "It prints one JSON line with the addresses it got, and logs to stderr. SIGHUP reads the configuration again; SIGTERM stops it in order.\n\nExample:\n  vango-edge run -c /etc/vango-edge/edge.toml"
-    )]
-    Run {
-        /// The edge's configuration
-        #[arg(short, long, default_value = "conf/edge.toml")]
-        config: PathBuf,
-    },
-    /// Read the configuration again, as SIGHUP does; a file that is wrong changes nothing
-    Reload,
-    /// Say everything that is wrong with a configuration, and with an artifact's contract
-    Check {
-        /// The edge's configuration
-        #[arg(short, long, default_value = "conf/edge.toml")]
-        config: PathBuf,
-        /// Also check the vango-edge.toml of this artifact directory
-        #[arg(long)]
-        artifact: Option<PathBuf>,
-    },
-    /// Pack a directory into an artifact, upload it and make a deployment
-    #[command(
-        after_long_help = "The same directory makes the same digest anywhere. What the edge has is not uploaded again.\n\nExample:\n  vango-edge deploy app/"
-    )]
-    Deploy {
-        /// The directory; its vango-edge.toml is the contract
-        dir: PathBuf,
-        /// For the preview of this name instead of production
-        #[arg(long)]
-        preview: Option<EnvName>,
-        /// Then promote it; the app's promotion policy counts
-        #[arg(long, conflicts_with = "preview")]
-        promote: bool,
-    },
-    /// Move production to the artifact of a preview, or to a digest, if its evidence satisfies the policy
-    Promote {
-        /// The app
-        app: AppName,
-        /// A preview's name, or sha256:…
-        what: String,
-    },
-    /// Remove a preview: its hosts are nobody's, its allocations end
-    Remove {
-        /// app/preview
-        environment: Environment,
-    },
-    /// Remove now what no owner, preview, promotion or rollback needs; the edge does it by itself too
-    Collect,
-    /// Move production back to the artifact that served before
-    Rollback {
-        /// The app
-        app: AppName,
-    },
-    /// Show what is known of a preview's deployment; record checks of it
-    Evidence {
-        /// The app
-        app: AppName,
-        /// The preview, or production
-        preview: EnvName,
-        /// A check to record, as NAME=passed or NAME=failed; may be given again
-        #[arg(long = "check")]
-        checks: Vec<String>,
-        /// What is to be said about the checks
-        #[arg(long, default_value = "")]
-        note: String,
-        /// Print it as an in-toto Statement
-        #[arg(long, conflicts_with_all = ["checks", "note"])]
-        statement: bool,
-    },
-    /// Print the admin API's OpenAPI document
-    Openapi,
-    /// Print the completions of a shell
-    #[command(after_long_help = "Example:\n  \
-        vango-edge completions bash > /etc/bash_completion.d/vango-edge")]
-    Completions {
-        /// Which
-        shell: clap_complete::Shell,
-    },
-    /// Write the manual pages, one a command, in the format of man(7)
-    #[command(after_long_help = "Example:\n  \
-        vango-edge man /usr/local/share/man/man1 && man vango-edge-explain")]
-    Man {
-        /// The directory to write them to
-        dir: PathBuf,
-    },
-    /// Whether the edge takes traffic: exit code 0 if it does
-    Health,
-    /// Who owns each host, under which epoch
-    Routes {
-        /// Only this app
-        app: Option<String>,
-    },
-    /// Allocations in the registry
-    Ps {
-        /// Only this app
-        app: Option<String>,
-    },
-    /// Wakes with their phases, and promotions, newest first
-    Ops {
-        /// Only this app
-        app: Option<String>,
-    },
-    /// What was decided about unsafe requests, and what came of each, newest first
-    Audit {
-        /// Only this app
-        app: Option<String>,
-        /// Only this route, as the contract has it
-        #[arg(long)]
-        route: Option<String>,
-        /// Only this Idempotency-Key; only its hash leaves this command
-        #[arg(long)]
-        key: Option<String>,
-        /// Only this event, by its provider's id
-        #[arg(long)]
-        event: Option<String>,
-        /// Not longer ago than this: 15m, 24h, 7d
-        #[arg(long)]
-        since: Option<String>,
-        /// How many
-        #[arg(short = 'n', long, default_value_t = 100)]
-        limit: usize,
-        /// One JSON object a line
-        #[arg(long)]
-        lines: bool,
-    },
-    /// Records of keys and events: what was sent, and what became of it
-    Ledger {
-        /// Only this app
-        app: Option<String>,
-        /// Only those in this state, such as unknown
-        #[arg(long)]
-        state: Option<String>,
-        /// Only this Idempotency-Key; only its hash leaves this command
-        #[arg(long)]
-        key: Option<String>,
-        /// Only this event, by its provider's id
-        #[arg(long)]
-        event: Option<String>,
-        /// How many
-        #[arg(short = 'n', long, default_value_t = 100)]
-        limit: usize,
-    },
-    /// Say what became of an attempt whose outcome is unknown
-    Resolve {
-        /// The record, as `ledger` shows it
-        record: String,
-        /// Its attempt, as `ledger` shows it
-        attempt: u32,
-        /// carried-out: repeats are told so. not-carried-out: a repeat is sent to the app
-        #[arg(value_parser = ["carried-out", "not-carried-out"])]
-        outcome: String,
-        /// Who says so and why; kept with the record
-        #[arg(long, default_value = "")]
-        note: String,
-    },
-    /// Deployments, newest first
-    Deployments {
-        /// Only this app
-        app: Option<String>,
-    },
-    /// Last lines an allocation wrote
-    Logs {
-        /// The allocation, as `ps` shows it
-        allocation: String,
-    },
-    /// Put an environment to sleep now; one that is frozen is stopped
-    #[command(
-        after_long_help = "Requests in flight finish within the contract's process.stop_timeout. The next request wakes it.\n\nExample:\n  vango-edge sleep studylab"
-    )]
-    Sleep {
-        /// app or app/environment
-        environment: Environment,
-    },
-    /// Wake an environment now
-    Wake {
-        /// app or app/environment
-        environment: Environment,
-    },
-    /// The steps a request would take now; sends and changes nothing
-    #[command(
-        after_long_help = "Examples:\n  vango-edge explain GET http://studylab.localhost/dashboard\n  vango-edge explain POST http://studylab.localhost/actions/save -H 'Idempotency-Key: a1'"
-    )]
-    Explain {
-        /// GET, POST, …
-        method: String,
-        /// http://host/path
-        url: String,
-        /// A header of the request, as `Name: value`; may be given again
-        #[arg(short = 'H', long = "header")]
-        headers: Vec<String>,
-    },
-    /// The last requests and the steps they took, newest first
-    #[command(
-        after_long_help = "Examples:\n  vango-edge traces --steps -n 1\n  vango-edge traces --app studylab --follow\n  vango-edge traces --request 4bf92f3577b34da6a3ce929d0e0e4736"
-    )]
-    Traces {
-        /// Only this app
-        #[arg(long)]
-        app: Option<String>,
-        /// Only this class: page, action, webhook, live, asset
-        #[arg(long)]
-        class: Option<String>,
-        /// Only this request, by the id in its X-Request-Id, with its steps
-        #[arg(long)]
-        request: Option<String>,
-        /// How many
-        #[arg(short = 'n', long, default_value_t = 20)]
-        limit: usize,
-        /// With the steps of each
-        #[arg(long)]
-        steps: bool,
-        /// Go on printing new ones until interrupted
-        #[arg(short, long)]
-        follow: bool,
-    },
-}
+/// Rows that are asked for at a time: as many as the API gives.
+const PAGE: usize = 1000;
+/// A list that is asked for without a number: no edge keeps more rows of any.
+const EVERY_ROW: usize = 1_000_000;
 
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
@@ -338,17 +94,19 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Openapi => show::json(&crate::admin::document())?,
         Command::Health => show::text(&client.text("/readyz")?)?,
         Command::Routes { app } => {
-            let mut rows: Vec<RouteRow> = client.get("/v1/routes?limit=1000")?;
+            let mut rows: Vec<RouteRow> = client.rows("/v1/routes?limit=1000", EVERY_ROW)?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::routes)?;
         }
         Command::Ps { app } => {
-            let mut rows: Vec<AllocationRow> = client.get("/v1/allocations?limit=1000")?;
+            let mut rows: Vec<AllocationRow> =
+                client.rows("/v1/allocations?limit=1000", EVERY_ROW)?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::allocations)?;
         }
         Command::Ops { app } => {
-            let mut rows: Vec<OperationRow> = client.get("/v1/operations?limit=1000")?;
+            let mut rows: Vec<OperationRow> =
+                client.rows("/v1/operations?limit=1000", EVERY_ROW)?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::operations)?;
         }
@@ -366,7 +124,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
                     ("since_ms", since.as_deref()),
                 ],
             );
-            let rows: Vec<AuditRow> = client.get(&query)?;
+            let rows: Vec<AuditRow> = client.rows(&query, *limit)?;
             match lines {
                 true => show::lines(&rows)?,
                 false => show::list(json, &rows, show::audit)?,
@@ -384,7 +142,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
                     ("event", event.as_deref()),
                 ],
             );
-            let rows: Vec<LedgerRow> = client.get(&query)?;
+            let rows: Vec<LedgerRow> = client.rows(&query, *limit)?;
             show::list(json, &rows, show::ledger)?;
         }
         Command::Resolve { record, attempt, outcome, note } => {
@@ -393,7 +151,8 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
             show::list(json, &[row], show::ledger)?;
         }
         Command::Deployments { app } => {
-            let mut rows: Vec<DeploymentRow> = client.get("/v1/deployments?limit=1000")?;
+            let mut rows: Vec<DeploymentRow> =
+                client.rows("/v1/deployments?limit=1000", EVERY_ROW)?;
             rows.retain(|r| of_app(app.as_ref(), &r.environment));
             show::list(json, &rows, show::deployments)?;
         }
@@ -404,12 +163,15 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Wake { environment } => command(&client, environment, "wake", json)?,
         Command::Explain { method, url, headers } => explain(&client, method, url, headers, json)?,
         Command::Traces { app, class, request, limit, steps, follow } => {
-            let mut query = format!("/v1/traces?limit={limit}");
-            for (name, value) in [("app", app), ("class", class), ("request", request)] {
-                if let Some(value) = value {
-                    query.push_str(&format!("&{name}={value}"));
-                }
-            }
+            let query = query(
+                "/v1/traces",
+                *limit,
+                &[
+                    ("app", app.as_deref()),
+                    ("class", class.as_deref()),
+                    ("request", request.as_deref()),
+                ],
+            );
             let steps = *steps || request.is_some();
             traces(&client, &query, steps, *follow, json)?;
         }
@@ -431,7 +193,7 @@ fn token(file: Option<&Path>) -> Result<Option<Secret>> {
 
 /// `path` with what is asked for, as a query.
 fn query(path: &str, limit: usize, asked: &[(&str, Option<&str>)]) -> String {
-    let mut out = format!("{path}?limit={limit}");
+    let mut out = format!("{path}?limit={}", limit.min(PAGE));
     for (name, value) in asked {
         let Some(value) = value else { continue };
         out.push_str(&format!("&{name}="));
@@ -581,6 +343,14 @@ mod tests {
         fn look(command: &clap::Command, wrong: &mut Vec<String>) {
             if command.get_about().is_none() {
                 wrong.push(command.get_name().to_owned());
+            }
+            let long = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            let example = format!("  vango-edge {}", command.get_name());
+            if command.get_name() != "vango-edge" && !long.contains(&example) {
+                wrong.push(format!("{}: no example", command.get_name()));
+            }
+            if long.lines().any(|l| l.chars().count() > 110) {
+                wrong.push(format!("{}: a line is too long for a terminal", command.get_name()));
             }
             for argument in command.get_arguments().filter(|a| a.get_help().is_none()) {
                 wrong.push(format!("{} {}", command.get_name(), argument.get_id()));

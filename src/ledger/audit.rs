@@ -184,28 +184,41 @@ impl Audit {
         }
     }
 
-    /// The newest rows that are wanted, newest first, at most `most`.
+    /// The newest rows that are wanted, newest first, at most `most`, each with its place; of those
+    /// that are older than the place `before`, where one is given. Whether older ones follow.
     ///
     /// # Errors
     /// [`StoreError`] when they cannot be read. A row that this build cannot read is left out.
-    pub async fn list(&self, wanted: &Wanted, most: usize) -> Result<Vec<Evidence>, StoreError> {
-        let mut found: VecDeque<Evidence> = VecDeque::new();
+    pub async fn list(
+        &self,
+        wanted: &Wanted,
+        before: Option<&str>,
+        most: usize,
+    ) -> Result<(Vec<(String, Evidence)>, bool), StoreError> {
+        let end = before.map(|place| format!("{}{place}", key::EVIDENCE));
+        let mut found: VecDeque<(String, Evidence)> = VecDeque::new();
+        let mut more = false;
         let mut after = Some(key::evidence_from(wanted.since));
         loop {
             let page = self.store.list(key::EVIDENCE, after.as_deref(), PAGE).await?;
-            for (_, entry) in &page.entries {
+            let older = |at: &str| end.as_deref().is_none_or(|end| at < end);
+            for (at, entry) in page.entries.iter().take_while(|(at, _)| older(at)) {
                 let Ok(evidence) = Evidence::decode(&entry.value) else { continue };
-                if wanted.takes(&evidence) {
-                    found.push_back(evidence);
-                    if found.len() > most {
-                        found.pop_front();
-                    }
+                if !wanted.takes(&evidence) {
+                    continue;
+                }
+                let place = at.strip_prefix(key::EVIDENCE).unwrap_or(at).to_owned();
+                found.push_back((place, evidence));
+                if found.len() > most {
+                    found.pop_front();
+                    more = true;
                 }
             }
-            after = page.entries.last().map(|(k, _)| k.clone()).or(after);
-            if !page.more {
-                return Ok(found.into_iter().rev().collect());
+            let last = page.entries.last().map(|(k, _)| k.clone());
+            if !page.more || last.as_deref().is_some_and(|last| !older(last)) {
+                return Ok((found.into_iter().rev().collect(), more));
             }
+            after = last.or(after);
         }
     }
 

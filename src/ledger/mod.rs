@@ -379,31 +379,37 @@ impl Ledger {
         entry.map(|e| Ok(StoredResponse::decode(&e.value)?)).transpose()
     }
 
-    /// Records of an environment (or of an app, or all, by prefix), at most `most`.
+    /// Records of an environment (or of an app, or all, by prefix) by where they are, at most
+    /// `most`: those after the place `after`, or from the first on. Whether more come after them.
     ///
     /// # Errors
     /// [`LedgerError`] when they cannot be read.
     pub async fn list(
         &self,
         prefix: &str,
+        after: Option<&str>,
         most: usize,
         wanted: impl Fn(&Attempted) -> bool,
-    ) -> Result<Vec<Row>, LedgerError> {
+    ) -> Result<(Vec<Row>, bool), LedgerError> {
         let prefix = format!("{}{prefix}", key::ATTEMPTS);
-        let mut after: Option<String> = None;
+        let mut after = after.map(key::attempt);
         let mut rows = Vec::new();
         loop {
             let page = self.store.list(&prefix, after.as_deref(), PAGE).await?;
             for (at, entry) in &page.entries {
                 let record = Attempted::decode(&entry.value)?;
-                if wanted(&record) && rows.len() < most {
-                    let at = at.strip_prefix(key::ATTEMPTS).unwrap_or(at).to_owned();
-                    rows.push(Row { at, record });
+                if !wanted(&record) {
+                    continue;
                 }
+                if rows.len() == most {
+                    return Ok((rows, true));
+                }
+                let at = at.strip_prefix(key::ATTEMPTS).unwrap_or(at).to_owned();
+                rows.push(Row { at, record });
             }
             after = page.entries.last().map(|(k, _)| k.clone());
-            if !page.more || rows.len() >= most {
-                return Ok(rows);
+            if !page.more {
+                return Ok((rows, false));
             }
         }
     }
