@@ -125,3 +125,27 @@ impl Drop for StopOnDrop<'_> {
         self.0.store(true, Ordering::Relaxed);
     }
 }
+
+#[test]
+fn the_units_are_valid() {
+    // Debian's systemd has it; where it is not, there is nobody to start the units either.
+    if Command::new("systemd-analyze").arg("--version").stdout(Stdio::null()).status().is_err() {
+        eprintln!("systemd-analyze is not there: the units are not checked");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut units = Vec::new();
+    for unit in ["vango-edge.service", "vango-edge.socket"] {
+        let conf = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("conf").join(unit);
+        let text = std::fs::read_to_string(conf).unwrap();
+        // It looks whether the program is there.
+        let text = text.replace("/usr/local/bin/vango-edge", binary().to_str().unwrap());
+        units.push(dir.path().join(unit));
+        std::fs::write(units.last().unwrap(), text).unwrap();
+    }
+    let output = Command::new("systemd-analyze").arg("verify").args(&units).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let of_ours = |line: &&str| line.contains("vango-edge") && !line.contains("notify-reload");
+    assert_eq!(said.lines().find(of_ours), None);
+    assert!(output.status.success(), "{said}");
+}

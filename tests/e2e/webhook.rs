@@ -25,7 +25,7 @@ fn deliver(edge: &Edge, secret: &str, at: u64, body: &str) -> Answer {
 }
 
 /// Puts secrets where the operator's file says they are, and has them read.
-fn secrets(edge: &Edge, values: &[&str]) {
+pub fn secrets(edge: &Edge, values: &[&str]) {
     let dir = edge.config().parent().unwrap().to_owned();
     let mut sources = Vec::new();
     for (i, value) in values.iter().enumerate() {
