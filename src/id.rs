@@ -333,6 +333,16 @@ impl RequestId {
     pub fn random(entropy: &dyn Entropy) -> Self {
         Self((u128::from(entropy.next_u64()) << 64) | u128::from(entropy.next_u64()))
     }
+
+    /// The trace that begins with this request (W3C Trace Context: not 0).
+    pub fn as_u128(self) -> u128 {
+        self.0.max(1)
+    }
+
+    /// The request's own span, in any trace: its second half, not 0.
+    pub fn span(self) -> u64 {
+        (self.0 as u64).max(1)
+    }
 }
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -30,7 +30,7 @@ use crate::sockets::Sockets;
 use crate::store::observed::Observed;
 use crate::store::{Options, RocksStore, StateStore};
 use crate::systemd::{self, Handed};
-use crate::telemetry::{AccessLog, AccessTarget, Metrics, Ring, Telemetry};
+use crate::telemetry::{AccessLog, AccessTarget, Metrics, Ring, Telemetry, otlp};
 use crate::wake::hold::HoldQueues;
 use crate::wake::machine::BackoffPolicy;
 use crate::wake::worker::Worker;
@@ -117,6 +117,7 @@ async fn run_on(
     let at = from_here(admin_listener.local_addr()?);
     let (edge, publisher) = compose(file, &config, &access, at, &secure, runtime).await?;
     let access_log = access_log(&config, &edge.control.telemetry)?;
+    let exporter = exporter(&config, &edge)?;
     let taken = edge.control.take_over().await?;
     if taken != TakenOver::default() {
         let TakenOver { adopted, ended, released } = taken;
@@ -191,7 +192,19 @@ async fn run_on(
     let _ = tokio::time::timeout(Duration::from_secs(2), admin).await;
     // Last: it writes what is left.
     drop(access_log);
+    drop(exporter);
     Ok(())
+}
+
+fn exporter(config: &Config, edge: &Edge) -> Result<Option<otlp::Exporter>> {
+    let Some(base) = config.telemetry.otlp.clone() else { return Ok(None) };
+    let control = &edge.control;
+    let node = control.worker.node.clone();
+    let target = otlp::Target { base, sample: config.telemetry.sample, node };
+    let (clock, entropy) = (Arc::clone(&control.clock), Arc::clone(&control.entropy));
+    otlp::Exporter::start(target, Arc::clone(&control.telemetry), clock, entropy)
+        .map(Some)
+        .context("telemetry.otlp")
 }
 
 fn access_log(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Option<AccessLog>> {

@@ -252,7 +252,7 @@ fn engines_stay_in_their_rooms() {
         ("pingora", &["proxy", "server"]),
         ("rocksdb::", &["store::rocks"]),
         ("axum", &["admin"]),
-        ("ureq", &["cli"]),
+        ("ureq", &["cli", "telemetry::otlp::send"]),
         ("object_store", &["artifact"]),
         ("redis::aio", &["session::redis"]),
         ("ring::aead", &["session"]),

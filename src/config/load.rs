@@ -17,7 +17,7 @@ use super::secret::SecretSource;
 use super::{
     AccessLogConfig, AccessLogPath, Admin, AdminToken, Affinity, App, AssetsConfig, AuditConfig,
     Backoff, Config, Health, HealthCheck, HostPattern, LedgerConfig, Limits, LogConfig, OnExit,
-    Promotion, Role, RunnerConfig, Server, StateDir, TraceConfig, Upstreams,
+    Promotion, Role, RunnerConfig, Server, StateDir, TelemetryConfig, TraceConfig, Upstreams,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -82,6 +82,7 @@ fn cores() -> usize {
 }
 
 fn node(top: &Table<'_>, base: &Path) -> Config {
+    let trace = trace(top);
     Config {
         server: server(top, base),
         admin: admin(top, base),
@@ -94,8 +95,9 @@ fn node(top: &Table<'_>, base: &Path) -> Config {
         audit: audit(top),
         runner: runner(top),
         log: log_level(top),
-        trace: trace(top),
-        access_log: access_log(top, base),
+        trace,
+        telemetry: telemetry(top, trace),
+        access_log: access_log(top, base, trace),
     }
 }
 
@@ -283,7 +285,10 @@ fn log_level(top: &Table<'_>) -> LogConfig {
     LogConfig { level }
 }
 
-fn access_log(top: &Table<'_>, base: &Path) -> AccessLogConfig {
+/// What follows the ring of traces has nothing to follow where none are kept.
+const NO_RING: &str = "it follows the traces that are kept, and trace.ring = 0 keeps none";
+
+fn access_log(top: &Table<'_>, base: &Path, trace: TraceConfig) -> AccessLogConfig {
     let t = top.table("access_log");
     let path = match t.text("path").as_deref() {
         None | Some("off") => AccessLogPath::Off,
@@ -294,6 +299,9 @@ fn access_log(top: &Table<'_>, base: &Path) -> AccessLogConfig {
         }
         Some(file) => AccessLogPath::File(base.join(file)),
     };
+    if trace.ring == 0 && path != AccessLogPath::Off {
+        t.error("path", NO_RING);
+    }
     let sample = t.fraction("sample").unwrap_or(1.0);
     t.finish();
     AccessLogConfig { path, sample }
@@ -301,9 +309,49 @@ fn access_log(top: &Table<'_>, base: &Path) -> AccessLogConfig {
 
 fn trace(top: &Table<'_>) -> TraceConfig {
     let t = top.table("trace");
-    let ring = t.integer("ring", 1..=1_000_000).unwrap_or(4096) as usize;
+    let ring = t.integer("ring", 0..=1_000_000).unwrap_or(4096) as usize;
     t.finish();
     TraceConfig { ring }
+}
+
+fn telemetry(top: &Table<'_>, trace: TraceConfig) -> TelemetryConfig {
+    let t = top.table("telemetry");
+    let otlp =
+        t.text("otlp").filter(|word| word != "off").and_then(|address| match collector(&address) {
+            Ok(address) => Some(address),
+            Err(why) => {
+                t.error("otlp", why);
+                None
+            }
+        });
+    if trace.ring == 0 && otlp.is_some() {
+        t.error("otlp", NO_RING);
+    }
+    let sample = t.fraction("sample").unwrap_or(1.0);
+    t.finish();
+    TelemetryConfig { otlp, sample }
+}
+
+/// The address of a collector: where `/v1/traces` is below.
+fn collector(address: &str) -> Result<String, String> {
+    let example = "expected \"off\" or an address such as \"http://127.0.0.1:4318\"";
+    let uri: http::Uri = address.parse().map_err(|e| format!("{example}: {e}"))?;
+    let authority = uri.authority().map_or("", |a| a.as_str());
+    if uri.scheme_str() == Some("https") {
+        return Err("no https: let a collector on this machine, or a proxy, send it on".into());
+    }
+    if uri.scheme_str() != Some("http") || authority.is_empty() || uri.query().is_some() {
+        return Err(example.into());
+    }
+    // A secret does not stand in a file that is shown.
+    if authority.contains('@') {
+        return Err("no user or password here: let a collector on this machine add it".into());
+    }
+    let path = uri.path().trim_end_matches('/');
+    if path.ends_with("/v1/traces") {
+        return Err("without /v1/traces, which is added".into());
+    }
+    Ok(format!("http://{authority}{path}"))
 }
 
 fn apps_dir(top: &Table<'_>, base: &Path) -> Option<PathBuf> {

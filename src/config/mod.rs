@@ -53,6 +53,8 @@ pub struct Config {
     pub log: LogConfig,
     /// What is traced.
     pub trace: TraceConfig,
+    /// Where traces are sent.
+    pub telemetry: TelemetryConfig,
     /// What is written of each request.
     pub access_log: AccessLogConfig,
 }
@@ -225,6 +227,15 @@ pub struct LogConfig {
 pub struct TraceConfig {
     /// Requests whose steps are kept.
     pub ring: usize,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct TelemetryConfig {
+    /// The collector's address, without `/v1/traces`; none: nothing is sent.
+    pub otlp: Option<String>,
+    /// Share of plainly served requests that are sent, from 0 to 1; all others always are.
+    pub sample: f64,
 }
 
 /// `[access_log]`

@@ -27,6 +27,7 @@ pub fn plan(running: &Config, file: Config) -> Reload {
     keep(&mut restart, "server.threads", &running.server.threads, &mut effective.server.threads);
     keep(&mut restart, "admin.listen", &running.admin.listen, &mut effective.admin.listen);
     keep(&mut restart, "access_log", &running.access_log, &mut effective.access_log);
+    keep(&mut restart, "telemetry", &running.telemetry, &mut effective.telemetry);
     keep(&mut restart, "state.dir", &running.state, &mut effective.state);
     let lasts = &mut effective.affinity.lasts;
     keep(&mut restart, "affinity.lasts", &running.affinity.lasts, lasts);

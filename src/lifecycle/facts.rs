@@ -15,6 +15,7 @@ use crate::clock::Mono;
 use crate::id::RequestId;
 
 use super::affinity::{Prior, SessionId};
+use super::parent::TraceParent;
 
 /// Why a request could not be read; each is answered 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +113,8 @@ pub struct Facts {
     pub error_form: ErrorForm,
     /// Its idempotency key.
     pub key: IdempotencyKey,
+    /// Whose trace it belongs to, where its client says so.
+    pub parent: Option<TraceParent>,
     /// Where its session was before, if the edge's token says so. Filled in once it is known whose
     /// request it is.
     pub affinity: Option<Prior>,
@@ -150,6 +153,7 @@ impl Facts {
             user_agent: headers.get(header::USER_AGENT).cloned(),
             error_form: error_form(&parts.method, headers),
             key: idempotency_key(headers),
+            parent: headers.get("traceparent").and_then(|v| TraceParent::parse(v.as_bytes())),
             affinity: None,
             session: None,
         })

@@ -7,7 +7,8 @@
 //! [`asset`] whether the artifact answers without the app, [`idempotency`] what a key's record says and
 //! becomes, [`webhook`] whether a provider's delivery is believed, [`recorded`] and [`delivery`] how a
 //! request follows its record, [`place`] where it goes, [`retry`] what a failure allows, [`reply`] what
-//! the edge answers itself, and [`trace`] keeps what was decided and why, [`evidence`] for longer.
+//! the edge answers itself, and [`trace`] keeps what was decided and why ([`parent`] says
+//! below whose span), [`evidence`] for longer.
 //! [`affinity`] says where a session was before, [`resume`] what a live socket's app is told about it,
 //! [`hello`] which session a Vango client names. [`explain`] asks the same questions of a request
 //! that is never sent.
@@ -26,6 +27,7 @@ pub mod explain;
 pub mod facts;
 pub mod hello;
 pub mod idempotency;
+pub mod parent;
 pub mod place;
 pub mod recorded;
 pub mod reply;

@@ -14,6 +14,7 @@ use crate::store::record::{WakePhases, WakeState};
 use super::asset::Source;
 use super::classify::Posture;
 use super::facts::{BadRequest, Facts};
+use super::parent::TraceParent;
 use super::place::Affinity;
 use super::reply::{Problem, Reply};
 use super::resume::{StoreStep, Verdict};
@@ -277,6 +278,8 @@ pub struct Trace {
     pub steps: Vec<Step>,
     /// How it ended.
     pub outcome: Outcome,
+    /// Whose trace it belongs to, where its client says so.
+    pub parent: Option<TraceParent>,
     dropped: u32,
 }
 
@@ -287,7 +290,7 @@ impl Trace {
     /// An empty one.
     pub fn new(request: RequestId, started: Mono) -> Self {
         let steps = Vec::with_capacity(4);
-        Self { request, started, steps, outcome: Outcome::Open, dropped: 0 }
+        Self { request, started, steps, outcome: Outcome::Open, parent: None, dropped: 0 }
     }
 
     /// The whole trace of a request that nobody owns, and its answer.

@@ -52,7 +52,7 @@ pub async fn deliver(
     let Some(address) = placement.allocation.address else {
         return Err(Error::explain(ErrorType::InternalError, "the allocation has no address"));
     };
-    let mut head = request_head(session, gate, journey, &placed)?;
+    let mut head = request_head(session, journey, &placed)?;
     let connection = match exchange::connect(address, limits.connect_timeout).await {
         Ok(connection) => connection,
         Err(_) => {
@@ -208,7 +208,6 @@ async fn pump(
 /// The head that the app is to see.
 fn request_head(
     session: &Session,
-    gate: &Gate,
     journey: &Journey,
     placed: &Placed,
 ) -> pingora::Result<RequestHeader> {
@@ -232,7 +231,7 @@ fn request_head(
     };
     let (target, verdict) = (&placement.allocation, journey.verdict());
     let tls = super::request::is_tls(session);
-    headers::for_app(&mut head, facts, target, verdict, client, tls, &*gate.entropy)?;
+    headers::for_app(&mut head, facts, target, verdict, client, tls)?;
     Ok(head)
 }
 

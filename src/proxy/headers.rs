@@ -7,7 +7,6 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
 
-use crate::clock::Entropy;
 use crate::lifecycle::facts::Facts;
 use crate::lifecycle::resume::Verdict;
 use crate::snapshot::AllocationView;
@@ -36,7 +35,6 @@ pub fn for_app(
     verdict: Option<Verdict>,
     client: Option<SocketAddr>,
     tls: bool,
-    entropy: &dyn Entropy,
 ) -> pingora::Result<()> {
     let foreign: Vec<HeaderName> = upstream
         .headers
@@ -59,10 +57,9 @@ pub fn for_app(
         upstream.insert_header("x-forwarded-host", host)?;
     }
     upstream.insert_header("x-request-id", facts.id.to_string())?;
-    let parent = upstream.headers.get("traceparent").map(HeaderValue::as_bytes);
-    if !parent.is_some_and(is_traceparent) {
+    if facts.parent.is_none() {
         upstream.remove_header("tracestate");
-        let restarted = format!("00-{}-{:016x}-00", facts.id, entropy.next_u64().max(1));
+        let restarted = format!("00-{}-{:016x}-00", facts.id, facts.id.span());
         upstream.insert_header("traceparent", restarted)?;
     }
     for (name, value) in &allocation.headers {
@@ -82,38 +79,4 @@ pub fn for_app(
 /// `Strict-Transport-Security` (RFC 6797 §6.1).
 pub fn hsts(age: Duration) -> String {
     format!("max-age={}", age.as_secs())
-}
-
-/// W3C Trace Context §3.2.2: version 00, non-zero ids, lower-case hex.
-fn is_traceparent(value: &[u8]) -> bool {
-    let hex = |s: &[u8]| s.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
-    let some = |s: &[u8]| s.iter().any(|c| *c != b'0');
-    value.len() == 55
-        && value.starts_with(b"00-")
-        && value[35] == b'-'
-        && value[52] == b'-'
-        && hex(&value[3..35])
-        && some(&value[3..35])
-        && hex(&value[36..52])
-        && some(&value[36..52])
-        && hex(&value[53..])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_traceparent_is_valid_or_restarted() {
-        assert!(is_traceparent(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
-        for bad in [
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
-            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "",
-        ] {
-            assert!(!is_traceparent(bad.as_bytes()), "{bad}");
-        }
-    }
 }

@@ -86,8 +86,8 @@ pub fn close_at(
     let class = journey.class();
     let view = Arc::clone(journey.view());
     let facts = journey.facts();
-    let (id, received) = (facts.id, facts.received);
-    let record = TraceRecord {
+    let (id, received, parent) = (facts.id, facts.received, facts.parent);
+    let mut record = TraceRecord {
         method: facts.method.clone(),
         host: facts.host.clone(),
         path: facts.path.clone(),
@@ -100,6 +100,7 @@ pub fn close_at(
         at: gate.clock.wall(),
         trace: std::mem::replace(&mut journey.trace, Trace::new(id, now)),
     };
+    record.trace.parent = parent;
     debug_assert_ne!(record.trace.outcome, Outcome::Open);
     if let Some(error) = record.trace.outcome.evidence(status) {
         view.tally.count(error);

@@ -321,10 +321,9 @@ impl ProxyHttp for EdgeProxy {
         {
             ctx.expected.get_or_insert_with(|| client.expect_body());
         }
-        let entropy = &*self.parts.gate.entropy;
         let (facts, target) = (journey.facts(), &placement.allocation);
         let verdict = journey.verdict();
-        headers::for_app(upstream, facts, target, verdict, client, tls, entropy)?;
+        headers::for_app(upstream, facts, target, verdict, client, tls)?;
         if let Some(subject) = journey.app_subject() {
             let attempt = self.parts.gate.attempts.next(subject);
             upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;

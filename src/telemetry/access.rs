@@ -147,7 +147,7 @@ impl Writer {
 }
 
 /// By the request's id, which is random: the same request is in every edge's sample or in none.
-fn wanted(record: &TraceRecord, sample: f64) -> bool {
+pub(super) fn wanted(record: &TraceRecord, sample: f64) -> bool {
     if sample >= 1.0 || !matches!(record.trace.outcome, Outcome::Hot | Outcome::Asset) {
         return true;
     }

@@ -27,6 +27,7 @@ use crate::store::record::{AllocationState, Operation, WakeState};
 use super::CLASSES;
 use super::access::Lines;
 use super::connections::Connections;
+use super::otlp::Exported;
 use super::reloads::Reloads;
 use super::ring::TraceRecord;
 
@@ -62,6 +63,8 @@ pub struct Metrics {
     pub reloads: Reloads,
     /// Of the access log.
     pub access_log: Lines,
+    /// Of traces for a collector.
+    pub otlp: Exported,
     /// Client connections.
     pub connections: Connections,
 }
@@ -160,6 +163,7 @@ impl Metrics {
             )?,
             reloads: Reloads::new(&registry)?,
             access_log: Lines::new(&registry)?,
+            otlp: Exported::new(&registry)?,
             upstreams: IntGaugeVec::new(
                 Opts::new("upstream_up", "Whether an upstream that somebody else runs is up."),
                 &["environment", "upstream"],

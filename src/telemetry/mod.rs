@@ -5,6 +5,7 @@ mod access;
 mod connections;
 mod logger;
 mod metrics;
+pub mod otlp;
 mod reloads;
 mod ring;
 
@@ -55,7 +56,13 @@ impl Telemetry {
                 self.metrics.notified(&record);
             }
         }
-        self.ring.push(Arc::new(record));
+        self.keep(record);
+    }
+
+    fn keep(&self, record: TraceRecord) {
+        if self.ring.keeps() {
+            self.ring.push(Arc::new(record));
+        }
     }
 
     /// A delivery was not believed, or is lost.
@@ -68,7 +75,7 @@ impl Telemetry {
         if let Outcome::Refused(problem) = record.trace.outcome {
             self.metrics.unrouted(problem);
         }
-        self.ring.push(Arc::new(record));
+        self.keep(record);
     }
 }
 

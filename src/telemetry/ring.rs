@@ -66,17 +66,20 @@ pub struct Since {
 
 fn slots(size: usize) -> Box<[Slot]> {
     let slot = || Slot { record: ArcSwapOption::empty(), filled: AtomicUsize::new(0) };
-    (0..size.max(1)).map(|_| slot()).collect()
+    (0..size).map(|_| slot()).collect()
 }
 
 fn put(slots: &[Slot], number: usize, record: Arc<TraceRecord>) {
+    if slots.is_empty() {
+        return;
+    }
     let slot = &slots[number % slots.len()];
     slot.record.store(Some(record));
     slot.filled.store(number.wrapping_add(1), Ordering::Release);
 }
 
 impl Ring {
-    /// A ring of the last `size` traces; at least one.
+    /// A ring of the last `size` traces; with 0, none is kept.
     pub fn new(size: usize) -> Self {
         Self { slots: ArcSwap::from_pointee(slots(size)), next: AtomicUsize::new(0) }
     }
@@ -110,6 +113,11 @@ impl Ring {
         (next.max(end.saturating_sub(fit))..end).for_each(copy);
     }
 
+    /// Whether any are kept.
+    pub fn keeps(&self) -> bool {
+        !self.slots.load().is_empty()
+    }
+
     /// Adds the newest; the oldest goes.
     pub fn push(&self, record: Arc<TraceRecord>) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -140,11 +148,16 @@ impl Ring {
     /// Those added from number `from` on, for a reader that follows. It ends before one that is
     /// being written right now, so that none is read twice or passed over.
     pub fn since(&self, from: usize) -> Since {
+        self.since_at_most(from, usize::MAX)
+    }
+
+    /// The same, at most `most` of them.
+    pub fn since_at_most(&self, from: usize, most: usize) -> Since {
         let slots = self.slots.load();
         let end = self.next.load(Ordering::Acquire);
         let start = from.max(end.saturating_sub(slots.len()));
         let mut out = Since { lost: start.saturating_sub(from), next: start, ..Since::default() };
-        while out.next < end {
+        while out.next < end && out.records.len() < most {
             let slot = &slots[out.next % slots.len()];
             let filled = slot.filled.load(Ordering::Acquire);
             if filled < out.next + 1 {
@@ -196,6 +209,8 @@ mod tests {
         }
         let first = ring.since(0);
         assert_eq!((paths(&first.records), first.lost, first.next), (vec!["0", "1"], 0, 2));
+        let one = ring.since_at_most(0, 1);
+        assert_eq!((paths(&one.records), one.lost, one.next), (vec!["0"], 0, 1));
         assert!(ring.since(first.next).records.is_empty());
         for n in 2..7 {
             ring.push(record(n));
@@ -218,6 +233,21 @@ mod tests {
         assert_eq!(paths(&ring.newest(9)), ["6", "5", "4"]);
         let all = ring.since(0);
         assert_eq!((paths(&all.records), all.lost, all.next), (vec!["4", "5", "6"], 4, 7));
+    }
+
+    #[test]
+    fn a_ring_of_none_keeps_none_until_it_grows() {
+        let ring = Ring::new(0);
+        ring.push(record(0));
+        assert!(!ring.keeps() && ring.newest(9).is_empty());
+        let since = ring.since(0);
+        assert_eq!((since.records.len(), since.lost, since.next), (0, 1, 1));
+        ring.resize(2);
+        ring.push(record(1));
+        assert_eq!(paths(&ring.since(1).records), ["1"]);
+        ring.resize(0);
+        ring.push(record(2));
+        assert!(!ring.keeps() && ring.newest(9).is_empty());
     }
 
     #[test]

@@ -30,6 +30,8 @@ mod keyed;
 mod kills;
 mod limits;
 mod live;
+mod metrics;
+mod otlp;
 mod own;
 mod points;
 mod preview;

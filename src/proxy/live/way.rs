@@ -65,8 +65,8 @@ impl Way<'_> {
         let Ok(turn) = turn else { return Err(journey.not_admitted(now(), pick)) };
         let mut head = self.head.clone();
         let (facts, verdict) = (journey.facts(), journey.verdict());
-        let (client, tls, entropy) = (self.client, self.tls, &*gate.entropy);
-        let ready = headers::for_app(&mut head, facts, &target, verdict, client, tls, entropy)
+        let (client, tls) = (self.client, self.tls);
+        let ready = headers::for_app(&mut head, facts, &target, verdict, client, tls)
             .ok()
             .and_then(|()| upgrade::request(&head).ok());
         // Every part of it was a part of a request before.
