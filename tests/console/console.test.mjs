@@ -293,6 +293,9 @@ describe("requests and their traces", () => {
     const classes = await page.locator('tbody td[data-label="Class"]').allInnerTexts();
     assert.ok(classes.length > 0 && classes.every((c) => c === "webhook"), classes.join());
     await page.getByLabel("Class").selectOption("");
+    await page.getByLabel("Method").selectOption("POST");
+    await page.waitForFunction(() => [...document.querySelectorAll("tbody .what b")].every((e) => e.textContent === "POST") && document.querySelector("tbody .what b"));
+    await page.getByLabel("Method").selectOption("");
     await page.getByLabel("Host or path has").fill("dashboard");
     await page.waitForFunction(() => [...document.querySelectorAll("tbody .what")].every((e) => e.textContent.includes("dashboard")));
     await page.getByRole("button", { name: "Pause" }).click();

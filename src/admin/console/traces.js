@@ -25,6 +25,7 @@ function remember(t) {
   }
 }
 
+const METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 const CLASSES = ["page", "action", "webhook", "live", "asset", "none"];
 const OUTCOMES = ["hot", "woken", "held", "asset", "replayed", "duplicate", "welcomed", "refused", "client-left"];
 
@@ -132,6 +133,7 @@ export async function traces(main, signal, query) {
     { class: "filters", "aria-label": "Filters", onsubmit: (/** @type {Event} */ e) => e.preventDefault() },
     typed("app", "App", "any"),
     choice("class", "Class", CLASSES),
+    choice("method", "Method", METHODS),
     choice("outcome", "Outcome", OUTCOMES),
     typed("path", "Host or path has", "/dashboard"),
     pause,
