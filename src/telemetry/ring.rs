@@ -111,6 +111,12 @@ impl Ring {
         // too.
         let end = self.next.load(Ordering::Acquire);
         (next.max(end.saturating_sub(fit))..end).for_each(copy);
+        if old.is_empty() {
+            // They went nowhere, and are not waited for either.
+            for number in end.saturating_sub(new.len()).max(next)..end {
+                new[number % new.len()].filled.fetch_max(number + 1, Ordering::AcqRel);
+            }
+        }
     }
 
     /// Whether any are kept.
