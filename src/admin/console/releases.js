@@ -10,7 +10,7 @@ import { count, short } from "./words.js";
 
 /** How routes move, the same both ways. */
 const HOW =
-  "An allocation of it is made ready first; where that fails, production stays as it is. Then new requests go to it, those in flight finish where they are, and live sockets are told to reconnect.";
+  "An allocation of it is made ready first; where that fails, production stays as it is. Then new requests go to it; those in flight finish where they are, and live sockets stay until the contract’s drain_timeout, then they are told to reconnect.";
 
 /** @param {Environment} e */
 const app = (e) => e.environment.split("/")[0];
