@@ -60,9 +60,9 @@ Examples:
 pub(super) const PROMOTE: &str = "\
 Production gets exactly that artifact, under a new epoch: an allocation of it is made ready first, then
 the owner moves, then what served before drains (live sockets for process.drain_timeout). It waits until
-the move is over. The app's promotion
-policy (`promotion` in its file) is asked of the evidence; where it is not satisfied, or the new
-allocation does not become ready, production stays where it is, and the command exits with 1.
+the move is over. The app's promotion policy (`promotion` in its file) is asked of the evidence; where it is
+not satisfied, or the new allocation does not become ready, production stays where it is, and the command
+exits with 1.
 
 Examples:
   vango-edge promote studylab pr-7
