@@ -7,7 +7,8 @@ class App(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        # The edge has read it whole, and says how long it is.
+        self.rfile.read(int(self.headers["Content-Length"]))
         event = self.headers.get("Vango-Edge-Webhook-Event", "").encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(event)))

@@ -6,6 +6,8 @@ between signing and checking; the very second is a unit test's, whose clock stan
 import base64
 import contextlib
 import datetime
+import gzip
+import hmac
 import http.client
 import json
 import os
@@ -90,7 +92,8 @@ class Edge:
 
     def deliver(self, provider, body, headers):
         """The status, and the event's id that the app was told."""
-        self.client.request("POST", f"/{provider}", body, {"Host": HOST, **headers})
+        chunked = "Transfer-Encoding" in headers
+        self.client.request("POST", f"/{provider}", body, {"Host": HOST, **headers}, encode_chunked=chunked)
         answer = self.client.getresponse()
         return answer.status, answer.read().decode(errors="replace")
 
@@ -167,6 +170,26 @@ def stripe_agrees(edge):
         said = (edge_believes(edge, body, header), stripe_believes(body, header, STRIPE_OLD))
         assert said == (believed, believed), (parts, said)
     print(f"stripe {stripe.VERSION}: bodies, tolerance, several signatures")
+
+
+def chunked_and_compressed(edge):
+    """However a body comes, what is signed is its bytes: a content coding is a part of them, chunks are not."""
+    body = event("chunked", note="x" * 3000)
+    header = signed(body, STRIPE_OLD, int(time.time()))
+    pieces = [body.encode()[i : i + 700] for i in range(0, len(body), 700)]
+    # A body without a length is sent in chunks.
+    assert edge.deliver("stripe", iter(pieces), {"Stripe-Signature": header, "Transfer-Encoding": "chunked"}) == (
+        200, "evt_chunked"
+    )
+    pieces[1], pieces[2] = pieces[2], pieces[1]
+    changed = iter([pieces[0][::-1], *pieces[1:]])
+    assert edge.deliver("stripe", changed, {"Stripe-Signature": header, "Transfer-Encoding": "chunked"})[0] == 403
+    packed = gzip.compress(b'{"zen": "keep it logically awesome"}' * 50)
+    mac = hmac.new(GITHUB.encode(), packed, "sha256").hexdigest()
+    given = {"X-Hub-Signature-256": f"sha256={mac}", "X-GitHub-Delivery": "gh-gzip", "Content-Encoding": "gzip"}
+    assert edge.deliver("github", packed, given) == (200, "gh-gzip")
+    assert edge.deliver("github", gzip.decompress(packed), given)[0] == 403
+    print("bodies: chunked, compressed")
 
 
 def stripe_rotates(edge):
@@ -315,12 +338,13 @@ def main():
         edge = Edge(work)
         stack.callback(edge.stop)
         stripe_agrees(edge)
+        chunked_and_compressed(edge)
         stripe_rotates(edge)
         stripe_never_stricter(edge)
         standard_agrees(edge)
         slack_agrees(edge)
         openssl_agrees(edge, work)
-    print(f"webhooks: 6 passed, 0 failed in {time.monotonic() - began:.1f} s")
+    print(f"webhooks: 7 passed, 0 failed in {time.monotonic() - began:.1f} s")
 
 
 if __name__ == "__main__":
