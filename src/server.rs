@@ -84,6 +84,7 @@ struct Edge {
     ledger: Arc<Ledger>,
     audit: Arc<Audit>,
     credentials: Arc<Credentials>,
+    sessions: Arc<Sessions>,
     exchanges: Arc<Exchanges>,
     ready: Arc<AtomicBool>,
     pools: Arc<Pools>,
@@ -158,6 +159,7 @@ async fn run_on(
         runner: Arc::clone(&edge.runner),
         ledger: Arc::clone(&edge.ledger),
         audit: Arc::clone(&edge.audit),
+        sessions: Arc::clone(&edge.sessions),
         reloader: Arc::clone(&edge.reloader),
         ready: Arc::clone(&edge.ready),
         access,
@@ -384,7 +386,7 @@ async fn compose(
         worker,
         clock,
         entropy,
-        sessions,
+        sessions: Arc::clone(&sessions),
         admission,
     };
     let proxy = EdgeProxy::new(ProxyParts { gate, sockets, files, previews, telemetry, limits });
@@ -404,6 +406,7 @@ async fn compose(
         ledger,
         audit,
         credentials,
+        sessions,
         exchanges,
         ready: Arc::new(AtomicBool::new(false)),
         pools,

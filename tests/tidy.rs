@@ -114,6 +114,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "lifecycle",
             "store::record",
             "runner",
+            "session",
             "telemetry",
             "ledger",
             "control",

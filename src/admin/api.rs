@@ -1,5 +1,7 @@
 //! The resources under `/v1`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -11,8 +13,10 @@ use crate::control::plan::sleep::SleepFor;
 use crate::control::{DeployError, Deployed, Slept};
 use crate::id::{AllocationId, Digest, EnvName, RequestId};
 use crate::lifecycle::admit::Woke;
+use crate::lifecycle::classify::classify;
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::Facts;
+use crate::lifecycle::resume::Lookup;
 use crate::lifecycle::trace::Outcome;
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::{AllocationState, Deployment, Operation, Record, WakeState, key};
@@ -401,6 +405,7 @@ pub async fn explain(
     if parts.uri.authority().is_none() && !parts.headers.contains_key(header::HOST) {
         return Err(Problem::bad("the URL needs a host: http://studylab.localhost/dashboard"));
     }
+    let tls = parts.uri.scheme() == Some(&axum::http::uri::Scheme::HTTPS);
     // What `curl -H 'Host: …' URL` sends: the header wins over the URL's own.
     if parts.headers.contains_key(header::HOST)
         && let Some(path) = parts.uri.path_and_query().cloned()
@@ -413,8 +418,17 @@ pub async fn explain(
     }
     let now = c.clock.now();
     let id = RequestId::random(&*c.entropy);
-    let facts = Facts::parse(&parts, target.as_bytes(), id, now).map_err(Problem::bad)?;
-    let trace = core::explain(&c.snapshots.load(), facts, &parts.headers, now, c.clock.wall());
+    let mut facts = Facts::parse(&parts, target.as_bytes(), id, now).map_err(Problem::bad)?;
+    let (headers, wall) = (&parts.headers, c.clock.wall());
+    let snapshot = Arc::clone(&c.snapshots.load());
+    let mut record = Lookup::NotAsked;
+    if let Some(classified) = classify(&snapshot, &facts) {
+        admin.sessions.recognise(&classified, headers, tls, || wall, &mut facts);
+        if let Some(id) = facts.session.as_ref().filter(|_| facts.websocket) {
+            record = admin.sessions.look_up(&classified.view.environment, id).await;
+        }
+    }
+    let trace = core::explain_session(&snapshot, facts, headers, record, now, wall);
     Ok(Json(Explanation {
         risk: trace.risk().name().into(),
         outcome: trace.outcome.name().into(),

@@ -38,6 +38,7 @@ use utoipa_axum::routes;
 use crate::control::{Control, Reloader};
 use crate::ledger::{Audit, Ledger};
 use crate::runner::Runner;
+use crate::session::Sessions;
 
 use access::Access;
 use credential::Credentials;
@@ -58,6 +59,8 @@ pub struct Admin {
     pub control: Arc<Control>,
     /// Logs of allocations.
     pub runner: Arc<dyn Runner>,
+    /// Where sessions were, to explain where they would go.
+    pub sessions: Arc<Sessions>,
     /// Reads the configuration again.
     pub reloader: Arc<Reloader>,
     /// What was sent under a key or for an event.

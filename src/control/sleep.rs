@@ -341,8 +341,10 @@ impl Control {
             let now = self.clock.now();
             if !routed && sockets > 0 && told.is_none_or(|at| now.since(at) >= TELL_AGAIN) {
                 // One that was being accepted meanwhile is told in the next round.
-                let by = if idle { started } else { started + limit };
-                self.sockets.drain(allocation, by);
+                match plan::sockets_end(why, started, limit) {
+                    Some(by) => self.sockets.drain(allocation, by),
+                    None => self.sockets.asleep(allocation),
+                }
                 told = Some(now);
             }
             // An idle app's sockets carry nothing, by its contract: they do not make it busy.

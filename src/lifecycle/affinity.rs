@@ -40,6 +40,8 @@ pub enum KnownBy {
     Token {
         /// Until when it is believed.
         expires: Wall,
+        /// What it was given with.
+        given: Given,
     },
     /// The routing record of the session's own id.
     Record,
@@ -53,6 +55,17 @@ impl KnownBy {
             Self::Record => "record",
         }
     }
+}
+
+/// What a token was given with. A browser has one token, whatever it does in how many tabs: it says of
+/// a session only what it says by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given {
+    /// A page: the browser is there, and nothing is known of a session.
+    Page,
+    /// A live socket that its app accepted, of the session with that name; `None` where the session
+    /// has no id of its own.
+    Socket(Option<SessionName>),
 }
 
 /// Why a token was ignored.
@@ -81,21 +94,34 @@ pub struct Token<'a> {
     pub digest: Digest,
     /// The schema its artifact declares.
     pub schema: Option<Digest>,
+    /// What it was given with.
+    pub given: Given,
     /// When it runs out.
     pub expires: Wall,
 }
 
 const WITH_SCHEMA: u8 = 1;
+const OF_SOCKET: u8 = 2;
+const WITH_SESSION: u8 = 4;
 
 impl<'a> Token<'a> {
     /// Appends the text that is sealed.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(if self.schema.is_some() { WITH_SCHEMA } else { 0 });
+        let schema = if self.schema.is_some() { WITH_SCHEMA } else { 0 };
+        let given = match self.given {
+            Given::Page => 0,
+            Given::Socket(None) => OF_SOCKET,
+            Given::Socket(Some(_)) => OF_SOCKET | WITH_SESSION,
+        };
+        out.push(schema | given);
         out.extend_from_slice(&self.expires.0.to_be_bytes());
         out.extend_from_slice(&self.generation.0.to_be_bytes());
         out.extend_from_slice(self.digest.as_bytes());
         if let Some(schema) = &self.schema {
             out.extend_from_slice(schema.as_bytes());
+        }
+        if let Given::Socket(Some(name)) = self.given {
+            out.extend_from_slice(&name.0.to_be_bytes());
         }
         out.extend_from_slice(self.environment.as_bytes());
         out.push(b' ');
@@ -112,11 +138,18 @@ impl<'a> Token<'a> {
         let (expires, rest) = rest.split_first_chunk::<8>().ok_or(wrong)?;
         let (generation, rest) = rest.split_first_chunk::<8>().ok_or(wrong)?;
         let (digest, rest) = rest.split_first_chunk::<32>().ok_or(wrong)?;
-        let (schema, rest) = match flags {
-            0 => (None, rest),
-            WITH_SCHEMA => {
-                let (schema, rest) = rest.split_first_chunk::<32>().ok_or(wrong)?;
-                (Some(Digest::from_bytes(*schema)), rest)
+        let (schema, rest) = if flags & WITH_SCHEMA == 0 {
+            (None, rest)
+        } else {
+            let (schema, rest) = rest.split_first_chunk::<32>().ok_or(wrong)?;
+            (Some(Digest::from_bytes(*schema)), rest)
+        };
+        let (given, rest) = match flags & !WITH_SCHEMA {
+            0 => (Given::Page, rest),
+            OF_SOCKET => (Given::Socket(None), rest),
+            f if f == OF_SOCKET | WITH_SESSION => {
+                let (name, rest) = rest.split_first_chunk::<16>().ok_or(wrong)?;
+                (Given::Socket(Some(SessionName(u128::from_be_bytes(*name)))), rest)
             }
             _ => return Err(wrong),
         };
@@ -128,6 +161,7 @@ impl<'a> Token<'a> {
             generation: Generation(u64::from_be_bytes(*generation)),
             digest: Digest::from_bytes(*digest),
             schema,
+            given,
             expires: Wall(u64::from_be_bytes(*expires)),
         })
     }
@@ -150,25 +184,30 @@ impl<'a> Token<'a> {
             allocation: self.allocation.parse().map_err(|_| Ignored::Malformed)?,
             generation: self.generation,
             schema: self.schema,
-            known_by: KnownBy::Token { expires: self.expires },
+            known_by: KnownBy::Token { expires: self.expires, given: self.given },
         })
     }
 }
 
-/// Whether a response of `allocation` is to carry a new token: there was none, it named another
-/// allocation, or less than half of its time is left.
+/// The new token that a response of `allocation` is to carry, which is `given` with it: there was
+/// none, it named another allocation, it knew nothing of the socket's session, or less than half of its
+/// time is left. A page leaves what the token knows of a session as it is.
 pub fn token_due(
     seen: Option<&Prior>,
     allocation: &AllocationId,
+    given: Given,
     now: Wall,
     lasts: Duration,
-) -> bool {
-    match seen.map(|p| (p, p.known_by)) {
-        Some((prior, KnownBy::Token { expires })) => {
-            prior.allocation != *allocation || expires.since(now) < lasts / 2
-        }
-        _ => true,
+) -> Option<Given> {
+    let Some((prior, KnownBy::Token { expires, given: before })) = seen.map(|p| (p, p.known_by))
+    else {
+        return Some(given);
+    };
+    if prior.allocation != *allocation {
+        return Some(given);
     }
+    let next = if given == Given::Page { before } else { given };
+    (next != before || expires.since(now) < lasts / 2).then_some(next)
 }
 
 /// Whether a response may carry a token: an answer of a page or of a live socket that is not an
@@ -311,14 +350,22 @@ mod tests {
             generation: Generation(3),
             digest: Digest::from_bytes([1; 32]),
             schema: Some(Digest::from_bytes([2; 32])),
+            given: Given::Page,
             expires: Wall(10_000),
         }
     }
 
     #[test]
     fn a_token_reads_back_whole_and_no_part_of_it_does() {
-        for schema in [None, Some(Digest::from_bytes([2; 32]))] {
-            let token = Token { schema, ..token() };
+        let (declared, name) = (Some(Digest::from_bytes([2; 32])), Some(SessionName(7)));
+        for (schema, given) in [
+            (None, Given::Page),
+            (declared, Given::Page),
+            (declared, Given::Socket(None)),
+            (None, Given::Socket(name)),
+            (declared, Given::Socket(name)),
+        ] {
+            let token = Token { schema, given, ..token() };
             let mut text = Vec::new();
             token.encode(&mut text);
             assert_eq!(Token::decode(&text), Ok(token));
@@ -326,6 +373,10 @@ mod tests {
                 let whole = Token::decode(&text[..cut])
                     .and_then(|t| t.read(&"studylab".parse().unwrap(), Wall(0)));
                 assert!(whole.is_err(), "{cut}");
+            }
+            for flags in [WITH_SESSION, 8, 0x80] {
+                text[0] = flags;
+                assert_eq!(Token::decode(&text), Err(Ignored::Malformed));
             }
         }
     }
@@ -344,13 +395,26 @@ mod tests {
         let a: AllocationId = "al-aaaaaaaaaaaaaaaa".parse().unwrap();
         let b: AllocationId = "al-bbbbbbbbbbbbbbbb".parse().unwrap();
         let prior = token().read(&"studylab".parse().unwrap(), Wall(0)).unwrap();
-        let lasts = Duration::from_secs(10);
-        assert!(token_due(None, &a, Wall(0), lasts));
-        assert!(!token_due(Some(&prior), &a, Wall(5_000), lasts));
-        assert!(token_due(Some(&prior), &a, Wall(5_001), lasts));
-        assert!(token_due(Some(&prior), &b, Wall(0), lasts));
-        let record = Prior { known_by: KnownBy::Record, ..prior };
-        assert!(token_due(Some(&record), &a, Wall(0), lasts));
+        let due = |seen: Option<&Prior>, at, given, now| {
+            token_due(seen, at, given, Wall(now), Duration::from_secs(10))
+        };
+        let (page, socket) = (Given::Page, Given::Socket(Some(SessionName(7))));
+        assert_eq!(due(None, &a, page, 0), Some(page));
+        assert_eq!(due(Some(&prior), &a, page, 5_000), None);
+        assert_eq!(due(Some(&prior), &a, page, 5_001), Some(page));
+        assert_eq!(due(Some(&prior), &b, page, 0), Some(page));
+        let record = Prior { known_by: KnownBy::Record, ..prior.clone() };
+        assert_eq!(due(Some(&record), &a, page, 0), Some(page));
+        // A socket says of its session what a page cannot; a page takes nothing of it away.
+        assert_eq!(due(Some(&prior), &a, socket, 0), Some(socket));
+        let known_by = KnownBy::Token { expires: Wall(10_000), given: socket };
+        let prior = Prior { known_by, ..prior };
+        assert_eq!(due(Some(&prior), &a, socket, 0), None);
+        assert_eq!(due(Some(&prior), &a, page, 0), None);
+        assert_eq!(due(Some(&prior), &a, page, 5_001), Some(socket), "renewed as it is");
+        assert_eq!(due(Some(&prior), &b, page, 0), Some(page), "the session is not known there");
+        let other = Given::Socket(Some(SessionName(8)));
+        assert_eq!(due(Some(&prior), &a, other, 0), Some(other));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::asset::{Action, Visit};
 use super::classify::{Posture, classify};
 use super::facts::Facts;
 use super::reply::Problem;
+use super::resume::Lookup;
 use super::trace::{Outcome, StepKind, Trace};
 
 /// The trace of `facts`, and the headers they were read from, on `snapshot` at `now`.
@@ -21,6 +22,18 @@ pub fn explain(
     snapshot: &Snapshot,
     facts: Facts,
     headers: &HeaderMap,
+    now: Mono,
+    wall: Wall,
+) -> Trace {
+    explain_session(snapshot, facts, headers, Lookup::NotAsked, now, wall)
+}
+
+/// The same for a request whose session's routing record was looked up.
+pub fn explain_session(
+    snapshot: &Snapshot,
+    facts: Facts,
+    headers: &HeaderMap,
+    record: Lookup,
     now: Mono,
     wall: Wall,
 ) -> Trace {
@@ -33,6 +46,7 @@ pub fn explain(
         Err(facts) => *facts,
     };
     let mut journey = Journey::begin_explaining(facts, classified);
+    journey.recorded(record);
     // Whether this edge has the secret is known where it is kept; the steps are those of one that has.
     journey.read_head(headers, true, wall);
     match journey.decide(Some(&view), None, now, 0) {

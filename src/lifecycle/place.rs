@@ -85,12 +85,10 @@ pub fn choose(
     if n == 0 {
         return Choice::Cold;
     }
-    let (first, second) = match wish.ring {
-        Some(session) if n > 1 => {
-            let first = on_ring(view, session);
-            (first, first)
-        }
-        _ => {
+    let ringed = wish.ring.filter(|_| n > 1);
+    let (first, second) = match ringed.and_then(|s| on_ring(&view.ready, allowed, s)) {
+        Some(first) => (first, first),
+        None => {
             let (a, b) = two_of(n, pick);
             let (a, b) = (&view.ready[a], &view.ready[b]);
             if b.load.in_flight() < a.load.in_flight() { (b, a) } else { (a, b) }
@@ -108,16 +106,24 @@ pub fn choose(
     if any { Choice::Full } else { Choice::Refused }
 }
 
-/// The ready allocation with the highest weight for the session among those whose load is within a
-/// quarter of the average, counting the request to be placed. There is always one: the least loaded.
-fn on_ring(view: &EnvView, session: u64) -> &Arc<AllocationView> {
-    let n = view.ready.len() as u64;
-    let total: u64 = view.ready.iter().map(|a| u64::from(a.load.in_flight())).sum();
+/// The allowed allocation with the highest weight for the session among those whose load is within a
+/// quarter of the average, counting the request to be placed; the least loaded always is. Only those
+/// that are allowed count: the sessions of one that died, and that nobody took off yet, spread over all
+/// that are left. `None`: none is allowed.
+fn on_ring<'v>(
+    ready: &'v [Arc<AllocationView>],
+    allowed: impl Fn(&&'v Arc<AllocationView>) -> bool,
+    session: u64,
+) -> Option<&'v Arc<AllocationView>> {
+    let loads = || ready.iter().filter(&allowed).map(|a| u64::from(a.load.in_flight()));
+    let (n, total) = loads().fold((0, 0), |(n, total), load| (n + 1, total + load));
+    if n == 0 {
+        return None;
+    }
     let bound = ((total + 1) * 5).div_ceil(n * 4);
     let within = |a: &&Arc<AllocationView>| u64::from(a.load.in_flight()) < bound;
     let weight = |a: &&Arc<AllocationView>| mixed(session ^ mixed(hash_of(a.id.as_str())));
-    // `max_by_key` is `None` only for none within the bound, and the least loaded always is.
-    view.ready.iter().filter(within).max_by_key(weight).unwrap_or(&view.ready[0])
+    ready.iter().filter(&allowed).filter(within).max_by_key(weight)
 }
 
 /// FNV-1a, 64 bits: the same in every build and on every node.

@@ -9,7 +9,7 @@ use crate::id::Digest;
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::AllocationState;
 
-use super::affinity::{Prior, SessionId};
+use super::affinity::{Given, KnownBy, Prior, SessionId};
 
 /// What was found about a session before it is placed.
 #[derive(Debug, Clone, Default)]
@@ -25,12 +25,27 @@ pub struct Session {
 }
 
 impl Session {
-    /// Where the session was. A record is of this very session, a token of the browser it is in:
-    /// the record counts where there is one.
+    /// Where the session was. A record is of this very session, and counts where there is one. A
+    /// token is of the browser: it counts for the session that it was given with, and what a page's
+    /// says is no session.
     pub fn prior(&self) -> Option<&Prior> {
         match &self.record {
             Lookup::Found(prior) => Some(prior),
-            _ => self.token.as_ref(),
+            _ => self.token.as_ref().filter(|token| self.is_of(token)),
+        }
+    }
+
+    /// Where it would like to be: where it was, and otherwise where its browser's page is.
+    pub fn near(&self) -> Option<&Prior> {
+        self.prior().or(self.token.as_ref())
+    }
+
+    fn is_of(&self, token: &Prior) -> bool {
+        match token.known_by {
+            KnownBy::Token { given: Given::Socket(of), .. } => {
+                of == self.id.as_ref().map(SessionId::name)
+            }
+            KnownBy::Token { given: Given::Page, .. } | KnownBy::Record => false,
         }
     }
 }
@@ -79,7 +94,7 @@ pub enum Verdict {
 pub enum Why {
     /// Nothing names an earlier place of it.
     NoSession,
-    /// It has an id, but no record of it, and no token: it is new, or was too long ago.
+    /// It has an id, but no record of it, and no token of it: it is new, or was too long ago.
     NotRecorded,
     /// Its allocation is gone, and the route does not promise that sessions move.
     NotPromised,

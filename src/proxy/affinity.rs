@@ -5,7 +5,7 @@ use http::header;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
-use crate::lifecycle::affinity;
+use crate::lifecycle::affinity::{self, Given};
 use crate::lifecycle::classify::Classified;
 use crate::lifecycle::facts::Facts;
 
@@ -14,25 +14,11 @@ use super::request::{Ctx, is_tls};
 use super::service::EdgeProxy;
 
 impl EdgeProxy {
-    /// Reads what names an earlier place of the request's session. Only apps with a live route have
-    /// sessions that are somewhere.
+    /// Reads what names an earlier place of the request's session.
     pub(super) fn recognise(&self, session: &Session, classified: &Classified, facts: &mut Facts) {
-        let view = &classified.view;
-        if view.contract.live().is_none() {
-            return;
-        }
-        let headers = &session.req_header().headers;
-        if headers.contains_key(header::COOKIE) {
-            let now = self.parts.gate.clock.wall();
-            let tls = is_tls(session);
-            let tokens = &self.parts.gate.sessions.tokens;
-            facts.affinity = tokens.read(headers, &facts.host, tls, &view.environment, now);
-        }
-        // A page's is only for the ring, and with one allocation there is nothing to choose.
-        if facts.websocket || (facts.affinity.is_none() && view.ready.len() > 1) {
-            let query = facts.query.as_deref();
-            facts.session = affinity::session_id(&view.contract, classified.route, headers, query);
-        }
+        let (headers, gate) = (&session.req_header().headers, &self.parts.gate);
+        let now = || gate.clock.wall();
+        gate.sessions.recognise(classified, headers, is_tls(session), now, facts);
     }
 
     /// Adds the token to a response that may carry one, if the browser needs a new one.
@@ -54,9 +40,11 @@ impl EdgeProxy {
             });
         let tokens = &self.parts.gate.sessions.tokens;
         let now = self.parts.gate.clock.wall();
+        let (seen, lasts) = (facts.affinity.as_ref(), tokens.lasts());
+        let at = (&*facts.host, is_tls(session));
         if carries
-            && affinity::token_due(facts.affinity.as_ref(), &target.id, now, tokens.lasts())
-            && let Some(cookie) = tokens.cookie(view, target, &facts.host, is_tls(session), now)
+            && let Some(given) = affinity::token_due(seen, &target.id, Given::Page, now, lasts)
+            && let Some(cookie) = tokens.cookie(view, target, given, at, now)
         {
             response.append_header(header::SET_COOKIE, cookie)?;
         }

@@ -14,7 +14,7 @@ mod redis;
 mod routes;
 mod token;
 
-pub use durable::{Ask, DurableStore, StoreFailure, StoreSecrets, Stores};
+pub use durable::{Ask, DEADLINE, DurableStore, StoreFailure, StoreSecrets, Stores};
 pub use http::HttpStore;
 pub use keys::{KeyError, KeyRing};
 pub use redis::RedisStore;
@@ -23,8 +23,13 @@ pub use token::{Tokens, cookie_name};
 
 use std::sync::Arc;
 
+use ::http::{HeaderMap, header};
+
+use crate::clock::Wall;
 use crate::id::Environment;
-use crate::lifecycle::affinity::SessionId;
+use crate::lifecycle::affinity::{self, SessionId};
+use crate::lifecycle::classify::Classified;
+use crate::lifecycle::facts::Facts;
 use crate::lifecycle::resume::{Lookup, StoreAnswer};
 
 /// Everything the proxy asks about sessions.
@@ -38,6 +43,32 @@ pub struct Sessions {
 }
 
 impl Sessions {
+    /// Reads into `facts` what names an earlier place of the request's session: the edge's token, and
+    /// the session's own id where it counts. Only apps with a live route have sessions that are
+    /// somewhere.
+    pub fn recognise(
+        &self,
+        classified: &Classified,
+        headers: &HeaderMap,
+        tls: bool,
+        now: impl FnOnce() -> Wall,
+        facts: &mut Facts,
+    ) {
+        let view = &classified.view;
+        if view.contract.live().is_none() {
+            return;
+        }
+        if headers.contains_key(header::COOKIE) {
+            let (host, of) = (&facts.host, &view.environment);
+            facts.affinity = self.tokens.read(headers, host, tls, of, now());
+        }
+        // A page's is only for the ring, and with one allocation there is nothing to choose.
+        if facts.websocket || (facts.affinity.is_none() && view.ready.len() > 1) {
+            let query = facts.query.as_deref();
+            facts.session = affinity::session_id(&view.contract, classified.route, headers, query);
+        }
+    }
+
     /// Looks the session's routing record up.
     pub async fn look_up(&self, environment: &Environment, id: &SessionId) -> Lookup {
         self.routes.find(environment, id.name()).await

@@ -16,7 +16,7 @@ use ring::aead::{Aad, NONCE_LEN, Nonce};
 
 use crate::clock::{Entropy, Wall};
 use crate::id::{AllocationId, Environment};
-use crate::lifecycle::affinity::{Ignored, Prior, Token, cookie};
+use crate::lifecycle::affinity::{Given, Ignored, Prior, Token, cookie};
 use crate::snapshot::{AllocationView, EnvView};
 
 use super::keys::KeyRing;
@@ -136,16 +136,20 @@ impl Tokens {
         Some(URL_SAFE_NO_PAD.encode(sealed))
     }
 
-    /// The cookie by which a browser comes back to `allocation`. It is made once for each allocation
-    /// and host, and again when a quarter of its time is over.
+    /// The cookie by which a browser comes back to `allocation`. Pages' is made once for each
+    /// allocation and host, and again when a quarter of its time is over; a socket's names its session,
+    /// and is made each time.
     pub fn cookie(
         &self,
         view: &EnvView,
         allocation: &AllocationView,
-        host: &str,
-        tls: bool,
+        given: Given,
+        (host, tls): (&str, bool),
         now: Wall,
     ) -> Option<HeaderValue> {
+        if given != Given::Page {
+            return self.make(view, allocation, given, (host, tls), now);
+        }
         let made_for = MadeFor { allocation: allocation.id.clone(), host: host.to_owned(), tls };
         let made = self.made.load();
         if let Some(made) = made.get(&made_for)
@@ -154,6 +158,25 @@ impl Tokens {
         {
             return Some(made.cookie.clone());
         }
+        let cookie = self.make(view, allocation, given, (host, tls), now)?;
+        let mut kept = HashMap::clone(&made);
+        if kept.len() >= KEPT {
+            kept.clear();
+        }
+        kept.insert(made_for, Made { at: now, cookie: cookie.clone() });
+        // Two at once: one of the two cookies is made again later.
+        self.made.store(Arc::new(kept));
+        Some(cookie)
+    }
+
+    fn make(
+        &self,
+        view: &EnvView,
+        allocation: &AllocationView,
+        given: Given,
+        (host, tls): (&str, bool),
+        now: Wall,
+    ) -> Option<HeaderValue> {
         let environment = view.environment.to_string();
         let token = Token {
             environment: &environment,
@@ -161,6 +184,7 @@ impl Tokens {
             generation: allocation.generation,
             digest: allocation.digest,
             schema: view.schema,
+            given,
             expires: Wall(now.0.saturating_add(self.lasts.as_millis() as u64)),
         };
         let cookie = format!(
@@ -170,15 +194,7 @@ impl Tokens {
             self.lasts.as_secs(),
             if tls { "; Secure" } else { "" },
         );
-        let cookie = HeaderValue::try_from(cookie).ok()?;
-        let mut kept = HashMap::clone(&made);
-        if kept.len() >= KEPT {
-            kept.clear();
-        }
-        kept.insert(made_for, Made { at: now, cookie: cookie.clone() });
-        // Two at once: one of the two cookies is made again later.
-        self.made.store(Arc::new(kept));
-        Some(cookie)
+        HeaderValue::try_from(cookie).ok()
     }
 }
 
@@ -202,6 +218,7 @@ mod tests {
             generation: Generation(3),
             digest: Digest::from_bytes([1; 32]),
             schema: None,
+            given: Given::Page,
             expires: Wall(1_000),
         }
     }

@@ -2,11 +2,15 @@
 //! a frame ends, whether it carried the app's own traffic, and whether it said goodbye. Pure.
 //!
 //! What is not WebSocket is followed no further: it passes as it is and counts as traffic.
+//!
+//! Vango pings in messages of its own, so that every open tab would be traffic every 30 s: of its
+//! binary messages (`type:u8 flags:u8 length:u16be payload`, protocol 2.0) those of type 3, control, do
+//! not count.
 
 use std::io::Cursor;
 
 use tungstenite::protocol::frame::FrameHeader;
-use tungstenite::protocol::frame::coding::{Control, OpCode};
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 /// Longest frame head: two bytes, eight of length, four of mask.
 pub const HEAD_BYTES: usize = 14;
@@ -14,14 +18,36 @@ pub const HEAD_BYTES: usize = 14;
 /// What a run of bytes carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Carried {
-    /// Some of a frame that is not ping, pong or close.
+    /// Some of a frame that is the app's own traffic: neither ping, pong or close, nor what the app's
+    /// protocol has for the same.
     pub data: bool,
 }
+
+/// Whose messages are in the frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// Nobody's that the edge knows.
+    #[default]
+    Unknown,
+    /// Vango's.
+    Vango,
+}
+
+/// The type of Vango's control messages.
+const VANGO_CONTROL: u8 = 3;
 
 #[derive(Debug, Clone, Copy)]
 enum State {
     Head,
-    Payload { left: u64, data: bool },
+    Payload {
+        left: u64,
+        data: bool,
+    },
+    /// The next byte, under this byte of the mask, is the type of a Vango message.
+    Vango {
+        left: u64,
+        mask: u8,
+    },
     NotFrames,
 }
 
@@ -32,11 +58,12 @@ pub struct Frames {
     head: [u8; HEAD_BYTES],
     have: u8,
     closing: bool,
+    protocol: Protocol,
 }
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { state: State::Head, head: [0; HEAD_BYTES], have: 0, closing: false }
+        Self::of(Protocol::Unknown)
     }
 }
 
@@ -51,6 +78,11 @@ fn head_bytes(second: u8) -> usize {
 }
 
 impl Frames {
+    /// At the first byte after the 101.
+    pub fn of(protocol: Protocol) -> Self {
+        Self { state: State::Head, head: [0; HEAD_BYTES], have: 0, closing: false, protocol }
+    }
+
     /// Follows `bytes`, in the order they pass.
     pub fn follow(&mut self, mut bytes: &[u8]) -> Carried {
         let mut carried = Carried::default();
@@ -59,6 +91,10 @@ impl Frames {
                 State::NotFrames => {
                     carried.data = true;
                     return carried;
+                }
+                State::Vango { left, mask } => {
+                    let data = bytes[0] ^ *mask != VANGO_CONTROL;
+                    self.state = State::Payload { left: *left, data };
                 }
                 State::Payload { left, data } => {
                     carried.data |= *data;
@@ -91,6 +127,13 @@ impl Frames {
             Ok(Some((header, length))) => {
                 let control = matches!(header.opcode, OpCode::Control(_));
                 self.closing |= header.opcode == OpCode::Control(Control::Close);
+                // A compressed one does not show what it is.
+                let shows = header.opcode == OpCode::Data(Data::Binary) && !header.rsv1;
+                if self.protocol == Protocol::Vango && shows && length > 0 {
+                    let mask = header.mask.map_or(0, |mask| mask[0]);
+                    self.state = State::Vango { left: length, mask };
+                    return false;
+                }
                 if length > 0 {
                     self.state = State::Payload { left: length, data: !control };
                 }
@@ -175,6 +218,39 @@ mod tests {
         assert!(!frames.closing());
         assert_eq!(frames.follow(&close_frame(1012, "restart")), Carried { data: false });
         assert!(frames.closing() && frames.between_frames());
+    }
+
+    #[test]
+    fn vangos_control_messages_are_no_traffic_however_they_are_cut() {
+        // type, flags, length, payload; from the server, and masked from a client.
+        let message = |first: u8, kind: u8, masked: bool| {
+            let mask = if masked { [9, 8, 7, 6] } else { [0; 4] };
+            let mut out = vec![first, if masked { 0x80 | 6 } else { 6 }];
+            out.extend_from_slice(&mask[..if masked { 4 } else { 0 }]);
+            out.extend([kind, 0, 0, 2, 1, 1].iter().enumerate().map(|(i, b)| b ^ mask[i % 4]));
+            out
+        };
+        let carries = |protocol, bytes: &[u8], cut: usize| {
+            let mut frames = Frames::of(protocol);
+            let data = bytes.chunks(cut).fold(false, |data, part| data | frames.follow(part).data);
+            assert!(frames.between_frames());
+            data
+        };
+        for masked in [true, false] {
+            for cut in [1, 3, 100] {
+                for kind in 0..=5 {
+                    let bytes = message(0x82, kind, masked);
+                    assert_eq!(carries(Protocol::Vango, &bytes, cut), kind != 3, "{kind}");
+                    assert!(carries(Protocol::Unknown, &bytes, cut));
+                }
+                // Text, compressed, and empty: it is not known to be control.
+                assert!(carries(Protocol::Vango, &message(0x81, 3, masked), cut));
+                assert!(carries(Protocol::Vango, &message(0xc2, 3, masked), cut));
+                let after = [message(0x82, 3, masked), message(0x82, 1, masked)].concat();
+                assert!(carries(Protocol::Vango, &after, cut));
+            }
+        }
+        assert!(carries(Protocol::Vango, &[0x82, 0], 1));
     }
 
     #[test]

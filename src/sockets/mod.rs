@@ -36,6 +36,9 @@ const REPLACED_WITHIN: Duration = Duration::from_millis(500);
 pub enum Order {
     /// End at that time, so that the client comes back.
     EndAt(Mono),
+    /// End now: the app sleeps, and nothing that the socket carried kept it awake. The client is to
+    /// come back when its user does something.
+    Asleep,
     /// End now, for good: a newer socket of the same session is here.
     Replaced,
 }
@@ -53,14 +56,23 @@ pub enum Cause {
     Idle,
     /// Its allocation drained, or the edge stopped.
     Drained,
+    /// Its app fell asleep under it.
+    Asleep,
     /// A newer socket of its session came.
     Replaced,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 6] =
-        [Self::Client, Self::App, Self::AppLost, Self::Idle, Self::Drained, Self::Replaced];
+    pub const ALL: [Self; 7] = [
+        Self::Client,
+        Self::App,
+        Self::AppLost,
+        Self::Idle,
+        Self::Drained,
+        Self::Asleep,
+        Self::Replaced,
+    ];
 
     /// The label.
     pub fn name(self) -> &'static str {
@@ -70,6 +82,7 @@ impl Cause {
             Self::AppLost => "app-lost",
             Self::Idle => "idle",
             Self::Drained => "drained",
+            Self::Asleep => "asleep",
             Self::Replaced => "replaced",
         }
     }
@@ -246,12 +259,20 @@ impl Sockets {
 
     /// The allocation drains: its sockets stay, and end spread over the time just before `limit`.
     pub fn drain(&self, allocation: &AllocationId, limit: Mono) {
-        let entries: Vec<_> = {
-            let table = self.table();
-            let numbers = table.by_allocation.get(allocation);
-            numbers.into_iter().flatten().filter_map(|n| table.sockets.get(n).cloned()).collect()
-        };
-        self.end(&entries, limit);
+        self.end(&self.entries_of(allocation), limit);
+    }
+
+    /// The app falls asleep under the sockets of `allocation`: all end now.
+    pub fn asleep(&self, allocation: &AllocationId) {
+        for entry in self.entries_of(allocation) {
+            tell(&entry, Order::Asleep);
+        }
+    }
+
+    fn entries_of(&self, allocation: &AllocationId) -> Vec<Arc<Entry>> {
+        let table = self.table();
+        let numbers = table.by_allocation.get(allocation);
+        numbers.into_iter().flatten().filter_map(|n| table.sockets.get(n).cloned()).collect()
     }
 
     /// The edge stops: all end, spread, within `grace` from now; returns when they have, or after
@@ -292,6 +313,7 @@ fn tell(entry: &Entry, order: Order) {
     let keep = match (*told, order) {
         (Some(Order::Replaced), _) => true,
         (Some(Order::EndAt(before)), Order::EndAt(at)) => before <= at,
+        (Some(Order::Asleep), Order::EndAt(_) | Order::Asleep) => true,
         _ => false,
     };
     if !keep {
@@ -363,6 +385,22 @@ mod tests {
         sockets.drain(&al('a'), limit + Duration::from_secs(5));
         let Order::EndAt(at) = seats[0].told(None).await else { panic!("an end") };
         assert!(at <= limit);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_that_falls_asleep_ends_its_own_at_once() {
+        let (clock, sockets) = sockets();
+        let environment: Environment = "studylab".parse().unwrap();
+        let (one, other) = (
+            sockets.seat(&environment, &al('a'), None),
+            sockets.seat(&environment, &al('b'), None),
+        );
+        sockets.drain(&al('a'), clock.now() + Duration::from_secs(10));
+        sockets.asleep(&al('a'));
+        assert_eq!(one.told(None).await, Order::Asleep);
+        sockets.drain(&al('a'), clock.now());
+        assert_eq!(one.told(None).await, Order::Asleep, "the first word counts");
+        assert!(tokio::time::timeout(Duration::from_secs(60), other.told(None)).await.is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::frames::Frames;
+use super::frames::{Frames, Protocol};
 
 /// Bytes read at a time.
 pub const CHUNK: usize = 16 * 1024;
@@ -56,9 +56,15 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
 {
     /// Legs that were upgraded; `from_client` and `from_app` were read of them already.
-    pub fn new(client: C, app: A, from_client: Vec<u8>, from_app: Vec<u8>) -> Self {
+    pub fn new(
+        client: C,
+        app: A,
+        from_client: Vec<u8>,
+        from_app: Vec<u8>,
+        protocol: Protocol,
+    ) -> Self {
         let flow = |held: Vec<u8>| {
-            let mut frames = Frames::default();
+            let mut frames = Frames::of(protocol);
             frames.follow(&held);
             Flow { frames, held, ..Flow::default() }
         };
@@ -201,7 +207,13 @@ mod tests {
     async fn bytes_pass_both_ways_in_order_and_untouched() {
         let (mut client, edge_client) = duplex(64);
         let (mut app, edge_app) = duplex(64);
-        let mut pump = Pump::new(edge_client, edge_app, b"first".to_vec(), b"hello".to_vec());
+        let mut pump = Pump::new(
+            edge_client,
+            edge_app,
+            b"first".to_vec(),
+            b"hello".to_vec(),
+            Protocol::Unknown,
+        );
         let pumping = tokio::spawn(async move { (pump.run(|_| {}).await, pump) });
         let sent: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
         let (up, down) = (sent.clone(), sent.clone());
@@ -231,7 +243,7 @@ mod tests {
     async fn a_slow_reader_stops_the_sender() {
         let (mut client, edge_client) = duplex(1024);
         let (app, edge_app) = duplex(1024);
-        let mut pump = Pump::new(edge_client, edge_app, Vec::new(), Vec::new());
+        let mut pump = Pump::new(edge_client, edge_app, Vec::new(), Vec::new(), Protocol::Unknown);
         let pumping = tokio::spawn(async move { pump.run(|_| {}).await });
         let sending = async {
             let mut sent = 0;
@@ -250,7 +262,7 @@ mod tests {
     async fn what_the_app_had_sent_is_written_before_the_edge_says_anything() {
         let (mut client, edge_client) = duplex(16);
         let (mut app, edge_app) = duplex(1024);
-        let mut pump = Pump::new(edge_client, edge_app, Vec::new(), Vec::new());
+        let mut pump = Pump::new(edge_client, edge_app, Vec::new(), Vec::new(), Protocol::Unknown);
         let mut frame = vec![0x82, 100];
         frame.extend([7; 100]);
         app.write_all(&frame).await.unwrap();

@@ -42,7 +42,7 @@ pub fn edge_with(more: &str) -> (Edge, TempDir) {
     (edge, dir)
 }
 
-fn client_config(dir: &TempDir, trusted: &str, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+pub fn client_config(dir: &TempDir, trusted: &str, alpn: &[&[u8]]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let ca = dir.path().join(trusted).join("ca.pem");
     roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();

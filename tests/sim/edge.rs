@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use vango_edge::clock::{Entropy, Wall};
 use vango_edge::id::{Environment, Generation, RequestId};
 use vango_edge::lifecycle::admit::{Journey, Next, Woke};
-use vango_edge::lifecycle::affinity::{KnownBy, Prior};
+use vango_edge::lifecycle::affinity::{Given, KnownBy, Prior};
 use vango_edge::lifecycle::classify::{Posture, classify};
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::place::Placement;
@@ -166,7 +166,7 @@ impl Sim {
             .flat_map(|e| e.ready.iter().chain(&e.others))
             .find(|a| a.id == allocation)
             .map_or(Generation(0), |a| a.generation);
-        let known_by = KnownBy::Token { expires: Wall(u64::MAX) };
+        let known_by = KnownBy::Token { expires: Wall(u64::MAX), given: Given::Page };
         Some(Prior { allocation, generation, schema: None, known_by })
     }
 

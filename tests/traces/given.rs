@@ -8,7 +8,7 @@ use vango_edge::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId,
 };
 use vango_edge::lifecycle::admit::{Journey, Next};
-use vango_edge::lifecycle::affinity::{KnownBy, Prior};
+use vango_edge::lifecycle::affinity::{Given, KnownBy, Prior};
 use vango_edge::lifecycle::classify::classify;
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::trace::{Step, StepText};
@@ -283,9 +283,9 @@ impl World {
     }
 }
 
-/// A token that names allocation `c`.
+/// A page's token that names allocation `c`.
 pub fn prior(c: char) -> Prior {
-    let known_by = KnownBy::Token { expires: Wall(u64::MAX) };
+    let known_by = KnownBy::Token { expires: Wall(u64::MAX), given: Given::Page };
     Prior { allocation: al(c), generation: Generation(1), schema: None, known_by }
 }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use vango_edge::clock::Wall;
 use vango_edge::id::{Digest, Epoch};
 use vango_edge::lifecycle::admit::{Journey, Next, Woke};
-use vango_edge::lifecycle::affinity::{FoundIn, KnownBy, Prior, SessionId, session_id};
+use vango_edge::lifecycle::affinity::{FoundIn, Given, KnownBy, Prior, SessionId, session_id};
 use vango_edge::lifecycle::classify::classify;
 use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::facts::Facts;
@@ -72,11 +73,21 @@ fn upgrade(world: &World) -> Facts {
     world.facts(request, "/vango/live?sid=s-1")
 }
 
-/// A reconnect that carries a session id, and a token of allocation `token`.
-fn reconnect(world: &World, token: Option<char>, schema: Option<u8>) -> Facts {
+fn session() -> Option<SessionId> {
+    SessionId::new("s-1", FoundIn::Query)
+}
+
+/// A token of allocation `c` that was given with a socket of that session.
+fn token(c: char, of: Option<SessionId>) -> Prior {
+    let given = Given::Socket(of.as_ref().map(SessionId::name));
+    Prior { known_by: KnownBy::Token { expires: Wall(u64::MAX), given }, ..prior(c) }
+}
+
+/// A reconnect that carries a session id, and a token of the session's own at allocation `at`.
+fn reconnect(world: &World, at: Option<char>, schema: Option<u8>) -> Facts {
     let mut facts = upgrade(world);
-    facts.session = SessionId::new("s-1", FoundIn::Query);
-    facts.affinity = token.map(|c| Prior { schema: schema.map(hash), ..prior(c) });
+    facts.session = session();
+    facts.affinity = at.map(|c| Prior { schema: schema.map(hash), ..token(c, session()) });
     facts
 }
 
@@ -193,8 +204,8 @@ fn anything_unproven_is_fresh_with_its_reason() {
 fn without_a_session_id_the_store_cannot_be_asked_and_without_anything_there_is_no_session() {
     let mut world = promised();
     world.allocation('b', Epoch(1), 1, AllocationState::Ready);
-    let mut facts = reconnect(&world, Some('a'), Some(OURS));
-    facts.session = None;
+    let mut facts = upgrade(&world);
+    facts.affinity = Some(token('a', None));
     let mut journey = begin(&world, facts);
     place(&world, &mut journey, StoreAnswer::Present);
     assert_eq!(journey.verdict(), Some(Verdict::Fresh(Why::NoSessionId)));
@@ -203,6 +214,41 @@ fn without_a_session_id_the_store_cannot_be_asked_and_without_anything_there_is_
     assert_eq!(journey.verdict(), Some(Verdict::Fresh(Why::NoSession)));
     assert!(lines(&journey)[1].ends_with("none | no token and no session id"));
     assert_seed(&journey);
+}
+
+#[test]
+fn a_new_session_goes_to_its_page_and_is_told_that_it_is_new() {
+    let mut world = promised();
+    for c in ['a', 'b', 'c'] {
+        world.allocation(c, Epoch(1), 1, AllocationState::Ready);
+    }
+    let page = || Prior { schema: Some(hash(OURS)), ..prior('b') };
+    let another = || token('b', SessionId::new("s-2", FoundIn::Query));
+    let no_id = "none | no session id; its browser is on al-bbbbbbbbbbbbbbbb";
+    let no_record =
+        "none | a session id, and no record of it; its browser is on al-bbbbbbbbbbbbbbbb";
+    for (id, token, why, found) in [
+        (None, page(), Why::NoSession, no_id),
+        (session(), page(), Why::NotRecorded, no_record),
+        // Another tab's session was there: it says nothing of this one's.
+        (session(), another(), Why::NotRecorded, no_record),
+        (None, another(), Why::NoSession, no_id),
+    ] {
+        let mut facts = upgrade(&world);
+        (facts.session, facts.affinity) = (id, Some(token));
+        let mut journey = begin(&world, facts);
+        journey.recorded(Lookup::Absent);
+        assert_eq!(place(&world, &mut journey, StoreAnswer::Present), 'b', "one tab, one place");
+        assert_eq!(journey.verdict(), Some(Verdict::Fresh(why)));
+        let told = format!("fresh | {}", Verdict::Fresh(why).reason());
+        let lines = lines(&journey);
+        assert!(lines[1].ends_with(found) && lines[4].contains(&told), "{lines:?}");
+        assert_eq!(
+            lines[3],
+            "Runtime service | Session store | not asked | no session to look for"
+        );
+        assert_seed(&journey);
+    }
 }
 
 #[test]
@@ -332,6 +378,29 @@ fn edges_agree_where_a_session_goes_and_a_loaded_one_is_passed_over() {
     let mut journey = begin(&one, facts);
     let Next::Forward(second) = one.decide(&mut journey) else { panic!("forward") };
     assert_ne!(first.allocation.id, second.allocation.id, "above its share");
+}
+
+#[test]
+fn the_sessions_of_one_that_died_spread_over_all_survivors_before_it_is_taken_off() {
+    let mut world = promised();
+    for c in "abcde".chars() {
+        world.allocation(c, Epoch(1), 1, AllocationState::Ready);
+    }
+    let mut counts = std::collections::BTreeMap::<char, usize>::new();
+    for n in 0..400 {
+        let mut facts = upgrade(&world);
+        facts.session = SessionId::new(&format!("s-{n}"), FoundIn::Query);
+        let own = token('c', facts.session.clone());
+        facts.affinity = Some(Prior { schema: Some(hash(OURS)), ..own });
+        let mut journey = begin(&world, facts);
+        let Next::Forward(placed) = world.decide(&mut journey) else { panic!("forward") };
+        assert_eq!(placed.allocation.id.as_str().chars().last(), Some('c'), "its own");
+        assert_eq!(journey.connect_failed(&placed, world.now), None);
+        drop(placed);
+        *counts.entry(place(&world, &mut journey, StoreAnswer::Present)).or_default() += 1;
+        assert_eq!(journey.verdict(), Some(Verdict::Hydrate));
+    }
+    assert!(counts.len() == 4 && counts.values().all(|n| (70..=130).contains(n)), "{counts:?}");
 }
 
 #[test]

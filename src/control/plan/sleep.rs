@@ -70,6 +70,20 @@ pub fn drain(
     }
 }
 
+/// Longest time between the end of the last live socket of what drains and the limit.
+const BEFORE_LIMIT: Duration = Duration::from_millis(250);
+
+/// When the last live socket of what has drained since `started` is told to come back: almost at the
+/// limit, so that it is the edge that ends them and not the app, whose own goodbye at SIGTERM may be one
+/// after which no client comes back. `None` for those of an idle app, which end at once, and whose
+/// clients are to come back when their users do something.
+pub fn sockets_end(why: SleepFor, started: Mono, limit: Duration) -> Option<Mono> {
+    match why {
+        SleepFor::Idleness => None,
+        SleepFor::Command => Some(started + (limit - BEFORE_LIMIT.min(limit / 4))),
+    }
+}
+
 /// A frozen allocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrozenOne {
@@ -126,6 +140,20 @@ mod tests {
             (Command, true, 0, 100, Drain::Cut),
         ] {
             assert_eq!(drain(why, routed, in_flight, ms(waited), limit), step, "{why:?} {waited}");
+        }
+    }
+
+    #[test]
+    fn live_sockets_end_before_the_limit_and_idle_ones_at_once() {
+        let ms = Duration::from_millis;
+        for (why, limit, end) in [
+            (SleepFor::Command, 10_000, Some(9_750)),
+            (SleepFor::Command, 100, Some(75)),
+            (SleepFor::Command, 0, Some(0)),
+            (SleepFor::Idleness, 10_000, None),
+        ] {
+            let end = end.map(|end| Mono(0) + ms(end));
+            assert_eq!(sockets_end(why, Mono(0), ms(limit)), end);
         }
     }
 

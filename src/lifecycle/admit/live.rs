@@ -93,7 +93,7 @@ impl Journey {
     /// Where it would like to go.
     pub fn wish(&self) -> Wish {
         let prior = match &self.live {
-            Some(live) => live.session.prior(),
+            Some(live) => live.session.near(),
             None => self.facts.affinity.as_ref(),
         };
         Wish {
@@ -108,6 +108,7 @@ impl Journey {
         let found = Found {
             prior: session.prior().cloned(),
             original: session.prior().map(|p| Original::of(&self.view, p)),
+            browser_on: session.token.as_ref().map(|t| t.allocation.clone()),
             has_id: session.id.is_some(),
             record_unavailable: session.record == Lookup::Unavailable,
         };

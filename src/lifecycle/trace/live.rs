@@ -1,7 +1,7 @@
 //! The steps of a live socket as text. Session ids are in none of them: whoever has one may be the
 //! session.
 
-use crate::id::Digest;
+use crate::id::{AllocationId, Digest};
 use crate::lifecycle::affinity::Prior;
 use crate::lifecycle::resume::{Original, StoreAnswer, StoreStep, Verdict};
 
@@ -12,6 +12,8 @@ pub struct Found {
     pub prior: Option<Prior>,
     /// What became of that allocation.
     pub original: Option<Original>,
+    /// Where its browser is, by the edge's token.
+    pub browser_on: Option<AllocationId>,
     /// The request carries the app's own session id.
     pub has_id: bool,
     /// The routing record could not be read.
@@ -23,10 +25,14 @@ pub(super) fn found_values(found: &Found) -> (String, String) {
         Some(p) => format!("{} generation {} ({})", p.allocation, p.generation, p.known_by.name()),
         None => "none".into(),
     };
-    let detail = match (found.original, found.has_id) {
-        (Some(original), _) => original.name(),
-        (None, true) => "a session id, and no record of it",
-        (None, false) => "no token and no session id",
+    let detail = match (found.original, found.has_id, &found.browser_on) {
+        (Some(original), ..) => original.name().to_owned(),
+        (None, true, None) => "a session id, and no record of it".into(),
+        (None, false, None) => "no token and no session id".into(),
+        (None, true, Some(at)) => {
+            format!("a session id, and no record of it; its browser is on {at}")
+        }
+        (None, false, Some(at)) => format!("no session id; its browser is on {at}"),
     };
     let unread = if found.record_unavailable { "; the record could not be read" } else { "" };
     (value, format!("{detail}{unread}"))

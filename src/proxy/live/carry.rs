@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use crate::clock::{Clock, Mono};
 use crate::snapshot::{Live, Pin};
+use crate::sockets::frames::Protocol;
 use crate::sockets::pump::{Ended, Pump};
 use crate::sockets::{Cause, Order, Seat};
 
@@ -27,6 +28,9 @@ mod code {
     pub const REPLACED: (u16, &str) = (1000, "a newer socket of this session is open");
     /// Going away.
     pub const IDLE: (u16, &str) = (1001, "nothing passed for too long");
+    /// Try again later; by who proposed it, "upon user action" (IANA's registry, and the HyBi list's
+    /// message 10748 that it refers to).
+    pub const ASLEEP: (u16, &str) = (1013, "asleep");
     /// Service restart: come back.
     pub const RESTART: (u16, &str) = (1012, "reconnect");
 }
@@ -45,6 +49,8 @@ pub struct Accepted<A> {
     pub pin: Pin,
     /// The environment's counters.
     pub environment: Arc<Live>,
+    /// Whose messages it carries.
+    pub protocol: Protocol,
     /// Whether what it carries keeps the app awake; otherwise the open socket does.
     pub touches: bool,
     /// Whether its client keeps the app awake at all.
@@ -70,10 +76,20 @@ where
 {
     /// Carries until it ends.
     pub(super) async fn carry(self, client: Client, parts: Arc<LiveParts>) {
-        let Self { app, from_app, from_client, seat, pin, environment, touches, wakes, idle } =
-            self;
+        let Self {
+            app,
+            from_app,
+            from_client,
+            seat,
+            pin,
+            environment,
+            protocol,
+            touches,
+            wakes,
+            idle,
+        } = self;
         let clock = Arc::clone(&parts.gate.clock);
-        let mut pump = Pump::new(client, app, from_client, from_app);
+        let mut pump = Pump::new(client, app, from_client, from_app, protocol);
         let cause = pumped(&mut pump, &seat, &*clock, touches.then_some(&environment), idle).await;
         let client = finish(pump, cause, &seat).await;
         parts.telemetry.metrics.socket_ended(cause);
@@ -130,6 +146,7 @@ where
             },
             order = seat.told(heard) => match order {
                 Order::Replaced => return Cause::Replaced,
+                Order::Asleep => return Cause::Asleep,
                 order @ Order::EndAt(_) => heard = Some(order),
             },
             () = tokio::time::sleep(next.since(now)) => {}
@@ -152,6 +169,7 @@ where
         Cause::Idle => Some(code::IDLE),
         Cause::Replaced => Some(code::REPLACED),
         Cause::Drained => Some(code::RESTART),
+        Cause::Asleep => Some(code::ASLEEP),
         Cause::AppLost => {
             // One of many: not all of them at the same moment.
             tokio::time::sleep(seat.apart()).await;

@@ -11,16 +11,17 @@ use tokio::net::TcpStream;
 use crate::contract::LivePolicy;
 use crate::id::RequestId;
 use crate::lifecycle::admit::Journey;
-use crate::lifecycle::affinity;
+use crate::lifecycle::affinity::{self, Given, SessionId};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::proxy::gate::{Downstream, Placed};
 use crate::proxy::headers;
 use crate::proxy::service::ProxyLimits;
+use crate::sockets::frames::Protocol;
 use crate::store::record::SessionRoute;
 
 use super::upgrade::{self, Asked};
-use super::{Accepted, LiveParts};
+use super::{Accepted, LiveParts, hello};
 
 /// What one upgrade is asked for with.
 pub(super) struct Way<'a> {
@@ -101,6 +102,9 @@ impl Way<'_> {
         let target = &placed.placement()?.allocation;
         let (view, gate) = (journey.view(), &self.parts.gate);
         let session = journey.session();
+        // Of a route with `wakes = false` the upgrade wakes nothing; what an open socket means is the
+        // contract's `sleep.live` for every route.
+        let counts = !journey.facts().agent_has(&view.contract.wake.ignore_agents);
         if let Some(id) = session {
             let route = SessionRoute {
                 allocation: target.id.clone(),
@@ -119,8 +123,12 @@ impl Way<'_> {
             seat: self.parts.sockets.seat(&view.environment, &target.id, tab),
             pin: target.load.pin(),
             environment: Arc::clone(&view.live),
-            touches: journey.wakes() && view.contract.sleep.live == LivePolicy::Traffic,
-            wakes: journey.wakes(),
+            protocol: match journey.route() {
+                Some(route) if hello::wanted(&route.class) => Protocol::Vango,
+                _ => Protocol::Unknown,
+            },
+            touches: counts && view.contract.sleep.live == LivePolicy::Traffic,
+            wakes: counts,
             idle: self.limits.socket_idle,
         })
     }
@@ -134,16 +142,13 @@ impl Way<'_> {
         let mut ours = request_id(journey.facts().id);
         let (view, facts) = (journey.view(), journey.facts());
         let (tokens, now) = (&self.parts.gate.sessions.tokens, self.parts.gate.clock.wall());
+        let given = Given::Socket(journey.session().map(SessionId::name));
+        let (seen, lasts, at) = (facts.affinity.as_ref(), tokens.lasts(), (&*facts.host, self.tls));
         if let Some(placement) = placed.placement()
             && view.contract.live().is_some()
-            && affinity::token_due(
-                facts.affinity.as_ref(),
-                &placement.allocation.id,
-                now,
-                tokens.lasts(),
-            )
-            && let Some(cookie) =
-                tokens.cookie(view, &placement.allocation, &facts.host, self.tls, now)
+            && let Some(given) =
+                affinity::token_due(seen, &placement.allocation.id, given, now, lasts)
+            && let Some(cookie) = tokens.cookie(view, &placement.allocation, given, at, now)
         {
             ours.push((header::SET_COOKIE, cookie));
         }

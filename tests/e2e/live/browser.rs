@@ -4,16 +4,19 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
-use crate::support::{Artifact, Connection, Edge, PATIENCE, eventually_some};
+use crate::support::{Artifact, Connection, Edge, PATIENCE, eventually, eventually_some};
+
+use super::{redeploy, version};
 
 /// A browser without a window, driven over the DevTools protocol.
-struct Browser {
+pub struct Browser {
     child: Child,
     _profile: tempfile::TempDir,
     page: WebSocket<TcpStream>,
@@ -31,6 +34,11 @@ impl Drop for Browser {
 
 impl Browser {
     fn open(url: &str) -> Self {
+        Self::open_with(url, &[])
+    }
+
+    /// With more on its command line.
+    pub fn open_with(url: &str, more: &[&str]) -> Self {
         let profile = tempfile::tempdir().unwrap();
         let mut child = Command::new("chromium")
             .args([
@@ -43,6 +51,7 @@ impl Browser {
             .args(["--disable-background-networking", "--disable-component-update"])
             .args(["--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-port=0"])
             .arg("--window-size=1000,1400")
+            .args(more)
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
             .stdin(Stdio::null())
@@ -72,7 +81,8 @@ impl Browser {
         Self { child, _profile: profile, page, asked: 0 }
     }
 
-    fn ask(&mut self, method: &str, params: Value) -> Value {
+    /// The result of a command of the protocol.
+    pub fn ask(&mut self, method: &str, params: Value) -> Value {
         self.asked += 1;
         let question = json!({ "id": self.asked, "method": method, "params": params });
         self.page.send(Message::text(question.to_string())).unwrap();
@@ -86,7 +96,8 @@ impl Browser {
         }
     }
 
-    fn evaluate(&mut self, script: &str) -> Value {
+    /// What a script comes to.
+    pub fn evaluate(&mut self, script: &str) -> Value {
         self.ask("Runtime.evaluate", json!({ "expression": script }))["result"]["value"].clone()
     }
 
@@ -95,8 +106,19 @@ impl Browser {
         self.evaluate(&script).as_str().unwrap_or_default().to_owned()
     }
 
+    /// What the page looks like. For people, in `$VANGO_EDGE_SCREENSHOTS`, as base64.
+    fn shot(&mut self, name: &str) {
+        let shot = self.ask("Page.captureScreenshot", json!({ "format": "png" }));
+        let shot = shot["data"].as_str().unwrap();
+        if let Some(to) = std::env::var_os("VANGO_EDGE_SCREENSHOTS") {
+            let file = std::path::Path::new(&to).join(format!("live-{name}.png.base64"));
+            std::fs::write(file, shot).unwrap();
+        }
+        assert!(shot.len() > 10_000, "a page with something on it");
+    }
+
     #[track_caller]
-    fn until(&mut self, id: &str, wanted: &str) {
+    pub fn until(&mut self, id: &str, wanted: &str) {
         eventually_some(&format!("#{id} says {wanted:?}"), || {
             (self.text(id) == wanted).then_some(())
         });
@@ -133,11 +155,67 @@ fn a_page_counts_on_where_it_was_after_a_drain_and_after_a_kill() {
     browser.until("live-verdict", "hydrate: store-and-schema");
     browser.until("count", "3");
     assert!(browser.text("live-status").contains("read from the session store"));
-    let shot = browser.ask("Page.captureScreenshot", json!({ "format": "png" }));
-    let shot = shot["data"].as_str().unwrap();
-    if let Some(to) = std::env::var_os("VANGO_EDGE_SCREENSHOTS") {
-        // For people to look at; base64, as it came.
-        std::fs::write(std::path::Path::new(&to).join("live.png.base64"), shot).unwrap();
+    browser.shot("killed");
+}
+
+#[test]
+fn a_page_goes_on_over_a_lost_socket_and_redeploys_as_far_as_its_state_can() {
+    let edge = Edge::start();
+    edge.deploy(&version(Some('a'), &[]));
+    let url = format!("http://studylab.localhost:{}/dashboard", edge.listen.port());
+    let mut browser = Browser::open(&url);
+    browser.until("live", "connected");
+    browser.until("live-verdict", "fresh: not-recorded");
+    for count in ["1", "2"] {
+        browser.evaluate("document.getElementById('inc').click()");
+        browser.until("count", count);
     }
-    assert!(shot.len() > 10_000, "a page with something on it");
+    // The socket is lost, the allocation is not.
+    browser.evaluate("socket.close()");
+    browser.until("live-reconnects", "1");
+    browser.until("live-verdict", "resume: original-allocation");
+    browser.until("count", "2");
+    browser.until("live-status", "Your session was still here.");
+    browser.shot("resume");
+
+    redeploy(&edge, &version(Some('b'), &['a']), "reads-it");
+    browser.until("live-reconnects", "2");
+    browser.until("live-verdict", "hydrate: store-and-schema");
+    browser.until("count", "2");
+    browser.evaluate("document.getElementById('inc').click()");
+    browser.until("count", "3");
+    browser.shot("hydrate");
+
+    redeploy(&edge, &version(Some('c'), &['a']), "does-not");
+    browser.until("live-reconnects", "3");
+    browser.until("live-verdict", "fresh: schema-not-accepted");
+    browser.until("count", "0");
+    browser.until("live-status", "Your session is gone; this is a fresh one.");
+    browser.shot("fresh");
+
+    redeploy(&edge, &version(None, &['a', 'b', 'c']), "says-nothing");
+    browser.until("live-reconnects", "4");
+    browser.until("live-verdict", "fresh: schema-unknown");
+    browser.until("count", "0");
+}
+
+#[test]
+fn a_tab_that_nobody_looks_at_lets_its_app_sleep_and_a_click_wakes_it() {
+    let edge = Edge::start();
+    let traffic = Artifact::new().set("sleep", "live", "\"traffic\"");
+    edge.deploy(&traffic.set("sleep", "after", "\"2s\""));
+    let url = format!("http://studylab.localhost:{}/dashboard", edge.listen.port());
+    let mut browser = Browser::open(&url);
+    browser.until("live", "connected");
+    browser.evaluate("document.getElementById('inc').click()");
+    browser.until("count", "1");
+    browser.until("live", "asleep");
+    eventually("it sleeps", || edge.ps().is_empty());
+    // Longer than any pause after which a page would come back by itself the first time.
+    assert!(edge.connect().is_silent(Duration::from_secs(3)));
+    assert_eq!((edge.ps().len(), edge.ops().len()), (0, 1), "the tab has not woken it");
+    browser.shot("asleep");
+    browser.evaluate("document.getElementById('inc').click()");
+    browser.until("count", "2");
+    browser.until("live-verdict", "hydrate: store-and-schema");
 }

@@ -1,4 +1,9 @@
 //! What passes: byte for byte what a direct connection carries, whatever it is.
+//!
+//! The list below is what a client may send, well or badly; the echo sends all of it back, so that it
+//! passes the other way too, where every masked frame is a wrong one. The conformance suite Autobahn
+//! says the same of whole conversations, with `scripts/autobahn`: it needs Python 2.7 and is not run
+//! here.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};

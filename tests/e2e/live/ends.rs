@@ -81,9 +81,42 @@ fn traffic_keeps_an_app_awake_and_pings_do_not_where_the_contract_says_so() {
         pings += 1;
     };
     assert!(pings > 1);
-    assert_eq!((end[0], &end[2..4]), (0x88, &1012u16.to_be_bytes()[..]));
+    assert_eq!((end[0], &end[2..4]), (0x88, &1013u16.to_be_bytes()[..]));
+    // A client that comes back all the same wakes it, as a page does.
     let _again = open(edge.listen, "/vango/live", &[]).expect("a 101");
     assert_ne!(edge.until_hot()["id"], first);
+    assert_eq!(edge.metric("vango_edge_socket_ends_total{cause=\"asleep\"}"), 1);
+}
+
+#[test]
+fn where_the_contract_says_so_only_a_page_wakes_an_app_whose_tabs_come_back_at_once() {
+    let edge = Edge::start();
+    let live = "path = \"/vango/live\"\n";
+    let artifact = Artifact::new()
+        .set("sleep", "after", "\"2s\"")
+        .set("sleep", "live", "\"traffic\"")
+        .replace(live, &format!("{live}wakes = false\n"));
+    edge.deploy(&artifact);
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let path = "/vango/live?sid=s-1";
+    let (mut socket, _) = Socket::greeted(&edge, path, &[]);
+    let allocation = edge.until_hot()["id"].clone();
+    // What it carries keeps the app awake, longer than without.
+    let mut quiet = edge.connect();
+    for count in 1..=3 {
+        assert_eq!(socket.add(), count);
+        assert!(quiet.is_silent(std::time::Duration::from_secs(1)));
+    }
+    assert_eq!(edge.until_hot()["id"], allocation);
+    assert_eq!(socket.closed(), Some(1013));
+    eventually("it sleeps", || edge.ps().is_empty());
+    for _ in 0..20 {
+        assert_eq!(open(edge.listen, path, &[]).err(), Some(503));
+    }
+    assert_eq!((edge.ps().len(), edge.ops().len()), (0, 1), "nothing was woken");
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let (_socket, hello) = Socket::greeted(&edge, path, &[]);
+    assert_eq!((&hello["verdict"], &hello["count"]), (&json!("hydrate"), &json!(3)));
 }
 
 #[test]

@@ -119,3 +119,28 @@ fn a_foreign_page_and_half_a_handshake_are_refused_before_anything_wakes() {
     });
     assert_eq!(edge.ops(), [] as [Value; 0]);
 }
+
+#[test]
+fn a_vango_tabs_own_pings_do_not_keep_its_app_awake() {
+    let edge = Edge::start();
+    let contract = echo(HELLO).set("sleep", "after", "\"1s\"");
+    edge.deploy(&contract.set("sleep", "live", "\"traffic\""));
+    let mut tab = raw(edge.listen, "/vango/live", "");
+    let hello = hello("0123456789abcdef0123456789abcdef");
+    tab.write_all(&hello).unwrap();
+    assert_eq!(back(&mut tab, hello.len()), hello);
+    // Control, under a mask of zeroes; the echo sends it back.
+    let ping = [0x82, 0x86, 0, 0, 0, 0, 3, 0, 0, 2, 1, 1];
+    let mut pings = 0;
+    let end = loop {
+        tab.write_all(&ping).unwrap();
+        let head = back(&mut tab, 2);
+        if head[0] != 0x82 {
+            break head;
+        }
+        assert_eq!(back(&mut tab, 10), ping[2..]);
+        pings += 1;
+    };
+    assert!(pings > 1);
+    assert_eq!((end, back(&mut tab, 2)), (vec![0x88, 8], 1013u16.to_be_bytes().to_vec()));
+}

@@ -10,39 +10,54 @@ mod languages;
 mod moves;
 mod redis;
 mod resume;
+mod secure;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use serde_json::Value;
 use tungstenite::client::IntoClientRequest;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Message, WebSocket};
 
+use crate::promotion::{deploy_preview, visit};
 use crate::support::{Answer, Artifact, Edge, PATIENCE, eventually_some};
 
 /// An open socket, as a client sees it.
-pub struct Socket {
-    socket: WebSocket<TcpStream>,
+pub struct Socket<S = TcpStream> {
+    socket: WebSocket<S>,
     /// The cookie that came with it, ready to be sent back.
     pub cookie: Option<String>,
+    /// The same with its attributes.
+    pub set_cookie: Option<String>,
 }
 
 /// Opens a socket at `address`; an answer that is no 101 is its status.
 pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Socket, u16> {
-    let mut request = format!("ws://studylab.localhost{path}").into_client_request().unwrap();
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    open_over(stream, &format!("ws://studylab.localhost{path}"), headers)
+}
+
+/// The same over a connection that is there.
+pub fn open_over<S: Read + Write + std::fmt::Debug + 'static>(
+    stream: S,
+    url: &str,
+    headers: &[(&str, &str)],
+) -> Result<Socket<S>, u16> {
+    let mut request = url.into_client_request().unwrap();
     for (name, value) in headers {
         let name: tungstenite::http::HeaderName = name.parse().unwrap();
         request.headers_mut().append(name, value.parse().unwrap());
     }
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     match tungstenite::client::client(request, stream) {
         Ok((socket, answer)) => {
-            let cookie = answer.headers().get("set-cookie").map(|c| c.to_str().unwrap());
-            let cookie = cookie.and_then(|c| c.split(';').next()).map(str::to_owned);
-            Ok(Socket { socket, cookie })
+            let set_cookie = answer.headers().get("set-cookie").map(|c| c.to_str().unwrap());
+            let set_cookie = set_cookie.map(str::to_owned);
+            let cookie = set_cookie.as_deref().and_then(|c| c.split(';').next()).map(str::to_owned);
+            Ok(Socket { socket, cookie, set_cookie })
         }
         Err(tungstenite::HandshakeError::Failure(tungstenite::Error::Http(answer))) => {
             Err(answer.status().as_u16())
@@ -74,7 +89,25 @@ impl Socket {
         assert_eq!(hello["type"], "hello", "{hello}");
         (socket, hello)
     }
+}
 
+impl Socket {
+    /// The code that it is closed with in that time; `None` when it stays open.
+    pub fn ends_within(&mut self, time: Duration) -> Option<u16> {
+        self.socket.get_ref().set_read_timeout(Some(time)).unwrap();
+        match self.socket.read() {
+            Ok(Message::Close(frame)) => frame.map(|f| f.code.into()),
+            Err(tungstenite::Error::Io(e))
+                if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+            {
+                None
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl<S: Read + Write> Socket<S> {
     /// The next message, which is JSON.
     #[track_caller]
     pub fn json(&mut self) -> Value {
@@ -135,6 +168,25 @@ pub fn echo(session: &str) -> Artifact {
         .replace("session = [\"cookie:vango_session\", \"query:sid\"]", session);
     std::fs::write(artifact.path().join("echo.py"), include_str!("echo.py")).unwrap();
     artifact
+}
+
+/// A version of the sample app that writes its sessions under `schema` and reads `accepts` too, and
+/// whose sockets end a second after another version has taken over.
+pub fn version(schema: Option<char>, accepts: &[char]) -> Artifact {
+    let hash = |c: &char| format!("sha256:{}", c.to_string().repeat(64));
+    let accepts: Vec<_> = accepts.iter().map(hash).collect();
+    let accepts: Vec<_> = accepts.iter().map(String::as_str).collect();
+    let schema = schema.as_ref().map(hash);
+    let artifact = Artifact::new().set("process", "drain_timeout", "\"1s\"");
+    artifact.schema(schema.as_deref(), &accepts)
+}
+
+/// Gives production to `artifact` as an operator does: a preview, a page of it, a promotion.
+pub fn redeploy(edge: &Edge, artifact: &Artifact, preview: &str) {
+    deploy_preview(edge, artifact, preview);
+    visit(edge, preview, 1);
+    let promoted = edge.json(&["promote", "studylab", preview]);
+    assert_eq!(promoted["state"], "healthy", "{promoted}");
 }
 
 /// The head of an upgrade, by hand.

@@ -90,8 +90,23 @@ fn a_page_and_its_socket_are_one_browsers_and_forgeries_are_ignored() {
     for (method, path) in [("GET", "/nothing-here"), ("POST", "/webhooks/stripe")] {
         assert_eq!(edge_cookie(&edge.ask(method, path, &[], "")), None, "{path}");
     }
-    let (_, hello) = Socket::greeted(&edge, "/vango/live", &[("Cookie", cookie)]);
-    assert_eq!((&hello["verdict"], &hello["resumed"]), (&json!("resume"), &json!(false)));
+    // Its first socket goes where the page is, and its session is new.
+    let headers = [("Cookie", cookie)];
+    let (mut socket, hello) = Socket::greeted(&edge, "/vango/live?sid=s-1", &headers);
+    assert_eq!(told(&hello), ("fresh", "not-recorded", "fresh", 0));
+    let of_session = socket.cookie.clone().expect("a cookie that names the session");
+    assert_eq!(socket.add(), 1);
+    drop(socket);
+    let headers = [("Cookie", of_session.as_str())];
+    let (socket, hello) = Socket::greeted(&edge, "/vango/live?sid=s-1", &headers);
+    assert_eq!(told(&hello), ("resume", "original-allocation", "memory", 1));
+    assert_eq!(socket.cookie, None);
+    drop(socket);
+    // Another tab's session is not the one that the cookie names.
+    let (_, hello) = Socket::greeted(&edge, "/vango/live?sid=s-2", &headers);
+    assert_eq!(told(&hello), ("fresh", "not-recorded", "fresh", 0));
+    let page = edge.ask("GET", "/dashboard", &[headers[0]], "");
+    assert_eq!(edge_cookie(&page), None, "a page leaves it as it is");
     let mut forged = cookie.to_owned();
     let last = forged.pop().unwrap();
     forged.push(if last == 'A' { 'B' } else { 'A' });
@@ -109,6 +124,46 @@ fn a_page_and_its_socket_are_one_browsers_and_forgeries_are_ignored() {
     // What the edge asks the app for is nobody else's to ask.
     assert_eq!(edge.get("/internal/sessions/s-1").status, 404);
     assert_eq!(edge.get("/internal/%73essions/s-1").status, 404);
+}
+
+#[test]
+fn explain_knows_what_a_reconnect_would_be_told() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    let (mut socket, _) = Socket::greeted(&edge, "/vango/live?sid=s-1", &[]);
+    let cookie = socket.cookie.clone().unwrap();
+    assert_eq!(socket.add(), 1);
+    let explain = |sid: &str, headers: &[&str]| {
+        let url = format!("http://studylab.localhost/vango/live?sid={sid}");
+        let mut arguments = vec!["explain", "GET", &url];
+        for header in ["Connection: Upgrade", "Upgrade: websocket"].iter().chain(headers) {
+            arguments.extend(["-H", header]);
+        }
+        let steps = edge.json(&arguments)["steps"].as_array().unwrap().clone();
+        let of = |truth: &str| {
+            let step = steps.iter().find(|s| s["truth"] == truth).unwrap();
+            format!("{} | {}", step["value"].as_str().unwrap(), step["detail"].as_str().unwrap())
+        };
+        (of("Session routing record"), of("Session store"), of("Vango state schema"))
+    };
+    let allocation = edge.until_hot()["id"].as_str().unwrap().to_owned();
+    // The record is written off the way of the socket.
+    let by_record = format!("{allocation} generation 1 (record) | ready");
+    eventually("the record is read", || explain("s-1", &[]).0 == by_record);
+    assert!(explain("s-1", &[]).2.starts_with("resume | original-allocation"));
+    let with_cookie = format!("Cookie: {cookie}");
+    let (found, ..) = explain("s-2", &[&with_cookie]);
+    assert!(
+        found.ends_with(&format!("no record of it; its browser is on {allocation}")),
+        "{found}"
+    );
+    edge.json(&["sleep", "studylab"]);
+    assert_eq!(socket.closed(), Some(1012));
+    let (_socket, _) = Socket::greeted(&edge, "/vango/live?sid=s-3", &[]);
+    let (found, store, verdict) = explain("s-1", &[]);
+    assert_eq!(found, format!("{allocation} generation 1 (record) | gone"));
+    assert!(store.starts_with("would be asked") && verdict.starts_with("would be decided"));
+    assert!(explain("s-4", &[]).2.starts_with("fresh | not-recorded"));
 }
 
 #[test]

@@ -71,6 +71,23 @@ impl Artifact {
         self
     }
 
+    /// Whose sessions are written under the schema with this hash, or under none that it declares; and
+    /// which reads those under `accepts` too.
+    pub fn schema(self, hash: Option<&str>, accepts: &[&str]) -> Self {
+        let file = self.dir.path().join("vango_state_schema.json");
+        let this = match hash {
+            Some(hash) => {
+                fs::write(file, format!("{{\"schemaHash\": {hash:?}}}\n")).unwrap();
+                self
+            }
+            None => {
+                fs::remove_file(file).unwrap();
+                self.replace("schema_file = \"vango_state_schema.json\"\n", "")
+            }
+        };
+        this.set("state", "accepts", &format!("{accepts:?}"))
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
     }

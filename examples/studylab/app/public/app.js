@@ -85,10 +85,13 @@ $("save").addEventListener("submit", async (event) => {
 });
 
 // The live counter. Any end of the socket is a reason to come back, later each time and never
-// together with every other tab.
+// together with every other tab; but for 1013, "try again later, upon user action": the app sleeps, and
+// an open tab that nobody looks at must not wake it.
 const FIRST_PAUSE = 400;
 const LAST_PAUSE = 15000;
+const ASLEEP = 1013;
 let socket = null;
+let waiting = 0;
 let failures = 0;
 let connects = 0;
 let lastAllocation = null;
@@ -96,7 +99,18 @@ let lastAllocation = null;
 function state(name) {
   $("live").dataset.state = name;
   $("live").textContent = name;
-  $("inc").disabled = name !== "connected";
+  $("inc").disabled = name !== "connected" && name !== "asleep";
+}
+
+function add() {
+  socket.send(JSON.stringify({ type: "inc" }));
+}
+
+// Somebody is there.
+function wake() {
+  if ($("live").dataset.state !== "asleep") return;
+  state("waking");
+  connect();
 }
 
 function greeted(hello) {
@@ -120,6 +134,7 @@ function greeted(hello) {
     tell($("live-status"), "A fresh session, kept in this allocation's memory.");
   }
   lastAllocation = hello.allocation;
+  for (; waiting > 0; waiting -= 1) add();
 }
 
 function connect() {
@@ -132,6 +147,11 @@ function connect() {
     else if (message.type === "ping") socket.send(JSON.stringify({ type: "pong" }));
   };
   socket.onclose = (event) => {
+    if (event.code === ASLEEP) {
+      state("asleep");
+      tell($("live-status"), "The app sleeps. It wakes when you do something here.");
+      return;
+    }
     failures += 1;
     const pause = Math.min(LAST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * (0.5 + Math.random());
     state("reconnecting");
@@ -142,7 +162,13 @@ function connect() {
 }
 
 $("inc").addEventListener("click", () => {
-  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type: "inc" }));
+  if (socket.readyState === WebSocket.OPEN) return add();
+  waiting += 1;
+  wake();
+});
+$("save").addEventListener("submit", wake);
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible") wake();
 });
 
 connect();
