@@ -2,7 +2,10 @@
 //! environment. A connection that failed is dropped and made anew, with the secret read anew, by
 //! the next question; the circuit spaces those.
 //!
-//! Deliberately absent: TLS to Redis (`rediss://`), clusters, and everything but this one command.
+//! Over `rediss://` the server's certificate must be one that the system trusts (`SSL_CERT_FILE` and
+//! `SSL_CERT_DIR` name others), for the URL's host.
+//!
+//! Deliberately absent: certificates of clients, clusters, and everything but this one command.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,7 +51,8 @@ impl RedisStore {
         let url = self.secrets.read(environment, secret).map_err(StoreFailure::Configured)?;
         // The error may quote the URL, which may carry a password.
         let client = redis::Client::open(url).map_err(|_| {
-            let why = "expected redis://[user:password@]host[:port][/db] or redis+unix:///socket";
+            let why =
+                "expected redis[s]://[user:password@]host[:port][/db] or redis+unix:///socket";
             StoreFailure::Configured(format!("secret {secret}: {why}"))
         })?;
         let config = redis::AsyncConnectionConfig::new()
