@@ -1,4 +1,5 @@
-//! What the core costs: lookups, facts, a hot decision, and the publishing of one change.
+//! What the core costs: lookups, facts, a hot decision, the affinity token, and the publishing of one
+//! change.
 //! `cargo bench --workspace --bench core`; targets are in ARCHITECTURE.md.
 
 use std::hint::black_box;
@@ -11,8 +12,10 @@ use vango_edge::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId,
 };
 use vango_edge::lifecycle::admit::{Journey, Next};
+use vango_edge::lifecycle::affinity::{Given, SessionName, Token};
 use vango_edge::lifecycle::classify::classify;
 use vango_edge::lifecycle::facts::Facts;
+use vango_edge::session::{KeyRing, Tokens};
 use vango_edge::snapshot::{Change, Publisher};
 use vango_edge::store::record::{Allocation, AllocationState, Deployment, Record, RouteOwner, key};
 
@@ -196,6 +199,45 @@ fn requests(c: &mut Criterion) {
     });
 }
 
+/// What a browser's request pays for coming back: the cookie found, the token opened and read.
+fn tokens(c: &mut Criterion) {
+    let ring = KeyRing::of(&[[7; 32], [8; 32]]);
+    let tokens = Tokens::new(ring, Duration::from_secs(86_400), Arc::new(SeededEntropy::new(5)));
+    let environment: Environment = "app-7".parse().unwrap();
+    let named = environment.to_string();
+    let token = Token {
+        environment: &named,
+        allocation: "al-aaaaaaaaaaaaaaaa",
+        generation: Generation(1),
+        digest: digest(),
+        schema: Some(digest()),
+        given: Given::Socket(Some(SessionName(7))),
+        expires: Wall(1_000_000),
+    };
+    let host = "app-7.tenant-7.example";
+    let sealed = tokens.seal(&token, host).unwrap();
+    let mut forged = sealed.clone().into_bytes();
+    let middle = forged.len() / 2;
+    forged[middle] = if forged[middle] == b'A' { b'B' } else { b'A' };
+    let forged = String::from_utf8(forged).unwrap();
+    let read = |value: &str| {
+        let cookie = format!("vango_session=3f1c9a2b7d; theme=dark; vango_edge={value}");
+        let (mut parts, _) = head();
+        parts.headers.insert("cookie", cookie.parse().unwrap());
+        parts.headers
+    };
+    for (name, headers, known) in [
+        ("a browser's token", read(&sealed), true),
+        ("a forged token", read(&forged), false),
+        ("a browser without a token", head().0.headers, false),
+    ] {
+        let read = || tokens.read(black_box(&headers), host, false, &environment, Wall(0));
+        assert_eq!(read().is_some(), known);
+        c.bench_function(name, |b| b.iter(read));
+    }
+    c.bench_function("seal a socket's token", |b| b.iter(|| tokens.seal(black_box(&token), host)));
+}
+
 fn publishing(c: &mut Criterion) {
     let mut publisher = routed(100_000, 1);
     let entropy = SeededEntropy::new(4);
@@ -220,6 +262,6 @@ criterion_group! {
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(4))
         .sample_size(50);
-    targets = lookups, requests, publishing
+    targets = lookups, requests, tokens, publishing
 }
 criterion_main!(core);

@@ -1,4 +1,7 @@
-"""The app under scripts/bench/sockets: echoes, and knows how many asked for a socket at once."""
+"""The app under scripts/bench/sockets: echoes, and knows how many asked for a socket at once.
+
+GET / says it; GET /anew says it and counts anew.
+"""
 import asyncio
 import base64
 import hashlib
@@ -20,6 +23,9 @@ async def serve(reader, writer):
             for at in accepted:
                 tenths[int(at * 10)] = tenths.get(int(at * 10), 0) + 1
             body = json.dumps({"at_once": most, "in_100_ms": max(tenths.values(), default=0), "accepted": len(accepted)}).encode()
+            if head.startswith(b"GET /anew "):
+                most = 0
+                accepted.clear()
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body))
             return await writer.drain()
         asking += 1
