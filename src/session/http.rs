@@ -44,13 +44,14 @@ impl DurableStore for HttpStore {
         }
         let request = request.body(Empty::<Bytes>::new()).map_err(away)?;
         let answered = send.send_request(request);
-        // The connection is driven here and dropped with the answer's head: its body is of no use.
+        tokio::pin!(answered);
+        // The connection is driven here and dropped with the answer's head: its body is of no use. One
+        // that has ended may have brought the answer before: that is there then, or never.
         let answer = tokio::select! {
-            answer = answered => answer.map_err(away)?,
-            ended = connection => {
-                return Err(away(ended.err().map_or("closed".into(), |e| e.to_string())));
-            }
+            answer = &mut answered => answer,
+            _ = connection => answered.await,
         };
+        let answer = answer.map_err(away)?;
         match answer.status() {
             s if s.is_success() => Ok(true),
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(false),

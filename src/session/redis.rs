@@ -1,6 +1,7 @@
 //! `state.store = { kind = "redis", … }`: `EXISTS key`, over one multiplexed connection for each
-//! environment. A connection that failed is dropped and made anew, with the secret read anew, by
-//! the next question; the circuit spaces those.
+//! environment, which one question makes and the others wait for: a herd of sockets opens one. A
+//! connection that failed is dropped and made anew, with the secret read anew, by the next question;
+//! the circuit spaces those.
 //!
 //! Over `rediss://` the server's certificate must be one that the system trusts (`SSL_CERT_FILE` and
 //! `SSL_CERT_DIR` name others), for the URL's host.
@@ -21,10 +22,16 @@ use super::durable::{Ask, DEADLINE, DurableStore, StoreFailure, StoreSecrets};
 /// Connections that are kept; beyond, all are made anew.
 const MOST: usize = 1024;
 
+/// Whose connection it is: an environment's, by the name of the secret with its URL.
+type At = (Environment, String);
+
+/// A connection, once it is made; locked while one question makes it.
+type Slot = Arc<tokio::sync::Mutex<Option<MultiplexedConnection>>>;
+
 /// Asks Redis.
 pub struct RedisStore {
     secrets: Arc<dyn StoreSecrets>,
-    connections: Mutex<HashMap<(Environment, String), MultiplexedConnection>>,
+    connections: Mutex<HashMap<At, Slot>>,
 }
 
 impl RedisStore {
@@ -33,19 +40,25 @@ impl RedisStore {
         Self { secrets, connections: Mutex::default() }
     }
 
-    fn connections(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(Environment, String), MultiplexedConnection>> {
+    fn connections(&self) -> std::sync::MutexGuard<'_, HashMap<At, Slot>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slot(&self, at: &At) -> Slot {
+        let mut connections = self.connections();
+        if connections.len() >= MOST && !connections.contains_key(at) {
+            connections.clear();
+        }
+        Arc::clone(connections.entry(at.clone()).or_default())
     }
 
     async fn connection(
         &self,
-        environment: &Environment,
-        secret: &str,
+        (environment, secret): &At,
+        slot: &Slot,
     ) -> Result<MultiplexedConnection, StoreFailure> {
-        let at = (environment.clone(), secret.to_owned());
-        if let Some(open) = self.connections().get(&at) {
+        let mut open = slot.lock().await;
+        if let Some(open) = &*open {
             return Ok(open.clone());
         }
         let url = self.secrets.read(environment, secret).map_err(StoreFailure::Configured)?;
@@ -59,13 +72,13 @@ impl RedisStore {
             .set_connection_timeout(Some(DEADLINE))
             .set_response_timeout(Some(DEADLINE));
         let made = client.get_multiplexed_async_connection_with_config(&config).await;
-        let made = made.map_err(|e| StoreFailure::Away(kind(&e)))?;
-        let mut connections = self.connections();
-        if connections.len() >= MOST {
-            connections.clear();
-        }
-        connections.insert(at, made.clone());
-        Ok(made)
+        let made = made.map_err(|e| match e.kind() {
+            redis::ErrorKind::InvalidClientConfig => {
+                StoreFailure::Configured(format!("secret {secret}: {}", kind(&e)))
+            }
+            _ => StoreFailure::Away(kind(&e)),
+        })?;
+        Ok(open.insert(made).clone())
     }
 }
 
@@ -82,12 +95,11 @@ impl DurableStore for RedisStore {
         else {
             return Err(StoreFailure::Configured("the contract names no Redis".into()));
         };
-        let environment = &ask.view.environment;
-        let mut connection = self.connection(environment, secret).await?;
-        // Until it is answered nobody else should be given a connection that may hang.
-        let at = (environment.clone(), secret.clone());
+        let at = (ask.view.environment.clone(), secret.clone());
+        let slot = self.slot(&at);
+        let mut connection = self.connection(&at, &slot).await?;
         let key = key.replace("{id}", ask.id.expose());
-        let mut forget = ForgetUnlessAnswered { store: self, at: Some(at) };
+        let mut forget = ForgetUnlessAnswered { store: self, at: Some((at, slot)) };
         let there: Result<bool, _> =
             redis::cmd("EXISTS").arg(key).query_async(&mut connection).await;
         let there = there.map_err(|e| StoreFailure::Away(kind(&e)))?;
@@ -96,15 +108,19 @@ impl DurableStore for RedisStore {
     }
 }
 
+/// A connection that did not answer is given to nobody else; one that was made since is kept.
 struct ForgetUnlessAnswered<'a> {
     store: &'a RedisStore,
-    at: Option<(Environment, String)>,
+    at: Option<(At, Slot)>,
 }
 
 impl Drop for ForgetUnlessAnswered<'_> {
     fn drop(&mut self) {
-        if let Some(at) = self.at.take() {
-            self.store.connections().remove(&at);
+        if let Some((at, slot)) = self.at.take() {
+            let mut connections = self.store.connections();
+            if connections.get(&at).is_some_and(|there| Arc::ptr_eq(there, &slot)) {
+                connections.remove(&at);
+            }
         }
     }
 }

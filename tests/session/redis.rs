@@ -157,6 +157,8 @@ impl Backend for Redis {
         let child = Command::new("redis-server")
             .args(port)
             .args(["--appendonly", "yes", "--appendfsync", "always", "--save", ""])
+            // A herd of questions opens one; the rest is for these tests and for what is closing.
+            .args(["--maxclients", "8"])
             .arg("--unixsocket")
             .arg(self.socket())
             .arg("--dir")
