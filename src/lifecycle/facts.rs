@@ -37,6 +37,9 @@ pub enum BadRequest {
         "the path has no safe reading: control characters, a backslash, a broken percent escape or .. above the root"
     )]
     Path,
+    /// RFC 9112: it cannot be parsed, or its length has two readings.
+    #[error("the head is none of HTTP/1.1, or has two readings, or asks for a tunnel")]
+    Malformed,
     /// RFC 6585 §5.
     #[error("the header fields are too many or too long")]
     HeadTooLarge,

@@ -21,6 +21,8 @@ pub enum Problem {
     BadHost,
     /// 400: no single path can be read from the request.
     BadPath,
+    /// 400: the head cannot be read at all.
+    MalformedRequest,
     /// 413: the body is longer than the route takes.
     ContentTooLarge,
     /// 431: the header fields are too many or too long.
@@ -89,10 +91,11 @@ pub enum Problem {
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
+        Self::MalformedRequest,
         Self::ContentTooLarge,
         Self::HeadTooLarge,
         Self::RequestTimeout,
@@ -133,6 +136,7 @@ impl Problem {
             Self::NoRoute => "no-route",
             Self::BadHost => "bad-host",
             Self::BadPath => "bad-path",
+            Self::MalformedRequest => "malformed-request",
             Self::ContentTooLarge => "content-too-large",
             Self::HeadTooLarge => "header-fields-too-large",
             Self::RequestTimeout => "request-timeout",
@@ -174,6 +178,7 @@ impl Problem {
             Self::NoRoute => "No app answers for this host and path",
             Self::BadHost => "The request names no single host",
             Self::BadPath => "The request's path has no safe reading",
+            Self::MalformedRequest => "The request's head cannot be read",
             Self::ContentTooLarge => "The body is longer than this route takes",
             Self::HeadTooLarge => "The header fields are too many or too long",
             Self::HttpsRequired => "This app is served over HTTPS",
@@ -217,6 +222,7 @@ impl Problem {
             Self::NoRoute | Self::AssetNotFound => "destination_not_found",
             Self::BadHost
             | Self::BadPath
+            | Self::MalformedRequest
             | Self::UpgradeInvalid
             | Self::HeadTooLarge
             | Self::RequestTimeout => "http_request_error",
@@ -356,6 +362,7 @@ impl Reply {
     pub fn bad_request(why: BadRequest) -> Self {
         let (problem, status) = match why {
             BadRequest::Path => (Problem::BadPath, 400),
+            BadRequest::Malformed => (Problem::MalformedRequest, 400),
             BadRequest::HeadTooLarge => (Problem::HeadTooLarge, 431),
             _ => (Problem::BadHost, 400),
         };

@@ -360,7 +360,7 @@ impl Trace {
             Outcome::Refused(Problem::NoRoute) => {
                 return "Refuse: no route owner has authority over this request.";
             }
-            Outcome::Refused(Problem::BadHost | Problem::BadPath) => {
+            Outcome::Refused(Problem::BadHost | Problem::BadPath | Problem::MalformedRequest) => {
                 return "Refuse: a request with two readings is how one is smuggled.";
             }
             Outcome::Asset => {

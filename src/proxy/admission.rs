@@ -1,8 +1,15 @@
-//! How many connections there may be, on the whole and from one address.
+//! How many connections there may be, on the whole and from one address, and which go first when
+//! there are many.
+//!
+//! Once seven eighths of the places are taken, each new connection displaces the one that has been
+//! open longest without having asked for anything. So a flood of connections displaces itself: a
+//! client that asks soon has proved itself before it is the oldest, and one that has asked before is
+//! never displaced. A connection is either proved or displaced, never both: nothing that was asked
+//! is cut off by this.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -13,7 +20,67 @@ pub struct Places {
     open: AtomicUsize,
     most: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
+    /// Those that have asked for nothing yet, in the order in which they came. No more than are open.
+    unproved: Mutex<BTreeMap<u64, Arc<Proof>>>,
+    next: AtomicU64,
     closed: Notify,
+}
+
+/// Whether a connection has asked for something.
+#[derive(Debug, Default)]
+struct Proof {
+    /// [`PROVED`] or [`DISPLACED`], whichever came first.
+    state: AtomicU8,
+    displaced: Notify,
+}
+
+const PROVED: u8 = 1;
+const DISPLACED: u8 = 2;
+
+impl Proof {
+    fn becomes(&self, state: u8) -> bool {
+        let swap = self.state.compare_exchange(0, state, Ordering::AcqRel, Ordering::Acquire);
+        swap.is_ok() || swap == Err(state)
+    }
+}
+
+/// A connection that has asked for nothing yet, for as long as this is kept.
+#[derive(Debug)]
+pub struct Unproved {
+    places: Arc<Places>,
+    number: u64,
+    proof: Arc<Proof>,
+}
+
+impl Unproved {
+    /// It asks for something: from here on it is never displaced. `false` when it just was; its
+    /// connection is about to be closed, and nothing may be done for it.
+    pub fn prove(&self) -> bool {
+        self.proof.becomes(PROVED)
+    }
+}
+
+impl Drop for Unproved {
+    fn drop(&mut self) {
+        lock(&self.places.unproved).remove(&self.number);
+    }
+}
+
+/// Tells a connection that it is displaced.
+#[derive(Debug)]
+pub struct Displacement(Arc<Proof>);
+
+impl Displacement {
+    /// Returns once it is; never for one that was proved.
+    pub async fn told(&self) {
+        // The permit that `notify_one` leaves is for the only one who waits.
+        self.0.displaced.notified().await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held leaves a map that is whole: each change is one call.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A connection's place; given back when dropped.
@@ -35,6 +102,22 @@ impl Places {
         let below = |n: usize| (n < most).then_some(n + 1);
         self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).ok()?;
         Some(Place { admission: Arc::clone(self), address: None })
+    }
+
+    /// Displaces the one that has been open longest without having asked for anything, if there is
+    /// one and places are scarce.
+    pub fn make_room(&self) -> bool {
+        if !self.is_crowded() {
+            return false;
+        }
+        let mut unproved = lock(&self.unproved);
+        while let Some((_, proof)) = unproved.pop_first() {
+            if proof.becomes(DISPLACED) {
+                proof.displaced.notify_one();
+                return true;
+            }
+        }
+        false
     }
 
     /// Connections open now.
@@ -62,11 +145,20 @@ impl Places {
     }
 
     fn by_address(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_address)
     }
 }
 
 impl Place {
+    /// Counts its connection among those that have asked for nothing yet.
+    pub fn unproved(&self) -> (Unproved, Displacement) {
+        let (places, proof) = (Arc::clone(&self.admission), Arc::<Proof>::default());
+        let number = places.next.fetch_add(1, Ordering::Relaxed);
+        lock(&places.unproved).insert(number, Arc::clone(&proof));
+        let displacement = Displacement(Arc::clone(&proof));
+        (Unproved { places, number, proof }, displacement)
+    }
+
     /// Counts it for `address`, unless that has `most` already. Loopback addresses are not counted:
     /// what comes from there is this machine's own, or a proxy's on it.
     pub fn count_for(&mut self, address: IpAddr, most: usize) -> bool {
@@ -167,5 +259,24 @@ mod tests {
         assert!(!admission.is_crowded());
         kept.push(admission.take().unwrap());
         assert!(admission.is_crowded());
+    }
+
+    #[tokio::test]
+    async fn who_has_asked_for_nothing_goes_first_and_never_who_has() {
+        let places = Arc::new(Places::default());
+        places.set_most(8);
+        let all: Vec<_> = (0..6).map(|_| places.take().unwrap()).collect();
+        let waiting: Vec<_> = all.iter().map(Place::unproved).collect();
+        assert!(!places.make_room(), "there is room");
+        let seventh = places.take().unwrap();
+        assert!(waiting[0].0.prove());
+        assert!(places.make_room());
+        waiting[1].1.told().await;
+        assert!(!waiting[1].0.prove(), "it was displaced");
+        assert!(waiting[0].0.prove() && waiting[2].0.prove());
+        drop(waiting);
+        assert!(!places.make_room(), "nobody is left who may be");
+        assert!(lock(&places.unproved).is_empty());
+        drop((all, seventh));
     }
 }

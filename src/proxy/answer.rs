@@ -11,7 +11,7 @@ use crate::lifecycle::facts::ErrorForm;
 use crate::lifecycle::reply::Reply;
 
 /// Name of this proxy in `Proxy-Status` (RFC 9209).
-const NAME: &str = "vango-edge";
+pub(super) const NAME: &str = "vango-edge";
 
 /// Sends `reply`, `mark`ed with what depends on whose it is. A connection with an unread body is closed after it: its bytes would be read as
 /// the next request.

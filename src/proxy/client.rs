@@ -5,15 +5,18 @@
 //! request, over HTTP/1.1 and HTTP/2 alike.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora_proxy::Session;
 
-use crate::telemetry::{Cut, Telemetry};
+use crate::clock::{Clock, Entropy};
+use crate::telemetry::{Cut, Telemetry, TraceRecord};
+
+use super::admission::{Places, Unproved};
 
 /// What a client may take. A reload counts for connections that come after it.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +43,34 @@ pub struct ClientLimits {
     pub rate_grace: Duration,
     /// Longest wait for the client to take anything at all.
     pub write_timeout: Duration,
+}
+
+impl ClientLimits {
+    /// The same with up to an eighth more time, by `pick` (64 random bits). What came in one wave is not
+    /// cut off in one: that would keep everybody else waiting for as long as it takes.
+    pub fn apart(self, pick: u64) -> Self {
+        let share = (pick % 1024) as u32;
+        let longer = |time: Duration| time + time / 8 * share / 1024;
+        Self {
+            header_timeout: longer(self.header_timeout),
+            rate_grace: longer(self.rate_grace),
+            write_timeout: longer(self.write_timeout),
+            ..self
+        }
+    }
+}
+
+/// What connections share with the proxy that serves them.
+#[derive(Clone)]
+pub struct Shared {
+    /// Connections that are open.
+    pub admission: Arc<Places>,
+    /// Counts and traces.
+    pub telemetry: Arc<Telemetry>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
 }
 
 /// Where an HTTP/1.1 connection's current request is.
@@ -76,6 +107,9 @@ pub struct Client {
     /// What it may take.
     pub limits: ClientLimits,
     telemetry: Arc<Telemetry>,
+    /// Until it asks for something.
+    unproved: Mutex<Option<Unproved>>,
+    proved: OnceLock<bool>,
     phase: AtomicU8,
     /// Counts phases, so that the stream notices each.
     turns: AtomicU32,
@@ -100,6 +134,7 @@ impl Client {
         hsts: Option<Duration>,
         limits: ClientLimits,
         telemetry: Arc<Telemetry>,
+        unproved: Unproved,
     ) -> Arc<Self> {
         Arc::new(Self {
             address,
@@ -107,6 +142,8 @@ impl Client {
             hsts,
             limits,
             telemetry,
+            unproved: Mutex::new(Some(unproved)),
+            proved: OnceLock::new(),
             phase: AtomicU8::new(Phase::Idle as u8),
             turns: AtomicU32::new(0),
             bodies: AtomicUsize::new(0),
@@ -134,6 +171,20 @@ impl Client {
         let turn = self.turns.load(Ordering::Acquire);
         let phase = self.phase.load(Ordering::Acquire);
         (Phase::ALL.get(usize::from(phase)).copied().unwrap_or(Phase::Answer), turn)
+    }
+
+    /// It asks for something. `false` when it was displaced a moment before: it is about to be closed,
+    /// and nothing may be done for it.
+    pub fn asks(&self) -> bool {
+        *self.proved.get_or_init(|| {
+            let unproved = self.unproved.lock().unwrap_or_else(PoisonError::into_inner).take();
+            unproved.is_none_or(|u| u.prove())
+        })
+    }
+
+    /// A head of it could not be read.
+    pub(super) fn unread(&self, record: TraceRecord) {
+        self.telemetry.unrouted(record);
     }
 
     /// Enters another phase. An HTTP/2 connection has only one, and nothing follows a live socket.
@@ -206,5 +257,32 @@ pub struct ExpectedBody(Arc<Client>);
 impl Drop for ExpectedBody {
     fn drop(&mut self) {
         self.0.bodies.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_came_together_are_not_cut_off_together() {
+        const S: Duration = Duration::from_secs(8);
+        let limits = ClientLimits {
+            max_connections: 1,
+            max_per_address: 1,
+            requests: 1,
+            header_timeout: S,
+            header_bytes: 1,
+            header_fields: 1,
+            idle: S,
+            min_body_rate: 1,
+            min_response_rate: 1,
+            rate_grace: S,
+            write_timeout: S,
+        };
+        let of = |pick| limits.apart(pick).header_timeout;
+        assert_eq!((of(0), of(512)), (S, S + S / 16));
+        assert!(of(1023) < S + S / 8 && of(u64::MAX) >= S);
+        assert_eq!(limits.apart(1023).idle, S);
     }
 }

@@ -22,16 +22,21 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use crate::clock::{Clock, Mono};
+use crate::clock::{Clock, Entropy, Mono};
 use crate::telemetry::Cut;
 
 use super::client::{Client, Phase};
 use super::kept::{self, Kept};
 use super::meter::Meter;
+use super::unread;
 
 /// What follows a refused head is read and thrown away for this long and to this size, so that the
 /// answer is not lost to a reset.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
+
+/// Bytes that a connection writes before the others have their turn, however fast its client takes
+/// them: a request beside a few hundred large answers waits for so much of each, not for megabytes.
+const A_TURN: usize = 64 * 1024;
 
 /// An HTTP/2 connection preface and the head of its first frame (RFC 9113 §3.4).
 const PREFACE: usize = 24 + 9;
@@ -51,6 +56,7 @@ pub struct Guarded {
     inner: Stream,
     client: Arc<Client>,
     clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
     turn: u32,
     /// When the head began that is being read; bytes of it so far.
     head: (Mono, usize),
@@ -60,6 +66,10 @@ pub struct Guarded {
     read_timer: Timer,
     write_timer: Timer,
     linger: Option<usize>,
+    /// Written since others last had their turn.
+    at_once: usize,
+    /// What is sent in place of Pingora's refusal of a head, and how much of it was.
+    instead: Option<(Vec<u8>, usize)>,
 }
 
 impl std::fmt::Debug for Guarded {
@@ -96,12 +106,19 @@ fn timed_out(why: Cut) -> io::Error {
 
 impl Guarded {
     /// Watches over `inner`, whose connection began at `began`.
-    pub fn new(inner: Stream, client: Arc<Client>, clock: Arc<dyn Clock>, began: Mono) -> Self {
+    pub fn new(
+        inner: Stream,
+        client: Arc<Client>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        began: Mono,
+    ) -> Self {
         let (_, turn) = client.phase();
         Self {
             inner,
             client,
             clock,
+            entropy,
             turn,
             head: (began, 0),
             reading: Meter::default(),
@@ -110,6 +127,8 @@ impl Guarded {
             read_timer: Timer::default(),
             write_timer: Timer::default(),
             linger: None,
+            at_once: 0,
+            instead: None,
         }
     }
 
@@ -256,17 +275,21 @@ impl Guarded {
     fn written<T>(
         &mut self,
         outcome: Poll<io::Result<T>>,
-        bytes: impl FnOnce(&T) -> usize,
+        bytes: impl Fn(&T) -> usize,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         match outcome {
             Poll::Ready(Ok(done)) => {
                 let now = self.writing.is_waiting().then(|| self.clock.now());
+                self.at_once += bytes(&done);
                 self.writing.moved(bytes(&done), now);
                 Poll::Ready(Ok(done))
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
-            Poll::Pending => Poll::Ready(Err(ready!(self.write_waits(cx)))),
+            Poll::Pending => {
+                self.at_once = 0;
+                Poll::Ready(Err(ready!(self.write_waits(cx))))
+            }
         }
     }
 
@@ -277,6 +300,39 @@ impl Guarded {
         }
         let outcome = self.kept.poll_with(&mut *self.inner, cx, &[]);
         self.written(outcome, |n| *n, cx).map_ok(|_| ())
+    }
+
+    /// Whether what Pingora writes is not to be sent, because something else is.
+    fn is_replaced(&mut self, bytes: &[u8]) -> bool {
+        if self.instead.is_none() && unread::is_refusal(self.client.phase().0, bytes) {
+            let began = self.head.0;
+            let answer = unread::refusal(&self.client, began, &*self.clock, &*self.entropy);
+            self.instead = Some((answer, 0));
+        }
+        self.instead.is_some()
+    }
+
+    /// Sends what goes out in place of `bytes` bytes, which count as sent once it is.
+    fn replace(&mut self, bytes: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        while let Some((answer, sent)) = self.instead.as_mut().filter(|(a, sent)| *sent < a.len()) {
+            let outcome = Pin::new(&mut *self.inner).poll_write(cx, &answer[*sent..]);
+            if let Poll::Ready(Ok(n @ 1..)) = outcome {
+                *sent += n;
+            } else {
+                return self.written(outcome, |n| *n, cx);
+            }
+        }
+        Poll::Ready(Ok(bytes))
+    }
+
+    /// Whether the others have their turn now; then it goes on after them.
+    fn gives_way(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.at_once < A_TURN {
+            return false;
+        }
+        self.at_once = 0;
+        cx.waker().wake_by_ref();
+        true
     }
 
     /// A connection that was cut off takes nothing more, except what tells its client why.
@@ -329,6 +385,12 @@ impl AsyncWrite for Guarded {
         if let Some(ended) = this.ended(true) {
             return Poll::Ready(Err(ended));
         }
+        if this.gives_way(cx) {
+            return Poll::Pending;
+        }
+        if this.is_replaced(buf) {
+            return this.replace(buf.len(), cx);
+        }
         if this.client.takes_body() && this.kept.is_empty() && buf.len() <= kept::MOST {
             this.kept.keep(buf);
             return Poll::Ready(Ok(buf.len()));
@@ -349,6 +411,12 @@ impl AsyncWrite for Guarded {
         let this = self.get_mut();
         if let Some(ended) = this.ended(true) {
             return Poll::Ready(Err(ended));
+        }
+        if this.gives_way(cx) {
+            return Poll::Pending;
+        }
+        if this.is_replaced(bufs.first().map_or(&[], |b| b)) {
+            return this.replace(bufs.iter().map(|b| b.len()).sum(), cx);
         }
         ready!(this.poll_kept(cx))?;
         let outcome = Pin::new(&mut *this.inner).poll_write_vectored(cx, bufs);

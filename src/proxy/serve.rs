@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use nix::sys::socket::setsockopt;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
@@ -19,11 +20,11 @@ use pingora_proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Entropy};
 use crate::telemetry::{Cut, Telemetry};
 
-use super::admission::{Place, Places};
-use super::client::{Client, ClientLimits, Phase};
+use super::admission::{Place, Places, Unproved};
+use super::client::{Client, ClientLimits, Phase, Shared};
 use super::guard::Guarded;
 use super::live::Engine;
 use super::proxied;
@@ -31,6 +32,27 @@ use super::service::EdgeProxy;
 
 /// Connections the kernel may queue before they are accepted; `net.core.somaxconn` bounds it too.
 const BACKLOG: u32 = 4096;
+
+/// Connections accepted one after another before those that are open have their turn. A flood of new
+/// ones otherwise has each of them wait for hundreds.
+const ACCEPTED_AT_ONCE: usize = 8;
+
+/// Bytes of an answer that the kernel takes ahead of what it could send already
+/// (`TCP_NOTSENT_LOWAT`, tcp(7)). Its own bound is megabytes for each connection: clients that ask
+/// for much and read nothing would have the edge fetch and copy all that. It bounds nothing that is
+/// on its way, so a fast client is not slower for it.
+const UNSENT: u32 = 128 * 1024;
+
+#[derive(Clone)]
+struct NotSentLowAt;
+
+nix::setsockopt_impl!(
+    NotSentLowAt,
+    libc::IPPROTO_TCP,
+    libc::TCP_NOTSENT_LOWAT,
+    u32,
+    nix::sys::socket::sockopt::SetStruct<u32>
+);
 
 /// How long a connection without a request is left open once the edge stops.
 const QUIET: Duration = Duration::from_secs(1);
@@ -125,6 +147,7 @@ pub struct Serving {
     admission: Arc<Places>,
     telemetry: Arc<Telemetry>,
     clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
 }
 
 impl Serving {
@@ -142,7 +165,7 @@ impl Serving {
             max_retries: crate::lifecycle::retry::MAX_ATTEMPTS as usize + 1,
             ..ServerConf::default()
         };
-        let (admission, telemetry, clock) = proxy.shared();
+        let Shared { admission, telemetry, clock, entropy } = proxy.shared();
         let mut engine = HttpProxy::new(proxy, Arc::new(conf));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(h2.idle);
@@ -158,7 +181,15 @@ impl Serving {
         engine.h2_options = Some(offered);
         engine.handle_init_modules();
         let (stop, _) = watch::channel(false);
-        Self { engine: Arc::new(Engine::new(engine)), stop, rules, admission, telemetry, clock }
+        Self {
+            engine: Arc::new(Engine::new(engine)),
+            stop,
+            rules,
+            admission,
+            telemetry,
+            clock,
+            entropy,
+        }
     }
 
     /// Connections open now.
@@ -171,13 +202,24 @@ impl Serving {
     pub async fn accept(self: Arc<Self>, listener: Listener) {
         let mut stopped = self.stop.subscribe();
         let tls = listener.tls.map(Arc::new);
+        // Accepted sockets inherit it. Without it they only take more memory.
+        let _ = setsockopt(&listener.listener, NotSentLowAt, &UNSENT);
+        let mut at_once = 0;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.listener.accept() => accepted,
                 _ = stopped.wait_for(|s| *s) => break,
             };
             match accepted {
-                Ok((tcp, peer)) => self.connected(tcp, peer, tls.as_ref()),
+                Ok((tcp, peer)) => {
+                    let displaced = self.connected(tcp, peer, tls.as_ref());
+                    at_once += 1;
+                    // One that was displaced must run to give its place back.
+                    if displaced || at_once == ACCEPTED_AT_ONCE {
+                        at_once = 0;
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Err(e) => {
                     // Out of descriptors or memory: the connection stays queued. Spinning on it
                     // would take the time that is needed to free some.
@@ -194,26 +236,49 @@ impl Serving {
         }
     }
 
-    fn connected(self: &Arc<Self>, tcp: TcpStream, peer: SocketAddr, tls: Option<&Arc<Tls>>) {
+    /// Takes a connection; whether another one was displaced for it.
+    fn connected(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        tls: Option<&Arc<Tls>>,
+    ) -> bool {
+        let displaced = self.admission.make_room();
         let Some(place) = self.admission.take() else {
             self.telemetry.metrics.connections.cut(Cut::Connections);
             if tls.is_none() {
                 // As much as its empty buffer takes, which is all of it.
                 let _ = tcp.try_write(NO_PLACE);
             }
-            return;
+            return displaced;
         };
         let (serving, tls) = (Arc::clone(self), tls.cloned());
         tokio::spawn(async move { serving.connection(tcp, peer, tls.as_deref(), place).await });
+        displaced
     }
 
     async fn connection(&self, tcp: TcpStream, peer: SocketAddr, tls: Option<&Tls>, place: Place) {
-        let mut place = place;
         let _open = self.telemetry.metrics.connections.opened();
+        let (unproved, displacement) = place.unproved();
+        tokio::select! {
+            biased;
+            () = displacement.told() => self.telemetry.metrics.connections.cut(Cut::Displaced),
+            () = self.undisturbed(tcp, peer, tls, place, unproved) => {}
+        }
+    }
+
+    async fn undisturbed(
+        &self,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        tls: Option<&Tls>,
+        mut place: Place,
+        unproved: Unproved,
+    ) {
         let began = self.clock.now();
         let rules = self.rules.load_full();
         let within = rules.limits.header_timeout;
-        let begun = self.begin(tcp, peer, tls, &rules, &mut place);
+        let begun = self.begin(tcp, peer, tls, &rules, &mut place, unproved);
         let Ok(begun) = tokio::time::timeout(within, begun).await else {
             let proxied = is_proxy(&rules, peer);
             let why = if proxied { Cut::ProxyHeader } else { Cut::Handshake };
@@ -225,7 +290,13 @@ impl Serving {
                 if multiplexed {
                     client.enter(Phase::Multiplexed);
                 }
-                let guarded = Guarded::new(stream, client, Arc::clone(&self.clock), began);
+                let guarded = Guarded::new(
+                    stream,
+                    client,
+                    Arc::clone(&self.clock),
+                    Arc::clone(&self.entropy),
+                    began,
+                );
                 self.serve(Box::new(guarded), multiplexed, &rules.limits).await;
             }
             Err(Some(why)) => self.telemetry.metrics.connections.cut(why),
@@ -242,6 +313,7 @@ impl Serving {
         tls: Option<&Tls>,
         rules: &AcceptRules,
         place: &mut Place,
+        unproved: Unproved,
     ) -> Result<(Stream, Arc<Client>), Option<Cut>> {
         tcp.set_nodelay(true).map_err(|_| None)?;
         let address = if is_proxy(rules, peer) {
@@ -260,7 +332,8 @@ impl Serving {
         let _ = digest.peer_addr.set(Some(address.into()));
         let hsts = tls.and_then(|t| **t.hsts.load());
         let telemetry = Arc::clone(&self.telemetry);
-        let client = Client::new(address, tls.is_some(), hsts, rules.limits, telemetry);
+        let limits = rules.limits.apart(self.entropy.next_u64());
+        let client = Client::new(address, tls.is_some(), hsts, limits, telemetry, unproved);
         let mut socket = Socket::from(tcp);
         socket.set_socket_digest(digest);
         socket.set_proxy_digest(client.digest().map_err(|_| None)?);

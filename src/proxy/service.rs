@@ -14,7 +14,7 @@ use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::artifact::AssetBytes;
-use crate::clock::{Clock, Mono};
+use crate::clock::Mono;
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::asset::Visit;
 use crate::lifecycle::classify::{Posture, classify};
@@ -24,14 +24,16 @@ use crate::lifecycle::trace::Trace;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
-use super::admission::Places;
-use super::client::{Client, Phase};
+use super::client::{Client, Phase, Shared};
 use super::gate::{Carried, Gate, Passed, Placed};
 use super::live::LiveParts;
 use super::preview::{PreviewPolicies, WrongTokens};
 use super::record::{self, End, Told};
 use super::request::Ctx;
 use super::{answer, headers};
+
+/// Seconds that a connection may be idle after a request that found places scarce.
+const CROWDED_IDLE_S: u64 = 1;
 
 /// Timeouts toward allocations, for which Pingora's own default is none, and what plain HTTP gets.
 #[derive(Debug, Clone, Copy)]
@@ -106,9 +108,14 @@ impl EdgeProxy {
     }
 
     /// What its connections share with it.
-    pub(super) fn shared(&self) -> (Arc<Places>, Arc<Telemetry>, Arc<dyn Clock>) {
-        let places = Arc::clone(&self.parts.gate.admission);
-        (places, Arc::clone(&self.telemetry), Arc::clone(&self.parts.gate.clock))
+    pub(super) fn shared(&self) -> Shared {
+        let gate = &self.parts.gate;
+        Shared {
+            admission: Arc::clone(&gate.admission),
+            telemetry: Arc::clone(&self.telemetry),
+            clock: Arc::clone(&gate.clock),
+            entropy: Arc::clone(&gate.entropy),
+        }
     }
 
     pub(super) fn now(&self) -> Mono {
@@ -189,10 +196,14 @@ impl ProxyHttp for EdgeProxy {
         session.set_pipelining_enabled(true);
         ctx.client = Client::of(session).cloned();
         if let Some(client) = &ctx.client {
+            if !client.asks() {
+                ctx.gone = true;
+                return Err(Error::new_down(ErrorType::ConnectionClosed));
+            }
             session.set_write_timeout(Some(client.limits.write_timeout));
             if self.parts.gate.admission.is_crowded() {
-                // Its place is for whoever comes next.
-                session.set_keepalive(None);
+                // Who goes on asking keeps its place; who does not gives it to the next one.
+                session.set_keepalive(Some(CROWDED_IDLE_S));
             }
         }
         let head = session.req_header();

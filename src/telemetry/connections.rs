@@ -9,6 +9,8 @@ pub enum Cut {
     Connections,
     /// As many as may come from one address.
     Address,
+    /// It had asked for nothing, and places became scarce.
+    Displaced,
     /// No TLS handshake came about.
     Handshake,
     /// A PROXY header from who may not send one, or none from who must.
@@ -29,9 +31,10 @@ pub enum Cut {
 
 impl Cut {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Connections,
         Self::Address,
+        Self::Displaced,
         Self::Handshake,
         Self::ProxyHeader,
         Self::HeaderTime,
@@ -47,6 +50,7 @@ impl Cut {
         match self {
             Self::Connections => "connections",
             Self::Address => "address",
+            Self::Displaced => "displaced",
             Self::Handshake => "handshake",
             Self::ProxyHeader => "proxy-header",
             Self::HeaderTime => "header-time",

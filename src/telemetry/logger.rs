@@ -18,6 +18,8 @@ pub fn start(level: LevelFilter) {
         // Pingora logs each client that hangs up as an error; the trace has those.
         .filter_module("pingora_proxy", LevelFilter::Off)
         .filter_module("pingora_core", LevelFilter::Error)
+        // So it does each HTTP/2 connection that is no such or misbehaves.
+        .filter_module("pingora_core::apps", LevelFilter::Off)
         .parse_env(VARIABLE)
         .build();
     let filter = logger.filter();

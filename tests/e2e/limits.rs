@@ -116,12 +116,25 @@ fn who_does_not_read_is_cut_off() {
     assert_eq!((answer.status, answer.body.len()), (200, 67_108_864));
 }
 
+/// `n` connections that have asked for something, and then as many places as `most`.
+fn with_connections(n: usize, most: usize) -> (Edge, Vec<Connection>) {
+    let edge = hot_edge("[limits.client]\nmax_connections = 1000\n");
+    eventually("none is open", || edge.metric("vango_edge_client_connections") == 0);
+    let open = (0..n).map(|_| {
+        let mut connection = edge.connect();
+        connection.send_head("GET", "/debug/echo", &[]);
+        assert_eq!(connection.answer().unwrap().status, 200);
+        connection
+    });
+    let open = open.collect();
+    edge.reconfigure("max_connections = 1000", &format!("max_connections = {most}"));
+    edge.json(&["reload"]);
+    (edge, open)
+}
+
 #[test]
 fn connections_are_counted_and_the_next_one_is_told() {
-    let edge = hot_edge("[limits.client]\nmax_connections = 16\n");
-    eventually("none is open", || edge.metric("vango_edge_client_connections") == 0);
-    let mut open: Vec<_> = (0..16).map(|_| edge.connect()).collect();
-    eventually("all are open", || edge.metric("vango_edge_client_connections") == 16);
+    let (edge, mut open) = with_connections(16, 16);
     let mut next = edge.connect();
     let answer = next.answer().unwrap();
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
@@ -136,18 +149,42 @@ fn connections_are_counted_and_the_next_one_is_told() {
 
 #[test]
 fn cold_work_is_shed_before_hot_work() {
-    let edge = hot_edge("[limits.client]\nmax_connections = 16\n");
-    let mut open: Vec<_> = (0..15).map(|_| edge.connect()).collect();
-    eventually("they are open", || edge.metric("vango_edge_client_connections") == 15);
-    open[0].send_head("GET", "/debug/echo", &[]);
-    assert_eq!(open[0].answer().unwrap().status, 200, "hot goes on");
-    assert!(open[0].answer().is_none(), "and gives its place to the next one");
+    let (edge, mut open) = with_connections(15, 16);
+    for _ in 0..3 {
+        open[0].send_head("GET", "/debug/echo", &[]);
+        assert_eq!(open[0].answer().unwrap().status, 200, "hot goes on");
+    }
+    assert!(open[0].answer().is_none(), "and gives its place away once it asks no more");
     edge.assert_sleeps_without_a_trace();
     open[1].send_head("GET", "/debug/echo", &[]);
     open[1].answer().unwrap().retryable("hold-queue-full");
     drop(open);
     eventually("there is room", || edge.metric("vango_edge_client_connections") == 0);
     assert_eq!(edge.get("/debug/echo").status, 200, "and then it is woken");
+}
+
+#[test]
+fn a_flood_of_connections_displaces_itself_and_nobody_who_asks() {
+    let (edge, mut open) = with_connections(8, 64);
+    let mut flood = Vec::new();
+    for n in 0..800 {
+        flood.push(edge.connect());
+        if n % 100 == 99 {
+            // Who has asked goes on, and who comes now is let in.
+            let kept = &mut open[n / 100];
+            kept.send_head("GET", "/debug/echo", &[]);
+            assert_eq!(kept.answer().unwrap().status, 200);
+            assert_eq!(edge.get("/debug/echo").status, 200);
+        }
+    }
+    eventually("what came first is gone", || cuts(&edge, "displaced") >= 700);
+    // A body that is still to come is not waiting for nothing.
+    let mut posting = edge.connect();
+    posting.send_head("POST", "/debug/echo", &[("Content-Length", "3")]);
+    eventually("the app has it", || edge.ps()[0]["in_flight"] == 1);
+    flood.extend((0..100).map(|_| edge.connect()));
+    posting.send("abc");
+    assert_eq!(posting.answer().unwrap().status, 200);
 }
 
 /// A PROXY header, version 2, for `address`.

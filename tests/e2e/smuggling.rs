@@ -249,6 +249,45 @@ fn judge(answers: &[(u16, Option<Value>)], expected: &Expected) -> Result<(), St
 }
 
 #[test]
+fn a_head_that_cannot_be_read_is_answered_by_the_edge_itself() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    assert_eq!(edge.get("/debug/echo").status, 200);
+    let host = "Host: studylab.localhost\r\n";
+    let heads = [
+        format!("GET / HTTP/1.1\r\n{host}Host: other.test\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\n{host}Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
+        format!("GET / HTTP/1.1\r\n{host}: nameless\r\n\r\n"),
+        format!("CONNECT other.test:443 HTTP/1.1\r\n{host}\r\n"),
+        "\u{1}\u{2}\u{3}\r\n\r\n".to_owned(),
+    ];
+    let refused = "vango_edge_unrouted_requests_total{problem=\"malformed-request\"}";
+    for (n, head) in heads.iter().enumerate() {
+        // Alone, behind a request on the same connection, and in the same bytes as that.
+        for before in [0, 1, 2] {
+            let mut connection = edge.connect();
+            let first = format!("GET /debug/echo HTTP/1.1\r\n{host}\r\n");
+            if before == 1 {
+                connection.send(&first);
+                assert_eq!(connection.answer().unwrap().status, 200);
+            }
+            connection.send(if before == 2 { format!("{first}{head}") } else { head.clone() });
+            if before == 2 {
+                assert_eq!(connection.answer().unwrap().status, 200);
+            }
+            let answer = connection.answer().unwrap_or_else(|| panic!("{head:?} is not answered"));
+            answer.problem(400, "malformed-request");
+            assert_eq!(answer.header("server"), None);
+            assert_eq!(answer.header("connection"), Some("close"));
+            assert!(connection.answer().is_none(), "{head:?}: and it is closed");
+            let trace = edge.trace(answer.request_id());
+            assert_eq!((&trace["path"], &trace["status"]), (&"".into(), &400.into()));
+            assert_eq!(edge.metric(refused), 3 * n as u64 + before + 1);
+        }
+    }
+}
+
+#[test]
 fn the_app_gets_one_framing_and_none_of_the_clients_hop_by_hop_fields() {
     let edge = Edge::start();
     edge.deploy(&Artifact::new());
