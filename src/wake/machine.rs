@@ -124,6 +124,23 @@ pub fn advance(
     Ok(next)
 }
 
+/// `operation`, as it was asked for, once an executor has taken `allocation` back without anything
+/// having been recorded in between.
+///
+/// # Errors
+/// [`IllegalTransition`] when it is claimed already, or over.
+pub fn taken_back(
+    operation: &Operation,
+    allocation: &AllocationId,
+    reserve_us: u64,
+    thaw_us: u64,
+    now: Wall,
+) -> Result<Operation, IllegalTransition> {
+    let claimed = advance(operation, WakeEvent::Claimed { reserve_us }, now)?;
+    let event = WakeEvent::Resumed { allocation: allocation.clone(), thaw_us };
+    advance(&claimed, event, now)
+}
+
 /// Three parts of what was known to one part of what was seen; milliseconds, at least 1.
 fn moving_average(before: u64, seen: Duration) -> u64 {
     let seen = u64::try_from(seen.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -334,9 +351,13 @@ mod tests {
         assert_eq!(hot.typical_ms, 900, "a start takes as long as before");
         let planned = WakeEvent::Planned { allocation: al(), artifact_us: 1 };
         let planned = advance(&claimed, planned, Wall(3)).unwrap();
-        for state in [operation(), planned, hot] {
+        for state in [operation(), planned, hot.clone()] {
             assert!(advance(&state, event.clone(), Wall(4)).is_err());
         }
+        let asked = Operation { typical_ms: 900, ..operation() };
+        let at_once = taken_back(&asked, &al(), 10, 300, Wall(3)).unwrap();
+        assert_eq!(at_once, hot, "in one record what it is in three");
+        assert!(taken_back(&hot, &al(), 10, 300, Wall(3)).is_err());
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::store::{LeaseId, StateStore, StoreError, Txn};
 
 use super::machine::{self, BackoffPolicy, Ensure, WakeEvent, advance, backoff};
 
+mod back;
 mod leave;
 mod resume;
 pub(super) mod start;
@@ -162,7 +163,7 @@ impl Worker {
 
     /// Makes or joins the environment's wake, in one transaction. Tried again a few times when
     /// another one changes the records meanwhile.
-    async fn ensure(&self, environment: &Environment) -> Woke {
+    async fn ensure(self: &Arc<Self>, environment: &Environment) -> Woke {
         for _ in 0..5 {
             match self.ensure_once(environment).await {
                 Ok(woke) => return woke,
@@ -176,7 +177,7 @@ impl Worker {
         Woke::Unavailable
     }
 
-    async fn ensure_once(&self, environment: &Environment) -> Result<Woke, Lost> {
+    async fn ensure_once(self: &Arc<Self>, environment: &Environment) -> Result<Woke, Lost> {
         let view = {
             let snapshot = self.snapshots.load();
             snapshot.environment(environment).cloned()
@@ -185,11 +186,11 @@ impl Worker {
         let Some(host) = view.hosts.first() else { return Ok(Woke::Unavailable) };
         let owner_key = key::owner(host, "/");
         let operation_key = key::operation(environment);
-        let Some(owner_entry) = self.store.get(&owner_key).await? else {
-            return Ok(Woke::Unavailable);
-        };
+        // At once: each is a visit to a thread that may wait for the disk.
+        let (owner_entry, stored) =
+            tokio::try_join!(self.store.get(&owner_key), self.store.get(&operation_key))?;
+        let Some(owner_entry) = owner_entry else { return Ok(Woke::Unavailable) };
         let owner = RouteOwner::decode(&owner_entry.value)?;
-        let stored = self.store.get(&operation_key).await?;
         let current = stored.as_ref().map(|e| Operation::decode(&e.value)).transpose()?;
         let id = OperationId::random(&*self.entropy);
         let (now, wall) = (self.clock.now(), self.clock.wall());
@@ -204,6 +205,9 @@ impl Worker {
                     Some(e) => txn.unchanged(&operation_key, e.mod_revision),
                     None => txn.absent(&operation_key),
                 };
+                if view.in_memory().is_some() && self.take_back(&operation, txn.clone()).await? {
+                    return Ok(Woke::Operation { id: operation.id, created: true });
+                }
                 self.store.txn(txn.put(&operation_key, operation.encode())).await?;
                 Ok(Woke::Operation { id: operation.id, created: true })
             }

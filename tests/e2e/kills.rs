@@ -1,4 +1,4 @@
-//! kill -9 of the edge at any moment of a wake, a hold, a deployment and a sleep: the store opens again,
+//! kill -9 of the edge at any moment of a wake, a thaw, a hold, a deployment and a sleep: the store opens again,
 //! what was acknowledged is there, no process is without a record, none runs twice for one, and the
 //! next request is served.
 //!
@@ -135,6 +135,27 @@ fn in_the_middle_of_a_sleep(mode: &str) {
     edge.json(&["sleep", "studylab"]);
     edge.json(&["sleep", "studylab"]);
     eventually("nothing is left", || edge.processes().is_empty());
+}
+
+/// Of a wake that only thaws: whatever is killed when, the one process that was started serves on.
+#[test]
+fn in_the_middle_of_a_thaw() {
+    let (entropy, mut edge) = (SeededEntropy::new(seed()), Edge::start());
+    edge.deploy(&Artifact::new().set("sleep", "mode", "\"freeze\""));
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let pid = edge.ps()[0]["pid"].clone();
+    for round in 0..rounds() {
+        assert_eq!(edge.json(&["sleep", "studylab"])["done"], "froze 1 allocation");
+        let mut page = edge.connect();
+        page.send_head("GET", "/dashboard", &[("Connection", "close")]);
+        spin(moment(&entropy, Duration::from_millis(8)));
+        edge.kill();
+        drop(page);
+        check(&mut edge, round);
+        assert_eq!(edge.ps()[0]["pid"], pid, "round {round}: another was started");
+    }
+    assert_eq!(edge.executions("start"), 1);
+    assert!(edge.executions("/dashboard") <= 1 + 2 * rounds(), "no page was rendered twice");
 }
 
 #[test]

@@ -9,11 +9,11 @@ use crate::wake::machine::{self, WakeEvent};
 use super::{Claim, Lost, SUPERSEDED, Worker, micros};
 
 /// An allocation's record as it was read.
-struct Found {
-    at: String,
-    record: Allocation,
+pub(super) struct Found {
+    pub(super) at: String,
+    pub(super) record: Allocation,
     /// Of its last put.
-    revision: u64,
+    pub(super) revision: u64,
     /// Of its first.
     created: u64,
 }
@@ -82,7 +82,7 @@ impl Worker {
     }
 
     /// The environment's allocations.
-    async fn recorded(&self, environment: &Environment) -> Result<Vec<Found>, Lost> {
+    pub(super) async fn recorded(&self, environment: &Environment) -> Result<Vec<Found>, Lost> {
         let page = self.store.list(&key::allocations(environment), None, 1000).await?;
         let decoded = page.entries.into_iter().map(|(at, entry)| {
             Ok(Found {
