@@ -17,7 +17,7 @@ use crate::limits::proxied;
 use crate::support::{Artifact, Edge, PATIENCE, eventually};
 
 /// Makes `DIR/NAME/{cert,key,ca}.pem` for these host names.
-fn certificate(dir: &Path, name: &str, hosts: &[&str]) {
+pub fn certificate(dir: &Path, name: &str, hosts: &[&str]) {
     let made = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/dev-cert"))
         .arg(dir.join(name))
         .args(hosts)
