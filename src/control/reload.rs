@@ -102,10 +102,9 @@ impl Reloader {
         let before = self.state();
         let tried = self.attempt(&before).await;
         let at = self.control.clock.wall();
-        let metrics = &self.control.telemetry.metrics.reloads;
+        let applied = tried.is_ok();
         let next = match tried {
             Ok((changed, needs_restart)) => {
-                metrics.applied(at);
                 let attempt = Attempt { at, changed, errors: Vec::new() };
                 log::info!(
                     "configuration reloaded, revision {}: {}",
@@ -128,7 +127,6 @@ impl Reloader {
                 }
             }
             Err(errors) => {
-                metrics.rejected();
                 log::error!("the configuration was not reloaded; what ran goes on");
                 for error in &errors {
                     log::error!("{error}");
@@ -138,6 +136,13 @@ impl Reloader {
             }
         };
         self.state.store(Arc::new(next));
+        // Counted once it can be read: who waits for the count looks then.
+        let metrics = &self.control.telemetry.metrics.reloads;
+        if applied {
+            metrics.applied(at);
+        } else {
+            metrics.rejected();
+        }
         self.state()
     }
 

@@ -157,8 +157,7 @@ impl Place {
             .env("VANGO_EDGE_DIGEST", spec.digest.to_string())
             .stdin(Stdio::null())
             .stdout(self.stdio.try_clone()?)
-            .stderr(self.stdio.try_clone()?)
-            .process_group(0);
+            .stderr(self.stdio.try_clone()?);
         if self.notify.is_some() {
             command.env("NOTIFY_SOCKET", self.dir.join("notify"));
         }
@@ -175,6 +174,7 @@ impl Place {
             // plain system calls are made, and nothing is allocated.
             unsafe {
                 command.pre_exec(move || {
+                    lead_session()?;
                     if let Some(procs) = &procs {
                         join_group(procs)?;
                     }
@@ -188,6 +188,14 @@ impl Place {
             StartError::Spawn { program, source }
         })
     }
+}
+
+/// Leads a session of its own, and with it a process group. A group in the edge's session would be told
+/// by the kernel that it is orphaned when the edge dies (SIGHUP, setpgid(2)) if it stands still then:
+/// an app that is frozen by SIGSTOP would not outlive `kill -9` of the edge.
+fn lead_session() -> io::Result<()> {
+    // SAFETY: async-signal-safe (signal-safety(7)), and takes nothing.
+    if unsafe { libc::setsid() } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Writes "0", the process itself, into an open `cgroup.procs`.

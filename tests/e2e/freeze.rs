@@ -68,6 +68,49 @@ fn what_is_frozen_gets_no_processor_time() {
     edge.assert_sleeps_without_a_trace();
 }
 
+/// The state of a process (proc_pid_stat(5), field 3).
+fn state_of(pid: u64) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat[stat.rfind(')').unwrap() + 2..].chars().next().unwrap()
+}
+
+#[test]
+fn where_there_is_no_control_group_a_signal_stops_it() {
+    let mut edge = Edge::start_without_control_groups();
+    assert!(edge.log().contains("no control group"), "{}", edge.log());
+    edge.deploy(&freezing());
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let hot = edge.ps();
+    let pid = hot[0]["pid"].as_u64().unwrap();
+    for _ in 0..3 {
+        freeze(&edge);
+        assert_eq!(state_of(pid), 'T');
+        let (before, mut looks) = (ticks(pid), 0);
+        eventually("some looks", || {
+            looks += 1;
+            assert_eq!(ticks(pid), before);
+            looks == 10
+        });
+        assert_eq!(edge.get("/dashboard").status, 200);
+        assert_ne!(state_of(pid), 'T');
+        assert_eq!((&edge.ps()[0]["id"], &edge.ps()[0]["pid"]), (&hot[0]["id"], &hot[0]["pid"]));
+    }
+    // The next edge adopts it as it is, and so does one that would use a group of its own.
+    for groups in [false, true] {
+        freeze(&edge);
+        edge.kill();
+        if groups {
+            edge.show_control_groups();
+        }
+        edge.start_again();
+        assert_eq!((&edge.ps()[0]["state"], state_of(pid)), (&json!("frozen"), 'T'));
+        assert_eq!(edge.get("/dashboard").status, 200);
+    }
+    assert_eq!((edge.executions("start"), edge.ps()[0]["pid"].as_u64()), (1, Some(pid)));
+    freeze(&edge);
+    edge.assert_sleeps_without_a_trace();
+}
+
 #[test]
 fn a_second_sleep_stops_what_is_frozen() {
     let edge = Edge::start();

@@ -43,6 +43,8 @@ pub struct Edge {
     dir: TempDir,
     state: PathBuf,
     child: Option<Child>,
+    /// The command that it is started by, if not by its own.
+    through: Vec<String>,
     /// Where clients connect.
     pub listen: SocketAddr,
     /// Where they connect over TLS, if anywhere.
@@ -80,6 +82,25 @@ impl Edge {
     /// Another one beside this, with a directory of its own.
     pub fn start_beside(&self) -> Self {
         Self::start_in_turn("", Turn::Another)
+    }
+
+    /// On a machine without control groups, as far as it can see. Where tests may make none, that is
+    /// every machine.
+    pub fn start_without_control_groups() -> Self {
+        let mut edge = Self::start();
+        if !edge.log().contains("no control group") {
+            assert!(edge.stop().success());
+            let hide = "awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo | \
+                        while read -r at; do mount -t tmpfs none \"$at\"; done; exec \"$@\"";
+            edge.through = ["unshare", "--mount", "sh", "-c", hide, "sh"].map(Into::into).into();
+            edge.start_again();
+        }
+        edge
+    }
+
+    /// The machine shows its control groups from the next start on.
+    pub fn show_control_groups(&mut self) {
+        self.through.clear();
     }
 
     /// With more in its `[server]`.
@@ -124,7 +145,16 @@ impl Edge {
 
     /// With apps by these names besides, each at its name below `localhost`.
     pub fn start_with_apps(config: &str, names: &[String]) -> Self {
-        let mut edge = Self::start_with(config);
+        Self::start_with(config).with_apps(names)
+    }
+
+    /// The same with the machine for itself.
+    pub fn alone_with_apps(config: &str, names: &[String]) -> Self {
+        Self::start_alone(config).with_apps(names)
+    }
+
+    fn with_apps(self, names: &[String]) -> Self {
+        let mut edge = self;
         assert!(edge.stop().success());
         for name in names {
             let file = edge.dir.path().join(format!("apps/{name}.toml"));
@@ -150,6 +180,7 @@ impl Edge {
             dir,
             state,
             child: None,
+            through: Vec::new(),
             listen: nowhere,
             tls: None,
             admin: nowhere,
@@ -163,7 +194,10 @@ impl Edge {
     pub fn start_again(&mut self) {
         assert!(self.child.is_none(), "it runs");
         let log = File::options().append(true).create(true).open(self.dir.path().join("log"));
-        let mut child = Command::new(binary())
+        let words = self.through.iter().map(|w| std::ffi::OsStr::new(w.as_str()));
+        let mut words = words.chain([binary().as_os_str()]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .args(["run", "-c"])
             .arg(self.config())
             .env("VANGO_EDGE_TEST_CRASH_AT", self.crash_file())
