@@ -200,7 +200,8 @@ impl ProxyHttp for EdgeProxy {
                 ctx.gone = true;
                 return Err(Error::new_down(ErrorType::ConnectionClosed));
             }
-            session.set_write_timeout(Some(client.limits.write_timeout));
+            // The stream itself ends a client that takes nothing, and counts it: this one comes later.
+            session.set_write_timeout(Some(client.limits.write_timeout * 2));
             if self.parts.gate.admission.is_crowded() {
                 // Who goes on asking keeps its place; who does not gives it to the next one.
                 session.set_keepalive(Some(CROWDED_IDLE_S));
