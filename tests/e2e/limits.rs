@@ -275,12 +275,13 @@ fn a_client_beside_every_attack_is_served() {
     println!("p99 of a hot client: quiet {quiet:?}, beside 300 attackers {beside:?}");
     // The target is twice; a busy machine is not a failure of the edge.
     assert!(beside <= (quiet * 2).max(quiet + Duration::from_millis(250)), "{quiet:?} {beside:?}");
+    // The last of them may be the one connection that is left: counted is each all the same.
     eventually("every attacker is cut off", || edge.metric("vango_edge_client_connections") <= 1);
     for limit in ["header-time", "body-rate"] {
-        assert!(cuts(&edge, limit) >= 75, "{limit}: {}", cuts(&edge, limit));
+        eventually(&format!("{limit} is counted"), || cuts(&edge, limit) >= 75);
     }
-    let not_read = cuts(&edge, "response-rate") + cuts(&edge, "write-time");
-    assert!(not_read >= 75, "{not_read}");
+    let not_read = || cuts(&edge, "response-rate") + cuts(&edge, "write-time");
+    eventually("who does not read is counted", || not_read() >= 75);
     let grown = memory_of(edge.pid()).saturating_sub(memory);
     println!("memory: {} KiB more after them", grown / 1024);
     assert!(grown < 128 << 20, "{grown} bytes more");
