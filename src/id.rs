@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Entropy;
@@ -49,13 +50,17 @@ macro_rules! text_id {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+            /// Whether `s` is one.
+            pub fn is(s: &str) -> bool {
+                let valid: fn(&str) -> bool = $valid;
+                valid(s)
+            }
         }
 
         impl FromStr for $name {
             type Err = IdError;
             fn from_str(s: &str) -> Result<Self, IdError> {
-                let valid: fn(&str) -> bool = $valid;
-                if valid(s) { Ok(Self(s.into())) } else { Err(IdError::new($what, s, $expected)) }
+                if Self::is(s) { Ok(Self(s.into())) } else { Err(IdError::new($what, s, $expected)) }
             }
         }
 
@@ -343,11 +348,31 @@ impl RequestId {
     pub fn span(self) -> u64 {
         (self.0 as u64).max(1)
     }
+    /// Its digits.
+    pub fn hex(self) -> [u8; 32] {
+        hex(self.0)
+    }
+    /// The same, for a header.
+    pub fn header_value(self) -> HeaderValue {
+        // Hex digits are a header value.
+        HeaderValue::from_bytes(&self.hex()).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
 }
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        // Hex digits are text.
+        f.write_str(std::str::from_utf8(&self.hex()).unwrap_or_default())
     }
+}
+
+/// The last `N` hex digits of `number`, in lower case: what `{:0Nx}` writes, for where each request
+/// pays for it.
+pub fn hex<const N: usize>(number: u128) -> [u8; N] {
+    let mut out = [b'0'; N];
+    for (place, digit) in out.iter_mut().rev().enumerate() {
+        *digit = b"0123456789abcdef"[(number >> (4 * place)) as usize & 15];
+    }
+    out
 }
 impl fmt::Debug for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -370,6 +395,16 @@ mod tests {
         let env: Environment = "studylab/pr-7".parse().unwrap();
         assert_eq!(env.to_string(), "studylab/pr-7");
         assert_eq!("studylab".parse::<Environment>().unwrap().to_string(), "studylab/production");
+    }
+
+    #[test]
+    fn hex_is_what_the_formatter_writes() {
+        for n in [0, 1, 0xab, u128::MAX, 1 << 127, 0x0123_4567_89ab_cdef] {
+            assert_eq!(String::from_utf8(hex::<32>(n).to_vec()).unwrap(), format!("{n:032x}"));
+        }
+        let id = RequestId::random(&SeededEntropy::new(3));
+        assert_eq!(id.to_string(), format!("{:032x}", id.0));
+        assert_eq!(id.header_value(), id.to_string());
     }
 
     #[test]

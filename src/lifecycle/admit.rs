@@ -138,6 +138,11 @@ impl Journey {
         Self { explaining: true, ..Self::begin(facts, classified) }
     }
 
+    /// What is left of it at its end: the request, whose it was, and what was decided.
+    pub fn into_parts(self) -> (Facts, Arc<EnvView>, Trace) {
+        (self.facts, self.view, self.trace)
+    }
+
     /// What the request is.
     pub fn facts(&self) -> &Facts {
         &self.facts

@@ -12,10 +12,13 @@ use http::request::Parts;
 use http::{Method, Version};
 
 use crate::clock::Mono;
-use crate::id::RequestId;
+use crate::id::{Host, RequestId};
 
 use super::affinity::{Prior, SessionId};
 use super::parent::TraceParent;
+
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Why a request could not be read; each is answered 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -218,7 +221,7 @@ fn host_of_authority(authority: &str) -> Option<String> {
         || port.strip_prefix(':').is_some_and(|p| p.is_empty() || p.parse::<u16>().is_ok());
     // A trailing dot names the same host (RFC 1034 §3.1); owners are written without it.
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    (port_ok && host.parse::<crate::id::Host>().is_ok()).then_some(host)
+    (port_ok && Host::is(&host)).then_some(host)
 }
 
 /// The target without the scheme and authority of absolute-form, which a server must accept (RFC 9112
@@ -346,7 +349,7 @@ fn error_form(method: &Method, headers: &HeaderMap) -> ErrorForm {
         .get(header::ACCEPT)
         .and_then(|v| v.to_str().ok())
         .is_some_and(|v| v.split(',').any(|t| t.trim_start().starts_with("text/html")));
-    let fetched = headers.get("sec-fetch-mode").is_some_and(|v| v.as_bytes() != b"navigate");
+    let fetched = headers.get(FETCH_MODE).is_some_and(|v| v.as_bytes() != b"navigate");
     if html && !fetched && matches!(*method, Method::GET | Method::HEAD | Method::POST) {
         ErrorForm::Page
     } else {
@@ -355,7 +358,7 @@ fn error_form(method: &Method, headers: &HeaderMap) -> ErrorForm {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> IdempotencyKey {
-    let mut sent = headers.get_all("idempotency-key").iter();
+    let mut sent = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(first) = sent.next() else { return IdempotencyKey::Absent };
     if sent.next().is_some() {
         return IdempotencyKey::Invalid;

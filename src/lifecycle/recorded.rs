@@ -81,10 +81,10 @@ impl Journey {
             self.read_under = Some((Arc::clone(&self.view), self.route));
         }
         let Some(route) = self.view.contract.routes.get(self.route) else { return };
-        let path = route.path.to_string();
         let (claim, about, whole) = match (&route.class, self.posture, &self.facts.key) {
             (RouteClass::Action(action), Posture::EdgeIdempotent, IdempotencyKey::Present(key)) => {
                 let environment = &self.view.environment;
+                let path = route.path.to_string();
                 let claim = Claim::action(environment, &path, action, &self.facts, key, headers);
                 let (claim, missing) = match claim {
                     Ok(claim) => (Some(claim), None),

@@ -4,30 +4,46 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::request::Parts;
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
 
+use crate::id::hex;
 use crate::lifecycle::facts::Facts;
 use crate::lifecycle::resume::Verdict;
 use crate::snapshot::AllocationView;
 
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const RESUME: HeaderName = HeaderName::from_static("vango-edge-resume");
+const RESUME_REASON: HeaderName = HeaderName::from_static("vango-edge-resume-reason");
+
 /// Names that only the edge may set, whoever else sent them.
-const OURS: [&str; 6] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-request-id",
-    "x-real-ip",
+const OURS: [HeaderName; 6] = [
+    header::FORWARDED,
+    FORWARDED_FOR,
+    FORWARDED_PROTO,
+    FORWARDED_HOST,
+    REQUEST_ID,
+    HeaderName::from_static("x-real-ip"),
 ];
+
+/// Fields that are added at most, so that the map grows once: those above and an allocation's.
+const ADDED: usize = 12;
 
 /// Makes `upstream` what the app is to see of the request.
 ///
 /// Names with an underscore are dropped: servers that turn `-` into `_` could not tell
-/// `vango_edge_epoch` from the edge's own (nginx drops them by default too).
+/// `vango_edge_epoch` from the edge's own (nginx drops them by default too). Names reach the app in
+/// lower case, as they do over HTTP/2 (RFC 9110 §5.1 has them case-insensitive; RFC 9113 §8.2
+/// lower-case): keeping each client's spelling costs a second map for each request.
 ///
 /// # Errors
-/// Pingora's, when a value is not a header value; ours always are.
+/// Pingora's, when the path is not one; a normalised one always is.
 pub fn for_app(
     upstream: &mut RequestHeader,
     facts: &Facts,
@@ -36,44 +52,55 @@ pub fn for_app(
     client: Option<SocketAddr>,
     tls: bool,
 ) -> pingora::Result<()> {
-    let foreign: Vec<HeaderName> = upstream
-        .headers
-        .keys()
-        .filter(|n| {
-            let n = n.as_str();
-            n.starts_with("vango-edge-") || n.contains('_') || OURS.contains(&n)
-        })
-        .cloned()
-        .collect();
+    let (nothing, ()) = http::Request::new(()).into_parts();
+    let mut parts = Parts::from(std::mem::replace(upstream, RequestHeader::from(nothing)));
+    let headers = &mut parts.headers;
+    let theirs = |n: &&HeaderName| {
+        let name = n.as_str();
+        name.starts_with("vango-edge-") || name.contains('_') || OURS.contains(n)
+    };
+    let foreign: Vec<HeaderName> = headers.keys().filter(theirs).cloned().collect();
     for name in foreign {
-        upstream.remove_header(&name);
+        headers.remove(&name);
     }
-    if let Some(client) = client {
-        upstream.insert_header("x-forwarded-for", client.ip().to_string())?;
+    headers.reserve(ADDED);
+    if let Some(client) = client
+        && let Ok(client) = HeaderValue::try_from(client.ip().to_string())
+    {
+        headers.insert(FORWARDED_FOR, client);
     }
     let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
-    upstream.insert_header("x-forwarded-proto", proto)?;
-    if let Some(host) = upstream.headers.get(header::HOST).cloned() {
-        upstream.insert_header("x-forwarded-host", host)?;
+    headers.insert(FORWARDED_PROTO, proto);
+    if let Some(host) = headers.get(header::HOST).cloned() {
+        headers.insert(FORWARDED_HOST, host);
     }
-    upstream.insert_header("x-request-id", facts.id.to_string())?;
+    headers.insert(REQUEST_ID, facts.id.header_value());
     if facts.parent.is_none() {
-        upstream.remove_header("tracestate");
-        let restarted = format!("00-{}-{:016x}-00", facts.id, facts.id.span());
-        upstream.insert_header("traceparent", restarted)?;
+        headers.remove(TRACESTATE);
+        headers.insert(TRACEPARENT, restarted(facts));
     }
     for (name, value) in &allocation.headers {
-        upstream.insert_header(name.clone(), value.clone())?;
+        headers.insert(name.clone(), value.clone());
     }
     if let Some(verdict) = verdict {
-        upstream.insert_header("vango-edge-resume", verdict.name())?;
-        upstream.insert_header("vango-edge-resume-reason", verdict.reason())?;
+        headers.insert(RESUME, HeaderValue::from_static(verdict.name()));
+        headers.insert(RESUME_REASON, HeaderValue::from_static(verdict.reason()));
     }
+    *upstream = RequestHeader::from(parts);
     if facts.path_changed {
         // The app routes on the same reading of the path that the edge did.
         upstream.set_raw_path(facts.target().as_bytes())?;
     }
     Ok(())
+}
+
+/// A trace that begins here: its id is the request's (W3C Trace Context §3.2.2.3).
+fn restarted(facts: &Facts) -> HeaderValue {
+    let mut text = *b"00-................................-................-00";
+    text[3..35].copy_from_slice(&facts.id.hex());
+    text[36..52].copy_from_slice(&hex::<16>(u128::from(facts.id.span())));
+    // Hex digits and hyphens are a header value.
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// `Strict-Transport-Security` (RFC 6797 §6.1).

@@ -1,11 +1,9 @@
 //! Closes a request's trace and counts it.
 
-use std::sync::Arc;
-
 use crate::clock::Mono;
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::reply::{Problem, Reply};
-use crate::lifecycle::trace::{Outcome, Trace};
+use crate::lifecycle::trace::Outcome;
 use crate::telemetry::{Telemetry, TraceRecord};
 
 use super::gate::Gate;
@@ -84,23 +82,21 @@ pub fn close_at(
     let held = journey.held_for();
     let operation = journey.operation().cloned();
     let class = journey.class();
-    let view = Arc::clone(journey.view());
-    let facts = journey.facts();
-    let (id, received, parent) = (facts.id, facts.received, facts.parent);
-    let mut record = TraceRecord {
-        method: facts.method.clone(),
-        host: facts.host.clone(),
-        path: facts.path.clone(),
+    let (facts, view, mut trace) = journey.into_parts();
+    trace.parent = facts.parent;
+    let record = TraceRecord {
+        method: facts.method,
+        host: facts.host,
+        path: facts.path,
         class,
         environment: Some(view.environment.clone()),
         status,
         operation,
         held,
-        total: now.since(received),
-        at: gate.clock.wall(),
-        trace: std::mem::replace(&mut journey.trace, Trace::new(id, now)),
+        total: now.since(facts.received),
+        at: wall,
+        trace,
     };
-    record.trace.parent = parent;
     debug_assert_ne!(record.trace.outcome, Outcome::Open);
     if let Some(error) = record.trace.outcome.evidence(status) {
         view.tally.count(error);

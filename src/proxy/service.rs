@@ -180,17 +180,18 @@ impl EdgeProxy {
 
 #[async_trait]
 impl ProxyHttp for EdgeProxy {
-    type CTX = Ctx;
+    /// Boxed: Pingora moves it from future to future, and each of these is as large as it.
+    type CTX = Box<Ctx>;
 
-    fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.parts.gate.request_id(), self.now())
+    fn new_ctx(&self) -> Box<Ctx> {
+        Box::new(Ctx::new(self.parts.gate.request_id(), self.now()))
     }
 
     /// Classifies.
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
         // So that a pipelined request is not taken for a client that left.
         session.set_pipelining_enabled(true);
@@ -272,7 +273,11 @@ impl ProxyHttp for EdgeProxy {
     }
 
     /// Gates and holds.
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        ctx: &mut Box<Ctx>,
+    ) -> pingora::Result<bool> {
         if let Some(visit) = ctx.visit.take() {
             self.serve_asset(session, ctx, visit).await?;
             return Ok(true);
@@ -300,7 +305,7 @@ impl ProxyHttp for EdgeProxy {
     async fn upstream_peer(
         &self,
         session: &mut Session,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> pingora::Result<Box<HttpPeer>> {
         if ctx.tried {
             ctx.placed = None;
@@ -318,7 +323,7 @@ impl ProxyHttp for EdgeProxy {
         &self,
         session: &mut Session,
         upstream: &mut RequestHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
         let (Some(journey), Some(placement)) =
             (&ctx.journey, ctx.placed.as_ref().and_then(Placed::placement))
@@ -349,7 +354,7 @@ impl ProxyHttp for EdgeProxy {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
         if end_of_stream {
             ctx.expected = None;
@@ -371,7 +376,7 @@ impl ProxyHttp for EdgeProxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
         ctx.first_byte.get_or_insert_with(|| self.parts.gate.clock.now());
         self.mark(response, ctx)?;
@@ -381,7 +386,7 @@ impl ProxyHttp for EdgeProxy {
             client.enter(Phase::Upgraded);
         }
         self.keep_affinity(session, response, ctx)?;
-        response.insert_header("x-request-id", ctx.id.to_string())
+        response.insert_header("x-request-id", ctx.id.header_value())
     }
 
     /// Nothing has been sent: any method may be tried elsewhere.
@@ -389,7 +394,7 @@ impl ProxyHttp for EdgeProxy {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
         mut e: Box<Error>,
     ) -> Box<Error> {
         let now = self.now();
@@ -410,7 +415,7 @@ impl ProxyHttp for EdgeProxy {
         peer: &HttpPeer,
         session: &mut Session,
         e: Box<Error>,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
         client_reused: bool,
     ) -> Box<Error> {
         let mut e = e.more_context(format!("Peer: {peer}"));
@@ -424,7 +429,12 @@ impl ProxyHttp for EdgeProxy {
         e
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        e: &Error,
+        ctx: &mut Box<Ctx>,
+    ) -> FailToProxy {
         let closed = FailToProxy { error_code: 0, can_reuse_downstream: false };
         session.set_keepalive(None);
         if ctx.gone || session.response_written().is_some() {
@@ -457,13 +467,13 @@ impl ProxyHttp for EdgeProxy {
         }
     }
 
-    fn suppress_error_log(&self, _session: &Session, ctx: &Ctx, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, ctx: &Box<Ctx>, _error: &Error) -> bool {
         // What the edge answered is in the trace; the log is for what it did not foresee.
         ctx.reply.is_some() || ctx.gone
     }
 
     /// Closes the trace and counts.
-    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Box<Ctx>) {
         drop(ctx.placed.take());
         ctx.carried = Carried::default();
         let now = self.now();
