@@ -99,6 +99,8 @@ fn a_start_that_fails_is_said_backs_off_and_heals_by_itself() {
     assert_eq!(edge.ops().len(), 2);
     assert_eq!(edge.executions("start"), 2, "one that failed and one that did not");
     edge.assert_sleeps_without_a_trace();
+    let log = edge.log();
+    assert_eq!(log.matches("exit code 3").count(), 1, "a failed start is logged once:\n{log}");
 }
 
 #[test]
