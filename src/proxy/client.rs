@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora_proxy::Session;
@@ -100,6 +101,8 @@ impl Phase {
 pub struct Client {
     /// Where it comes from; with PROXY protocol, what its proxy says.
     pub address: SocketAddr,
+    /// The same for the app, as `X-Forwarded-For`.
+    pub forwarded_for: HeaderValue,
     /// Whether it came over TLS.
     pub tls: bool,
     /// `Strict-Transport-Security` of its listener.
@@ -136,8 +139,11 @@ impl Client {
         telemetry: Arc<Telemetry>,
         unproved: Unproved,
     ) -> Arc<Self> {
+        // An address is a header value.
+        let forwarded_for = HeaderValue::try_from(address.ip().to_string());
         Arc::new(Self {
             address,
+            forwarded_for: forwarded_for.unwrap_or_else(|_| HeaderValue::from_static("unknown")),
             tls,
             hsts,
             limits,

@@ -19,6 +19,7 @@ use crate::lifecycle::idempotency::Claim;
 use crate::lifecycle::reply::Reply;
 use crate::store::record::ledger::{StoredHead, StoredResponse, Subject};
 
+use super::client::Client;
 use super::exchange::{self, Body, BodyCut, Delivered, Terms};
 use super::gate::{Carried, Gate, Placed};
 use super::headers;
@@ -212,7 +213,7 @@ fn request_head(
     placed: &Placed,
 ) -> pingora::Result<RequestHeader> {
     let facts = journey.facts();
-    let client = session.client_addr().and_then(|a| a.as_inet()).copied();
+    let client = Client::of(session).map(|c| &c.forwarded_for);
     let sent = session.req_header();
     let mut head = sent.clone();
     let mut stripped = head.headers.clone();

@@ -1,7 +1,6 @@
 //! What the app sees: the client's headers, less those that only the edge may set, plus the
 //! edge's.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -35,7 +34,7 @@ const OURS: [HeaderName; 6] = [
 /// Fields that are added at most, so that the map grows once: those above and an allocation's.
 const ADDED: usize = 12;
 
-/// Makes `upstream` what the app is to see of the request.
+/// Makes `upstream` what the app is to see of the request, which came from `client`.
 ///
 /// Names with an underscore are dropped: servers that turn `-` into `_` could not tell
 /// `vango_edge_epoch` from the edge's own (nginx drops them by default too). Names reach the app in
@@ -49,7 +48,7 @@ pub fn for_app(
     facts: &Facts,
     allocation: &AllocationView,
     verdict: Option<Verdict>,
-    client: Option<SocketAddr>,
+    client: Option<&HeaderValue>,
     tls: bool,
 ) -> pingora::Result<()> {
     let (nothing, ()) = http::Request::new(()).into_parts();
@@ -64,10 +63,8 @@ pub fn for_app(
         headers.remove(&name);
     }
     headers.reserve(ADDED);
-    if let Some(client) = client
-        && let Ok(client) = HeaderValue::try_from(client.ip().to_string())
-    {
-        headers.insert(FORWARDED_FOR, client);
+    if let Some(client) = client {
+        headers.insert(FORWARDED_FOR, client.clone());
     }
     let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
     headers.insert(FORWARDED_PROTO, proto);

@@ -330,7 +330,7 @@ impl ProxyHttp for EdgeProxy {
         else {
             return Err(Error::explain(ErrorType::InternalError, "no allocation was placed"));
         };
-        let client = session.client_addr().and_then(|a| a.as_inet()).copied();
+        let forwarded_for = ctx.client.as_ref().map(|c| &c.forwarded_for);
         let tls = ctx.client.as_ref().is_some_and(|c| c.tls);
         if let Some(client) = &ctx.client
             && session.is_http2()
@@ -340,7 +340,7 @@ impl ProxyHttp for EdgeProxy {
         }
         let (facts, target) = (journey.facts(), &placement.allocation);
         let verdict = journey.verdict();
-        headers::for_app(upstream, facts, target, verdict, client, tls)?;
+        headers::for_app(upstream, facts, target, verdict, forwarded_for, tls)?;
         if let Some(subject) = journey.app_subject() {
             let attempt = self.parts.gate.attempts.next(subject);
             upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;

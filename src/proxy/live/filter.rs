@@ -7,6 +7,7 @@ use pingora_proxy::Session;
 
 use crate::contract::RouteClass;
 use crate::lifecycle::facts::Facts;
+use crate::proxy::client::Client as Connection;
 use crate::proxy::gate::Placed;
 use crate::proxy::record::{self, End};
 use crate::proxy::request::{Ctx, is_tls};
@@ -34,7 +35,7 @@ impl EdgeProxy {
         }
         let head = session.req_header().clone();
         let parts = Arc::clone(self.parts());
-        let client = session.client_addr().and_then(|a| a.as_inet()).copied();
+        let client = Connection::of(session).map(|c| c.forwarded_for.clone());
         let way =
             Way { parts: &parts, head: &head, client, tls: is_tls(session), limits: self.limits() };
         loop {
@@ -115,7 +116,7 @@ impl EdgeProxy {
             parts: Arc::clone(self.parts()),
             facts: journey.facts().clone(),
             head: session.req_header().clone(),
-            client: session.client_addr().and_then(|a| a.as_inet()).copied(),
+            client: Connection::of(session).map(|c| c.forwarded_for.clone()),
             tls: is_tls(session),
             limits: self.limits(),
         };

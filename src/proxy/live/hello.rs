@@ -6,7 +6,6 @@
 //! Vango's client offers none that it needs. Whatever is no hello goes to any ready allocation,
 //! untouched.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +44,8 @@ pub(super) struct Hello {
     pub(super) parts: Arc<LiveParts>,
     pub(super) facts: Facts,
     pub(super) head: RequestHeader,
-    pub(super) client: Option<SocketAddr>,
+    /// The client's `X-Forwarded-For`.
+    pub(super) client: Option<HeaderValue>,
     pub(super) tls: bool,
     pub(super) limits: ProxyLimits,
 }

@@ -1,7 +1,6 @@
 //! From a placement to an accepted socket: older sockets of the same tab end first, the socket waits
 //! for its turn, and the app is asked.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, header};
@@ -28,7 +27,8 @@ pub(super) struct Way<'a> {
     pub(super) parts: &'a Arc<LiveParts>,
     /// The client's request.
     pub(super) head: &'a RequestHeader,
-    pub(super) client: Option<SocketAddr>,
+    /// The client's `X-Forwarded-For`.
+    pub(super) client: Option<HeaderValue>,
     pub(super) tls: bool,
     pub(super) limits: ProxyLimits,
 }
@@ -66,7 +66,7 @@ impl Way<'_> {
         let Ok(turn) = turn else { return Err(journey.not_admitted(now(), pick)) };
         let mut head = self.head.clone();
         let (facts, verdict) = (journey.facts(), journey.verdict());
-        let (client, tls) = (self.client, self.tls);
+        let (client, tls) = (self.client.as_ref(), self.tls);
         let ready = headers::for_app(&mut head, facts, &target, verdict, client, tls)
             .ok()
             .and_then(|()| upgrade::request(&head).ok());
