@@ -278,7 +278,8 @@ impl Serving {
         let began = self.clock.now();
         let rules = self.rules.load_full();
         let within = rules.limits.header_timeout;
-        let begun = self.begin(tcp, peer, tls, &rules, &mut place, unproved);
+        // Boxed: a TLS handshake takes 8 KiB, which the connection gives back when it is over.
+        let begun = Box::pin(self.begin(tcp, peer, tls, &rules, &mut place, unproved));
         let Ok(begun) = tokio::time::timeout(within, begun).await else {
             let proxied = is_proxy(&rules, peer);
             let why = if proxied { Cut::ProxyHeader } else { Cut::Handshake };

@@ -272,14 +272,14 @@ impl ProxyHttp for EdgeProxy {
         Ok(())
     }
 
-    /// Gates and holds.
+    /// Gates and holds. What is no hold is boxed: a request that waits keeps only what waiting takes.
     async fn request_filter(
         &self,
         session: &mut Session,
         ctx: &mut Box<Ctx>,
     ) -> pingora::Result<bool> {
         if let Some(visit) = ctx.visit.take() {
-            self.serve_asset(session, ctx, visit).await?;
+            Box::pin(self.serve_asset(session, ctx, visit)).await?;
             return Ok(true);
         }
         if let Some((location, cookie)) = &ctx.welcome {
@@ -287,12 +287,12 @@ impl ProxyHttp for EdgeProxy {
             return Ok(true);
         }
         if ctx.reply.is_none() && ctx.is_a_live_socket() && !session.is_http2() {
-            self.live(session, ctx).await?;
+            Box::pin(self.live(session, ctx)).await?;
             return Ok(true);
         }
         if ctx.reply.is_none() && self.pass(session, ctx).await {
             if ctx.journey.as_ref().is_some_and(|j| j.claim().is_some()) {
-                self.deliver(session, ctx).await?;
+                Box::pin(self.deliver(session, ctx)).await?;
                 return Ok(true);
             }
             return Ok(false);
