@@ -95,7 +95,7 @@ fn woken_later(journey: &mut Journey, now: Mono, state: Option<WakeState>) {
     if asleep {
         let thaw_us = view.in_memory().map(|_| 0);
         let phases = WakePhases { thaw_us, ..WakePhases::default() };
-        journey.trace.push(now, StepKind::Start { view, state, phases });
+        journey.trace.push(now, StepKind::Start { view, state, phases: Box::new(phases) });
     }
     let state = asleep.then_some(state.unwrap_or(WakeState::WakeRequested));
     journey.trace.push(now, StepKind::Hold { held: Duration::ZERO, end: None, state });

@@ -18,6 +18,7 @@ use super::affinity::{Prior, SessionId};
 use super::parent::TraceParent;
 
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Why a request could not be read; each is answered 400.
@@ -159,7 +160,7 @@ impl Facts {
             user_agent: headers.get(header::USER_AGENT).cloned(),
             error_form: error_form(&parts.method, headers),
             key: idempotency_key(headers),
-            parent: headers.get("traceparent").and_then(|v| TraceParent::parse(v.as_bytes())),
+            parent: headers.get(TRACEPARENT).and_then(|v| TraceParent::parse(v.as_bytes())),
             affinity: None,
             session: None,
         })

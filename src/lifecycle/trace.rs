@@ -115,7 +115,7 @@ pub enum StepKind {
         /// How far it came; `None` when only explaining.
         state: Option<WakeState>,
         /// Its phases so far.
-        phases: WakePhases,
+        phases: Box<WakePhases>,
     },
     /// The request waited.
     Hold {
@@ -191,6 +191,9 @@ pub enum StepKind {
     /// The edge answered.
     Answer(Problem, u16),
 }
+
+// A ring of traces keeps thousands of steps, and each request frees those of one long before it.
+const _: () = assert!(size_of::<StepKind>() <= 64);
 
 /// What was found about a provider's event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

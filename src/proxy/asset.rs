@@ -12,8 +12,6 @@ use crate::artifact::{ArtifactError, AssetBytes, Content};
 use crate::id::RequestId;
 use crate::lifecycle::asset::{Body, Plan};
 
-use super::client::Client;
-
 /// How long the first byte may take to come from the disk or the artifact store.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -65,11 +63,6 @@ pub async fn send(
     mark(&mut head)?;
     if body_unread {
         session.set_keepalive(None);
-    }
-    if content.is_some()
-        && let Some(client) = Client::of(session)
-    {
-        client.body_follows();
     }
     session.write_response_header(Box::new(head), content.is_none()).await?;
     let Some(content) = content else { return Ok(()) };

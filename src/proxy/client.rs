@@ -5,7 +5,7 @@
 //! request, over HTTP/1.1 and HTTP/2 alike.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -122,8 +122,6 @@ pub struct Client {
     resets: AtomicU32,
     /// One more than the index of the reason; 0 while there is none.
     cut: AtomicU8,
-    /// The next write is a head whose body is at hand.
-    body_follows: AtomicBool,
 }
 
 /// HTTP/2 streams that a client may reset before its answers, beyond as many as it let be answered.
@@ -156,7 +154,6 @@ impl Client {
             answered: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             cut: AtomicU8::new(0),
-            body_follows: AtomicBool::new(false),
         })
     }
 
@@ -201,19 +198,6 @@ impl Client {
             self.phase.store(phase as u8, Ordering::Release);
             self.turns.fetch_add(1, Ordering::AcqRel);
         }
-    }
-
-    /// The head that is written next has its body right behind it: both are sent together. HTTP/2
-    /// gathers its frames itself.
-    pub fn body_follows(&self) {
-        if self.phase().0 != Phase::Multiplexed {
-            self.body_follows.store(true, Ordering::Release);
-        }
-    }
-
-    /// Whether that was said of what is written now; it is said of one write.
-    pub fn takes_body(&self) -> bool {
-        self.body_follows.load(Ordering::Acquire) && self.body_follows.swap(false, Ordering::AcqRel)
     }
 
     /// HTTP/2: a body is waited for until the guard is dropped.

@@ -26,7 +26,7 @@ use crate::clock::{Clock, Entropy, Mono};
 use crate::telemetry::Cut;
 
 use super::client::{Client, Phase};
-use super::kept::{self, Kept};
+use super::gather::Gather;
 use super::meter::Meter;
 use super::unread;
 
@@ -62,7 +62,6 @@ pub struct Guarded {
     head: (Mono, usize),
     reading: Meter,
     writing: Meter,
-    kept: Kept,
     read_timer: Timer,
     write_timer: Timer,
     linger: Option<usize>,
@@ -70,6 +69,7 @@ pub struct Guarded {
     at_once: usize,
     /// What is sent in place of Pingora's refusal of a head, and how much of it was.
     instead: Option<(Vec<u8>, usize)>,
+    gather: Gather,
 }
 
 impl std::fmt::Debug for Guarded {
@@ -123,18 +123,24 @@ impl Guarded {
             head: (began, 0),
             reading: Meter::default(),
             writing: Meter::default(),
-            kept: Kept::default(),
             read_timer: Timer::default(),
             write_timer: Timer::default(),
             linger: None,
             at_once: 0,
             instead: None,
+            gather: Gather::default(),
         }
     }
 
     /// The socket, when there is nothing between it and HTTP.
     pub fn plain(&self) -> Option<&Socket> {
-        self.inner.as_any().downcast_ref()
+        self.inner.as_any().downcast_ref().filter(|_| self.gather.is_empty())
+    }
+
+    /// Whether what is written may wait for what is written next. Frames of HTTP/2 and of a live
+    /// socket are put together by whoever writes them.
+    fn gathers(&self) -> bool {
+        !matches!(self.client.phase().0, Phase::Multiplexed | Phase::Upgraded)
     }
 
     /// The phase now; what was counted in an earlier one is over.
@@ -218,6 +224,7 @@ impl Guarded {
         };
         let plain = self.client.phase().0 != Phase::Multiplexed;
         if plain
+            && self.gather.is_empty()
             && let Poll::Ready(Ok(_)) = Pin::new(&mut *self.inner).poll_write(cx, answer)
             && let Poll::Ready(Ok(())) = Pin::new(&mut *self.inner).poll_flush(cx)
         {
@@ -293,15 +300,6 @@ impl Guarded {
         }
     }
 
-    /// Sends a head whose body does not follow after all.
-    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.kept.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-        let outcome = self.kept.poll_with(&mut *self.inner, cx, &[]);
-        self.written(outcome, |n| *n, cx).map_ok(|_| ())
-    }
-
     /// Whether what Pingora writes is not to be sent, because something else is.
     fn is_replaced(&mut self, bytes: &[u8]) -> bool {
         if self.instead.is_none() && unread::is_refusal(self.client.phase().0, bytes) {
@@ -314,6 +312,9 @@ impl Guarded {
 
     /// Sends what goes out in place of `bytes` bytes, which count as sent once it is.
     fn replace(&mut self, bytes: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // The answer before it, if anything of that is still here.
+        let before = self.gather.poll_empty(&mut *self.inner, cx);
+        ready!(self.written(before, |()| 0, cx))?;
         while let Some((answer, sent)) = self.instead.as_mut().filter(|(a, sent)| *sent < a.len()) {
             let outcome = Pin::new(&mut *self.inner).poll_write(cx, &answer[*sent..]);
             if let Poll::Ready(Ok(n @ 1..)) = outcome {
@@ -391,14 +392,13 @@ impl AsyncWrite for Guarded {
         if this.is_replaced(buf) {
             return this.replace(buf.len(), cx);
         }
-        if this.client.takes_body() && this.kept.is_empty() && buf.len() <= kept::MOST {
-            this.kept.keep(buf);
-            return Poll::Ready(Ok(buf.len()));
-        }
-        let outcome = if this.kept.is_empty() {
-            Pin::new(&mut *this.inner).poll_write(cx, buf)
+        let outcome = if this.gathers() {
+            this.gather.poll_write(&mut *this.inner, cx, buf)
         } else {
-            this.kept.poll_with(&mut *this.inner, cx, buf)
+            match this.gather.poll_empty(&mut *this.inner, cx) {
+                Poll::Ready(Ok(())) => Pin::new(&mut *this.inner).poll_write(cx, buf),
+                waits => waits.map_ok(|()| 0),
+            }
         };
         this.written(outcome, |n| *n, cx)
     }
@@ -418,8 +418,10 @@ impl AsyncWrite for Guarded {
         if this.is_replaced(bufs.first().map_or(&[], |b| b)) {
             return this.replace(bufs.iter().map(|b| b.len()).sum(), cx);
         }
-        ready!(this.poll_kept(cx))?;
-        let outcome = Pin::new(&mut *this.inner).poll_write_vectored(cx, bufs);
+        let outcome = match this.gather.poll_empty(&mut *this.inner, cx) {
+            Poll::Ready(Ok(())) => Pin::new(&mut *this.inner).poll_write_vectored(cx, bufs),
+            waits => waits.map_ok(|()| 0),
+        };
         this.written(outcome, |n| *n, cx)
     }
 
@@ -429,15 +431,19 @@ impl AsyncWrite for Guarded {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_kept(cx))?;
-        let outcome = Pin::new(&mut *this.inner).poll_flush(cx);
+        let outcome = match this.gather.poll_empty(&mut *this.inner, cx) {
+            Poll::Ready(Ok(())) => Pin::new(&mut *this.inner).poll_flush(cx),
+            waits => waits,
+        };
         this.written(outcome, |()| 0, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_kept(cx))?;
-        let outcome = Pin::new(&mut *this.inner).poll_shutdown(cx);
+        let outcome = match this.gather.poll_empty(&mut *this.inner, cx) {
+            Poll::Ready(Ok(())) => Pin::new(&mut *this.inner).poll_shutdown(cx),
+            waits => waits,
+        };
         this.written(outcome, |()| 0, cx)
     }
 }
@@ -445,7 +451,8 @@ impl AsyncWrite for Guarded {
 #[async_trait]
 impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
-        let _ = std::future::poll_fn(|cx| self.poll_kept(cx)).await;
+        // Its client may be gone, and is waited for as for any write.
+        let _ = tokio::io::AsyncWriteExt::flush(self).await;
         self.inner.shutdown().await;
     }
 }

@@ -136,6 +136,7 @@ impl Journey {
         if self.hold.for_wake && !matches!(end, HoldEnd::QueueFull(_)) {
             let phases = self.view.operation.as_ref().map(|o| o.phases).unwrap_or_default();
             let view = Arc::clone(&self.view);
+            let phases = Box::new(phases);
             self.trace.push(now, StepKind::Start { view, state, phases });
         }
         self.trace.push(now, StepKind::Hold { held: self.hold.total, end: Some(end), state });

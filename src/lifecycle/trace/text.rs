@@ -132,7 +132,7 @@ impl StepKind {
                 "Wake if policy allows but do not buffer arbitrary body forever.",
                 "Wake operation",
             ),
-            Self::Start { phases: WakePhases { thaw_us: Some(_), .. }, .. } => (
+            Self::Start { phases, .. } if phases.thaw_us.is_some() => (
                 Actor::Runner,
                 "Take back the allocation that is still in memory.",
                 "Regional runtime registry",
