@@ -102,7 +102,8 @@ impl Control {
     fn counted(&self) -> Vec<(DeploymentId, Counted)> {
         let mut known = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshots.load();
-        for view in snapshot.environments() {
+        // What somebody else runs has no deployment.
+        for view in snapshot.environments().filter(|v| !v.external) {
             known.entry(view.owner.deployment.clone()).or_insert_with(|| Counted {
                 environment: view.environment.clone(),
                 digest: view.owner.digest,

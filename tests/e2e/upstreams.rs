@@ -171,7 +171,7 @@ fn one_that_is_gone_at_the_start_gets_nothing_and_one_that_leaves_costs_no_reque
 #[test]
 fn it_is_neither_deployed_woken_nor_put_to_sleep() {
     let a = Somebody::start();
-    let edge = Edge::start_with_app("legacy", &legacy(&[&a], ""));
+    let mut edge = Edge::start_with_app("legacy", &legacy(&[&a], ""));
     for verb in ["sleep", "wake"] {
         let said = edge.command(&[verb, "legacy"]);
         assert!(!said.status.success());
@@ -181,4 +181,7 @@ fn it_is_neither_deployed_woken_nor_put_to_sleep() {
     missing.problem(400, "idempotency-key-missing");
     assert_eq!(edge.ask("GET", "/page", &[HOST], "").status, 200);
     assert_eq!(edge.processes(), [] as [u32; 0]);
+    // What is counted as evidence is written down at a stop; here there is no deployment to count for.
+    assert!(edge.stop().success());
+    assert!(!edge.log().contains("evidence"), "{}", edge.log());
 }
