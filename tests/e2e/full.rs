@@ -8,13 +8,13 @@ use std::process::Command;
 
 use crate::support::{Artifact, Edge, eventually};
 
-/// A tmpfs of 96 MiB, unmounted when dropped.
+/// A tmpfs of 256 MiB, room for two artifacts with programs of a debug build, unmounted when dropped.
 struct Small(tempfile::TempDir);
 
 impl Small {
     fn mount() -> Result<Self, String> {
         let dir = tempfile::Builder::new().prefix("vef-").tempdir_in("/tmp").unwrap();
-        let options = ["-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs"];
+        let options = ["-t", "tmpfs", "-o", "size=256m,mode=700", "tmpfs"];
         match Command::new("mount").args(options).arg(dir.path()).output() {
             Ok(out) if out.status.success() => Ok(Self(dir)),
             Ok(out) => Err(String::from_utf8_lossy(&out.stderr).trim().to_owned()),
