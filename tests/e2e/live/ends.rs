@@ -82,7 +82,8 @@ fn traffic_keeps_an_app_awake_and_pings_do_not_where_the_contract_says_so() {
     };
     assert!(pings > 1);
     assert_eq!((end[0], &end[2..4]), (0x88, &1013u16.to_be_bytes()[..]));
-    // A client that comes back all the same wakes it, as a page does.
+    // One that comes back before the app is down takes it back; after that it wakes it, as a page does.
+    eventually("it is down", || edge.ps().is_empty());
     let _again = open(edge.listen, "/vango/live", &[]).expect("a 101");
     assert_ne!(edge.until_hot()["id"], first);
     assert_eq!(edge.metric("vango_edge_socket_ends_total{cause=\"asleep\"}"), 1);

@@ -32,6 +32,7 @@ fn a_herd_comes_back_to_one_new_allocation_while_pages_are_served() {
     let pid = edge.ps()[0]["pid"].as_i64().unwrap();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ends = Over(&over);
         let pages = scope.spawn(|| {
             let mut slowest = Duration::ZERO;
             while !over.load(Ordering::Acquire) {
@@ -59,13 +60,22 @@ fn a_herd_comes_back_to_one_new_allocation_while_pages_are_served() {
             })
             .collect();
         let back: Vec<_> = clients.into_iter().map(|c| c.join().unwrap()).collect();
-        over.store(true, Ordering::Release);
+        drop(ends);
         let allocations: HashSet<_> = back.iter().map(|(_, a)| a).collect();
         assert_eq!(allocations.len(), 1);
         let slowest = pages.join().unwrap();
         assert!(slowest < Duration::from_secs(5), "a page waited {slowest:?}");
     });
     assert_eq!(edge.metric("vango_edge_wakes_total{state=\"hot\"}"), 2, "one wake for all");
+}
+
+/// Says that it is over, also when a client's part failed: whoever asks for pages would go on for ever.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// An app that somebody else runs, which knows how many asked it for a socket at the same time.
@@ -131,6 +141,7 @@ fn the_herd_of_one_of_several_is_spread_over_the_others_a_few_at_a_time() {
     let lost = before[0];
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ends = Over(&over);
         let pages = scope.spawn(|| {
             let clock = vango_edge::clock::SystemClock::new();
             let now = || vango_edge::clock::Clock::now(&clock);
@@ -160,7 +171,7 @@ fn the_herd_of_one_of_several_is_spread_over_the_others_a_few_at_a_time() {
             })
             .collect();
         let open: Vec<_> = clients.into_iter().map(|c| c.join().unwrap()).collect();
-        over.store(true, Ordering::Release);
+        drop(ends);
         assert_eq!(open.iter().filter(|(_, back)| *back).count() as u64, lost);
         let slowest = pages.join().unwrap();
         assert!(slowest < Duration::from_secs(5), "a page waited {slowest:?}");

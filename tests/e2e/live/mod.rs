@@ -81,7 +81,8 @@ impl Socket {
         let mut socket = eventually_some("a 101", || match open(edge.listen, path, headers) {
             Ok(socket) => Some(socket),
             Err(status) => {
-                assert_eq!(status, 503);
+                // 502: it was asked just as the app was killed.
+                assert!(matches!(status, 502 | 503), "{status}");
                 None
             }
         });
