@@ -178,7 +178,7 @@ fn answers(connection: &mut Connection) -> Vec<(u16, Option<Value>)> {
     let mut all = Vec::new();
     loop {
         // Whatever could come is within a turn of the app, which is hot.
-        if connection.is_silent(Duration::from_millis(400)) {
+        if connection.is_silent(Duration::from_millis(1500)) {
             return all;
         }
         let Some(answer) = connection.answer() else { return all };
