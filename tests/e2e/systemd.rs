@@ -44,7 +44,8 @@ impl Manager {
             "exec 3<&{}; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" run -c \"$1\"",
             self.socket.as_raw_fd()
         );
-        Command::new("sh")
+        // Not sh: Debian's takes one digit for a descriptor, and other tests may have nine open.
+        Command::new("bash")
             .args(["-c", &script])
             .arg(binary())
             .arg(self.dir.path().join("edge.toml"))
