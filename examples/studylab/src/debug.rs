@@ -147,7 +147,8 @@ impl HttpBody for Dots {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
-        static CHUNK: [u8; 64 << 10] = [b'.'; 64 << 10];
+        // Small, so that no system call of the app's takes long: hyper writes sixteen at once.
+        static CHUNK: [u8; 4 << 10] = [b'.'; 4 << 10];
         let length = self.left.min(CHUNK.len() as u64);
         self.left -= length;
         let chunk = Bytes::from_static(&CHUNK).slice(..length as usize);
