@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora_proxy::Session;
 
 use crate::clock::{Clock, Entropy};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
 use super::admission::{Places, Unproved};
+use super::turns::Urgency;
 
 /// What a client may take. A reload counts for connections that come after it.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +110,8 @@ pub struct Client {
     pub hsts: Option<Duration>,
     /// What it may take.
     pub limits: ClientLimits,
+    /// Whether its work goes first.
+    pub urgency: Arc<Urgency>,
     telemetry: Arc<Telemetry>,
     /// Until it asks for something.
     unproved: Mutex<Option<Unproved>>,
@@ -136,6 +139,7 @@ impl Client {
         limits: ClientLimits,
         telemetry: Arc<Telemetry>,
         unproved: Unproved,
+        urgency: Arc<Urgency>,
     ) -> Arc<Self> {
         // An address is a header value.
         let forwarded_for = HeaderValue::try_from(address.ip().to_string());
@@ -145,6 +149,7 @@ impl Client {
             tls,
             hsts,
             limits,
+            urgency,
             telemetry,
             unproved: Mutex::new(Some(unproved)),
             proved: OnceLock::new(),
@@ -164,7 +169,7 @@ impl Client {
     }
 
     /// The connection that `session` came on.
-    pub fn of(session: &Session) -> Option<&Arc<Self>> {
+    pub fn of(session: &ServerSession) -> Option<&Arc<Self>> {
         let digest = session.digest()?.proxy_digest.as_ref()?;
         digest.user_data.as_ref()?.downcast_ref()
     }
@@ -197,6 +202,12 @@ impl Client {
         if !last && was != phase as u8 {
             self.phase.store(phase as u8, Ordering::Release);
             self.turns.fetch_add(1, Ordering::AcqRel);
+            match phase {
+                Phase::Idle => self.urgency.answered(),
+                Phase::Body => self.urgency.awaits_body(true),
+                Phase::Answer => self.urgency.awaits_body(false),
+                Phase::Head | Phase::Upgraded | Phase::Multiplexed => {}
+            }
         }
     }
 
@@ -216,6 +227,7 @@ impl Client {
     pub fn stream_ended(&self, reset: bool) {
         if !reset {
             self.answered.fetch_add(1, Ordering::Relaxed);
+            self.urgency.answered();
             return;
         }
         let resets = self.resets.fetch_add(1, Ordering::Relaxed) + 1;

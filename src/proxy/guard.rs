@@ -328,6 +328,9 @@ impl Guarded {
 
     /// Whether the others have their turn now; then it goes on after them.
     fn gives_way(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.writing.bytes() >= A_TURN as u64 {
+            self.client.urgency.has_time();
+        }
         if self.at_once < A_TURN {
             return false;
         }

@@ -32,6 +32,11 @@ impl Meter {
         }
     }
 
+    /// Bytes that moved.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Whether it is waited for.
     pub fn is_waiting(&self) -> bool {
         self.since.is_some()

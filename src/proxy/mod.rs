@@ -31,6 +31,7 @@ mod request;
 mod serve;
 mod service;
 mod tls;
+mod turns;
 mod unread;
 mod visit;
 mod watch;

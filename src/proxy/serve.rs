@@ -29,13 +29,10 @@ use super::guard::Guarded;
 use super::live::Engine;
 use super::proxied;
 use super::service::EdgeProxy;
+use super::turns::{Turns, Urgency, behind};
 
 /// Connections the kernel may queue before they are accepted; `net.core.somaxconn` bounds it too.
 const BACKLOG: u32 = 4096;
-
-/// Connections accepted one after another before those that are open have their turn. A flood of new
-/// ones otherwise has each of them wait for hundreds.
-const ACCEPTED_AT_ONCE: usize = 8;
 
 /// Bytes of an answer that the kernel takes ahead of what it could send already
 /// (`TCP_NOTSENT_LOWAT`, tcp(7)). Its own bound is megabytes for each connection: clients that ask
@@ -148,6 +145,7 @@ pub struct Serving {
     telemetry: Arc<Telemetry>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    turns: Turns,
 }
 
 impl Serving {
@@ -181,14 +179,16 @@ impl Serving {
         engine.h2_options = Some(offered);
         engine.handle_init_modules();
         let (stop, _) = watch::channel(false);
+        let turns = Turns::new(threads, Arc::clone(&clock));
         Self {
-            engine: Arc::new(Engine::new(engine)),
+            engine: Arc::new(Engine::new(engine, turns.clone())),
             stop,
             rules,
             admission,
             telemetry,
             clock,
             entropy,
+            turns,
         }
     }
 
@@ -200,11 +200,15 @@ impl Serving {
     /// Accepts until [`Serving::drain`], and then what the kernel has queued: whoever was connected
     /// is served. Errors of single connections end those connections.
     pub async fn accept(self: Arc<Self>, listener: Listener) {
+        let turns = self.turns.clone();
+        turns.run(Arc::default(), self.accept_all(listener)).await;
+    }
+
+    async fn accept_all(self: Arc<Self>, listener: Listener) {
         let mut stopped = self.stop.subscribe();
         let tls = listener.tls.map(Arc::new);
         // Accepted sockets inherit it. Without it they only take more memory.
         let _ = setsockopt(&listener.listener, NotSentLowAt, &UNSENT);
-        let mut at_once = 0;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.listener.accept() => accepted,
@@ -212,13 +216,10 @@ impl Serving {
             };
             match accepted {
                 Ok((tcp, peer)) => {
-                    let displaced = self.connected(tcp, peer, tls.as_ref());
-                    at_once += 1;
-                    // One that was displaced must run to give its place back.
-                    if displaced || at_once == ACCEPTED_AT_ONCE {
-                        at_once = 0;
-                        tokio::task::yield_now().await;
-                    }
+                    self.connected(tcp, peer, tls.as_ref());
+                    // Each is a turn of its own. And one that was displaced must run to give its
+                    // place back.
+                    behind().await;
                 }
                 Err(e) => {
                     // Out of descriptors or memory: the connection stays queued. Spinning on it
@@ -236,34 +237,29 @@ impl Serving {
         }
     }
 
-    /// Takes a connection; whether another one was displaced for it.
-    fn connected(
-        self: &Arc<Self>,
-        tcp: TcpStream,
-        peer: SocketAddr,
-        tls: Option<&Arc<Tls>>,
-    ) -> bool {
-        let displaced = self.admission.make_room();
+    fn connected(self: &Arc<Self>, tcp: TcpStream, peer: SocketAddr, tls: Option<&Arc<Tls>>) {
+        self.admission.make_room();
         let Some(place) = self.admission.take() else {
             self.telemetry.metrics.connections.cut(Cut::Connections);
             if tls.is_none() {
                 // As much as its empty buffer takes, which is all of it.
                 let _ = tcp.try_write(NO_PLACE);
             }
-            return displaced;
+            return;
         };
         let (serving, tls) = (Arc::clone(self), tls.cloned());
         tokio::spawn(async move { serving.connection(tcp, peer, tls.as_deref(), place).await });
-        displaced
     }
 
     async fn connection(&self, tcp: TcpStream, peer: SocketAddr, tls: Option<&Tls>, place: Place) {
         let _open = self.telemetry.metrics.connections.opened();
         let (unproved, displacement) = place.unproved();
+        let urgency = Arc::<Urgency>::default();
+        let undisturbed = self.undisturbed(tcp, peer, tls, place, unproved, Arc::clone(&urgency));
         tokio::select! {
             biased;
             () = displacement.told() => self.telemetry.metrics.connections.cut(Cut::Displaced),
-            () = self.undisturbed(tcp, peer, tls, place, unproved) => {}
+            () = self.turns.run(urgency, undisturbed) => {}
         }
     }
 
@@ -274,12 +270,13 @@ impl Serving {
         tls: Option<&Tls>,
         mut place: Place,
         unproved: Unproved,
+        urgency: Arc<Urgency>,
     ) {
         let began = self.clock.now();
         let rules = self.rules.load_full();
         let within = rules.limits.header_timeout;
         // Boxed: a TLS handshake takes 8 KiB, which the connection gives back when it is over.
-        let begun = Box::pin(self.begin(tcp, peer, tls, &rules, &mut place, unproved));
+        let begun = Box::pin(self.begin(tcp, peer, tls, &rules, &mut place, (unproved, urgency)));
         let Ok(begun) = tokio::time::timeout(within, begun).await else {
             let proxied = is_proxy(&rules, peer);
             let why = if proxied { Cut::ProxyHeader } else { Cut::Handshake };
@@ -314,7 +311,7 @@ impl Serving {
         tls: Option<&Tls>,
         rules: &AcceptRules,
         place: &mut Place,
-        unproved: Unproved,
+        (unproved, urgency): (Unproved, Arc<Urgency>),
     ) -> Result<(Stream, Arc<Client>), Option<Cut>> {
         tcp.set_nodelay(true).map_err(|_| None)?;
         let address = if is_proxy(rules, peer) {
@@ -334,7 +331,8 @@ impl Serving {
         let hsts = tls.and_then(|t| **t.hsts.load());
         let telemetry = Arc::clone(&self.telemetry);
         let limits = rules.limits.apart(self.entropy.next_u64());
-        let client = Client::new(address, tls.is_some(), hsts, limits, telemetry, unproved);
+        let client =
+            Client::new(address, tls.is_some(), hsts, limits, telemetry, unproved, urgency);
         let mut socket = Socket::from(tcp);
         socket.set_socket_digest(digest);
         socket.set_proxy_digest(client.digest().map_err(|_| None)?);

@@ -16,8 +16,11 @@ const CLOSED: u8 = 7;
 
 /// Resolves when the client has left. Consumes nothing of an unread body.
 pub async fn client_left(session: &mut Session, body_unread: bool) {
-    if !body_unread && let Some(client) = Client::of(session) {
-        client.enter(Phase::Answer);
+    if let Some(client) = Client::of(session) {
+        client.urgency.has_time();
+        if !body_unread {
+            client.enter(Phase::Answer);
+        }
     }
     let downstream = session.as_downstream_mut();
     if downstream.is_http2() {

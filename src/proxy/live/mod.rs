@@ -37,6 +37,7 @@ use crate::telemetry::Telemetry;
 
 use super::gate::Gate;
 use super::service::EdgeProxy;
+use super::turns::Turns;
 
 use carry::Accepted;
 pub(super) use filter::carries;
@@ -89,11 +90,12 @@ pub(super) fn take_over(session: &mut Session, word: Word) -> bool {
 /// Pingora's HTTP engine, and what was taken over from it.
 pub(super) struct Engine {
     proxy: Arc<HttpProxy<EdgeProxy>>,
+    turns: Turns,
 }
 
 impl Engine {
-    pub(super) fn new(proxy: HttpProxy<EdgeProxy>) -> Self {
-        Self { proxy: Arc::new(proxy) }
+    pub(super) fn new(proxy: HttpProxy<EdgeProxy>, turns: Turns) -> Self {
+        Self { proxy: Arc::new(proxy), turns }
     }
 }
 
@@ -104,6 +106,12 @@ impl HttpServerApp for Engine {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
+        if session.is_http2() {
+            // A task of its own, which Pingora made. One of HTTP/1.1 is its connection's.
+            let urgency = Connection::of(&session).map(|c| Arc::clone(&c.urgency));
+            let request = self.proxy.process_new_http(session, shutdown);
+            return self.turns.run(urgency.unwrap_or_default(), request).await;
+        }
         let taken = Taken::default();
         let request = self.proxy.process_new_http(session, shutdown);
         let reused = TAKEN.scope(taken.clone(), request).await;
