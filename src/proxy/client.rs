@@ -7,8 +7,10 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -121,6 +123,8 @@ pub struct Client {
     turns: AtomicU32,
     /// HTTP/2: bodies that are being waited for.
     bodies: AtomicUsize,
+    /// HTTP/2: who reads the connection, and has to know of bodies.
+    reader: AtomicWaker,
     answered: AtomicU32,
     resets: AtomicU32,
     /// One more than the index of the reason; 0 while there is none.
@@ -156,6 +160,7 @@ impl Client {
             phase: AtomicU8::new(Phase::Idle as u8),
             turns: AtomicU32::new(0),
             bodies: AtomicUsize::new(0),
+            reader: AtomicWaker::new(),
             answered: AtomicU32::new(0),
             resets: AtomicU32::new(0),
             cut: AtomicU8::new(0),
@@ -204,8 +209,8 @@ impl Client {
             self.turns.fetch_add(1, Ordering::AcqRel);
             match phase {
                 Phase::Idle => self.urgency.answered(),
-                Phase::Body => self.urgency.awaits_body(true),
-                Phase::Answer => self.urgency.awaits_body(false),
+                // The stream says when it has to be waited for.
+                Phase::Body | Phase::Answer => self.urgency.awaits(false),
                 Phase::Head | Phase::Upgraded | Phase::Multiplexed => {}
             }
         }
@@ -214,7 +219,13 @@ impl Client {
     /// HTTP/2: a body is waited for until the guard is dropped.
     pub fn expect_body(self: &Arc<Self>) -> ExpectedBody {
         self.bodies.fetch_add(1, Ordering::AcqRel);
+        self.reader.wake();
         ExpectedBody(Arc::clone(self))
+    }
+
+    /// HTTP/2: wakes `reader` when a body is waited for.
+    pub fn reads(&self, reader: &Waker) {
+        self.reader.register(reader);
     }
 
     /// HTTP/2: bodies that are being waited for.

@@ -328,7 +328,7 @@ impl Guarded {
 
     /// Whether the others have their turn now; then it goes on after them.
     fn gives_way(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.writing.bytes() >= A_TURN as u64 {
+        if self.writing.bytes() >= A_TURN as u64 && self.gathers() {
             self.client.urgency.has_time();
         }
         if self.at_once < A_TURN {
@@ -371,6 +371,11 @@ impl AsyncRead for Guarded {
             },
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             Poll::Pending => {
+                match phase {
+                    Phase::Multiplexed => this.client.reads(cx.waker()),
+                    Phase::Head | Phase::Body => this.client.urgency.awaits(true),
+                    _ => {}
+                }
                 let Some((left, why)) = this.read_bound(phase) else { return Poll::Pending };
                 ready!(this.read_timer.poll(left, cx));
                 this.refuse(why, cx)

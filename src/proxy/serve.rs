@@ -200,23 +200,36 @@ impl Serving {
     /// Accepts until [`Serving::drain`], and then what the kernel has queued: whoever was connected
     /// is served. Errors of single connections end those connections.
     pub async fn accept(self: Arc<Self>, listener: Listener) {
-        let turns = self.turns.clone();
-        turns.run(Arc::default(), self.accept_all(listener)).await;
-    }
-
-    async fn accept_all(self: Arc<Self>, listener: Listener) {
         let mut stopped = self.stop.subscribe();
         let tls = listener.tls.map(Arc::new);
+        let (listener, address) = (listener.listener, listener.address);
         // Accepted sockets inherit it. Without it they only take more memory.
-        let _ = setsockopt(&listener.listener, NotSentLowAt, &UNSENT);
+        let _ = setsockopt(&listener, NotSentLowAt, &UNSENT);
+        let accepting = self.accept_forever(&listener, address, tls.as_ref());
+        // Outside of turns: the end waits for nobody.
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|s| *s) => {}
+            () = self.turns.run(Urgency::of_acceptor(), accepting) => {}
+        }
+        // Those who are still coming fill it again: not for ever.
+        for _ in 0..BACKLOG {
+            let queued = tokio::time::timeout(Duration::ZERO, listener.accept());
+            let Ok(Ok((tcp, peer))) = queued.await else { return };
+            self.connected(tcp, peer, tls.as_ref());
+        }
+    }
+
+    async fn accept_forever(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        address: SocketAddr,
+        tls: Option<&Arc<Tls>>,
+    ) {
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.listener.accept() => accepted,
-                _ = stopped.wait_for(|s| *s) => break,
-            };
-            match accepted {
+            match listener.accept().await {
                 Ok((tcp, peer)) => {
-                    self.connected(tcp, peer, tls.as_ref());
+                    self.connected(tcp, peer, tls);
                     // Each is a turn of its own. And one that was displaced must run to give its
                     // place back.
                     behind().await;
@@ -224,16 +237,10 @@ impl Serving {
                 Err(e) => {
                     // Out of descriptors or memory: the connection stays queued. Spinning on it
                     // would take the time that is needed to free some.
-                    log::warn!("{}: accept: {e}", listener.address);
+                    log::warn!("{address}: accept: {e}");
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
-        }
-        // Those who are still coming fill it again: not for ever.
-        for _ in 0..BACKLOG {
-            let queued = tokio::time::timeout(Duration::ZERO, listener.listener.accept());
-            let Ok(Ok((tcp, peer))) = queued.await else { return };
-            self.connected(tcp, peer, tls.as_ref());
         }
     }
 

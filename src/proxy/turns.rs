@@ -1,11 +1,12 @@
 //! The order of a thread's work. Tokio runs tasks in the order in which they became ready, so a wave
 //! of new connections, of large answers or of bodies that drip would have a hot request wait behind
 //! all of it. Here such work gives way: between two looks at the sockets it runs for [`A_PASS`], and
-//! what is left waits for the next pass. What is urgent never waits.
+//! what is left waits for the next pass. What is urgent waits for one pass at most.
 //!
-//! Nothing starves: each pass runs some of what waits, what is new and what is large in turn, each
-//! in the order in which it came. When nothing urgent is there, passes follow each other at once, at
-//! the price of one look at the sockets each. What is urgent pays for one atomic load.
+//! Nothing starves: what gives way has at least a fifth of the time ([`A_SHARE`]), and in each pass
+//! what is new and what is large have turns alternately, each in the order in which it came. When
+//! nothing urgent is there, passes follow each other at once, at the price of one look at the sockets
+//! each. What is urgent pays for one atomic load.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,9 +23,12 @@ use tokio::sync::Notify;
 
 use crate::clock::{Clock, Mono};
 
-/// How long what gives way runs on each thread between two looks at the sockets; a turn that has
+/// How long what gives way runs between two looks at the sockets, for each thread; a turn that has
 /// begun is finished. One or two turns of the usual length.
 const A_PASS: Duration = Duration::from_micros(25);
+
+/// Of the time since the last pass began, it has at least one part in so many.
+const A_SHARE: u32 = 4;
 
 /// Whether a connection's work is urgent. It is while a request of usual size is answered on a
 /// connection that was answered before.
@@ -34,10 +38,22 @@ pub struct Urgency(AtomicU8);
 impl Urgency {
     /// A request was answered on its connection.
     const PROVED: u8 = 1;
-    /// The request's body is awaited.
+    /// More of the request is awaited.
     const AWAITED: u8 = 2;
     /// The request was held, or its answer is large.
     const TIME: u8 = 4;
+    /// It accepts connections.
+    const ACCEPTS: u8 = 8;
+
+    /// Of one who accepts connections: a queue of its own, however many of them wait.
+    pub fn of_acceptor() -> Arc<Self> {
+        Arc::new(Self(AtomicU8::new(Self::ACCEPTS)))
+    }
+
+    /// Of a stream that begins on an HTTP/2 connection.
+    pub fn of_stream(connection: &Self) -> Arc<Self> {
+        Arc::new(Self(AtomicU8::new(connection.0.load(Ordering::Relaxed) & Self::PROVED)))
+    }
 
     /// Whether the connection's work goes first.
     pub fn is_urgent(&self) -> bool {
@@ -49,8 +65,8 @@ impl Urgency {
         self.0.store(Self::PROVED, Ordering::Relaxed);
     }
 
-    /// Whether the request's body is awaited.
-    pub fn awaits_body(&self, awaits: bool) {
+    /// Whether more of the request is awaited.
+    pub fn awaits(&self, awaits: bool) {
         if awaits {
             self.0.fetch_or(Self::AWAITED, Ordering::Relaxed);
         } else {
@@ -65,7 +81,11 @@ impl Urgency {
 
     /// Which of [`State::queues`] it waits in.
     fn queue(&self) -> usize {
-        usize::from(self.0.load(Ordering::Relaxed) & (Self::AWAITED | Self::TIME) != 0)
+        match self.0.load(Ordering::Relaxed) {
+            Self::ACCEPTS => 2,
+            state if state & (Self::AWAITED | Self::TIME) != 0 => 1,
+            _ => 0,
+        }
     }
 }
 
@@ -85,10 +105,12 @@ struct State {
     /// What is left of the pass.
     left: Duration,
     pacer: Pacer,
-    /// What is new, and what is large or slow. At most one ticket for each task that runs here.
-    queues: [VecDeque<Arc<Ticket>>; 2],
-    /// Whose turn it is.
-    first: usize,
+    /// When it began, or somebody took a turn after all had slept.
+    began: Mono,
+    /// What is new, what is large or slow, and who accepts. One ticket for each task that waits.
+    queues: [VecDeque<Arc<Ticket>>; 3],
+    /// The queue that was served last.
+    last: usize,
 }
 
 #[derive(Default, PartialEq)]
@@ -181,13 +203,13 @@ impl Inner {
             return granted.is_ok();
         }
         let mut state = self.lock();
-        match std::mem::replace(&mut state.pacer, Pacer::Awake) {
-            Pacer::Awake => {}
-            Pacer::Asleep => self.begin.notify_one(),
-            Pacer::Unborn => {
-                self.begin.notify_one();
-                tokio::spawn(Arc::clone(self).pace());
-            }
+        let pacer = std::mem::replace(&mut state.pacer, Pacer::Awake);
+        if pacer != Pacer::Awake {
+            state.began = self.clock.now();
+            self.begin.notify_one();
+        }
+        if pacer == Pacer::Unborn {
+            tokio::spawn(Arc::clone(self).pace());
         }
         if !state.left.is_zero() && state.waiting() == 0 {
             return true;
@@ -232,8 +254,10 @@ impl Inner {
     }
 
     fn begin_pass(&self) -> bool {
+        let now = self.clock.now();
         let mut state = self.lock();
-        state.left = A_PASS.saturating_mul(self.threads);
+        let share = now.since(state.began) / A_SHARE;
+        (state.began, state.left) = (now, A_PASS.max(share).saturating_mul(self.threads));
         if state.waiting() == 0 {
             state.pacer = Pacer::Asleep;
             return false;
@@ -256,8 +280,8 @@ impl State {
     /// Takes the first one whose task still lives.
     fn next(&mut self) -> Option<Arc<Ticket>> {
         while self.waiting() > 0 {
-            self.first = 1 - self.first;
-            if let Some(ticket) = self.queues[self.first].pop_front()
+            self.last = (self.last + 1) % self.queues.len();
+            if let Some(ticket) = self.queues[self.last].pop_front()
                 && Arc::strong_count(&ticket) > 1
             {
                 return Some(ticket);
@@ -289,6 +313,8 @@ pub fn behind() -> impl Future<Output = ()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use crate::clock::ManualClock;
 
@@ -367,22 +393,37 @@ mod tests {
     }
 
     #[test]
-    fn what_gives_way_goes_on_beside_what_is_always_ready() {
+    fn what_gives_way_has_its_share_beside_what_is_always_ready() {
         on_one_thread(|turns, clock| async move {
-            let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
-            let until = Arc::clone(&done);
-            let busy = tokio::spawn(turns.run(urgent(), async move {
-                while !until.load(Ordering::Relaxed) {
-                    behind().await;
-                }
-            }));
+            let (done, polls) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicU64::new(0)));
+            let mut busy = Vec::new();
+            for _ in 0..100 {
+                let (done, polls, clock) =
+                    (Arc::clone(&done), Arc::clone(&polls), Arc::clone(&clock));
+                busy.push(tokio::spawn(turns.run(urgent(), async move {
+                    while done.load(Ordering::Relaxed) == 0 {
+                        polls.fetch_add(1, Ordering::Relaxed);
+                        clock.advance(A_PASS);
+                        behind().await;
+                    }
+                })));
+            }
+            let mut tasks = Vec::new();
             for _ in 0..100 {
                 let clock = Arc::clone(&clock);
                 let work = async move { clock.advance(A_PASS) };
-                tokio::spawn(turns.run(Arc::default(), work)).await.unwrap();
+                tasks.push(tokio::spawn(turns.run(Arc::default(), work)));
             }
-            done.store(true, Ordering::Relaxed);
-            busy.await.unwrap();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            done.store(1, Ordering::Relaxed);
+            for task in busy {
+                task.await.unwrap();
+            }
+            // One in five is 400; one in each round would be 10,000.
+            let polls = polls.load(Ordering::Relaxed);
+            assert!(polls <= 1500, "100 turns took {polls} turns of what is always ready");
         });
     }
 
@@ -441,17 +482,17 @@ mod tests {
     fn a_request_is_urgent_once_one_was_answered_and_while_it_is_small() {
         let urgency = Urgency::default();
         assert!(!urgency.is_urgent(), "nothing was answered");
-        urgency.awaits_body(true);
-        urgency.awaits_body(false);
+        urgency.awaits(true);
+        urgency.awaits(false);
         assert!(!urgency.is_urgent());
         urgency.answered();
         assert!(urgency.is_urgent());
-        urgency.awaits_body(true);
+        urgency.awaits(true);
         assert!(!urgency.is_urgent() && urgency.queue() == 1);
-        urgency.awaits_body(false);
+        urgency.awaits(false);
         assert!(urgency.is_urgent() && urgency.queue() == 0);
         urgency.has_time();
-        urgency.awaits_body(false);
+        urgency.awaits(false);
         assert!(!urgency.is_urgent() && urgency.queue() == 1);
         urgency.answered();
         assert!(urgency.is_urgent());

@@ -37,7 +37,7 @@ use crate::telemetry::Telemetry;
 
 use super::gate::Gate;
 use super::service::EdgeProxy;
-use super::turns::Turns;
+use super::turns::{Turns, Urgency};
 
 use carry::Accepted;
 pub(super) use filter::carries;
@@ -108,7 +108,7 @@ impl HttpServerApp for Engine {
     ) -> Option<ReusedHttpStream> {
         if session.is_http2() {
             // A task of its own, which Pingora made. One of HTTP/1.1 is its connection's.
-            let urgency = Connection::of(&session).map(|c| Arc::clone(&c.urgency));
+            let urgency = Connection::of(&session).map(|c| Urgency::of_stream(&c.urgency));
             let request = self.proxy.process_new_http(session, shutdown);
             return self.turns.run(urgency.unwrap_or_default(), request).await;
         }
