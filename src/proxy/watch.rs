@@ -17,7 +17,10 @@ const CLOSED: u8 = 7;
 /// Resolves when the client has left. Consumes nothing of an unread body.
 pub async fn client_left(session: &mut Session, body_unread: bool) {
     if let Some(client) = Client::of(session) {
-        client.urgency.has_time();
+        // An HTTP/2 connection has other requests.
+        if !session.is_http2() {
+            client.urgency.has_time();
+        }
         if !body_unread {
             client.enter(Phase::Answer);
         }

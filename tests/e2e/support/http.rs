@@ -109,6 +109,10 @@ impl Connection {
     /// Whether nothing at all comes for so long. Not a wait for something: the test has made sure
     /// already that whatever could come would have.
     pub fn is_silent(&mut self, time: Duration) -> bool {
+        // Two answers may have come at once.
+        if !self.read.is_empty() {
+            return false;
+        }
         self.stream.set_read_timeout(Some(time)).unwrap();
         let mut byte = [0];
         match self.stream.peek(&mut byte) {
