@@ -478,6 +478,60 @@ mod tests {
         });
     }
 
+    /// Several threads, tasks of every kind that change their urgency from elsewhere, wait, are woken
+    /// from elsewhere and end in the queue: each that is left runs to its end, and all is quiet then.
+    #[test]
+    fn no_wake_is_lost_among_threads() {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build();
+        let runtime = runtime.unwrap();
+        let turns = Turns::new(4, Arc::new(crate::clock::SystemClock::new()));
+        let all = turns.clone();
+        let storm = runtime.spawn(async move {
+            for round in 0..20_u64 {
+                let mut tasks = Vec::new();
+                for n in 0..300_u64 {
+                    let urgency = [Arc::default(), urgent(), large(), Urgency::of_acceptor()]
+                        [(n % 4) as usize]
+                        .clone();
+                    let from_elsewhere = Arc::clone(&urgency);
+                    let (wake, woken) = tokio::sync::oneshot::channel::<()>();
+                    let task = tokio::spawn(all.run(urgency, async move {
+                        for _ in 0..n % 7 {
+                            behind().await;
+                        }
+                        let _ = woken.await;
+                        tokio::task::yield_now().await;
+                    }));
+                    if (n + round) % 11 == 0 {
+                        task.abort();
+                    } else {
+                        tasks.push(task);
+                    }
+                    tokio::spawn(async move {
+                        if n % 3 == 0 {
+                            from_elsewhere.answered();
+                        } else if n % 3 == 1 {
+                            from_elsewhere.awaits(true);
+                        }
+                        let _ = wake.send(());
+                    });
+                }
+                for task in tasks {
+                    task.await.unwrap();
+                }
+            }
+            while all.0.lock().pacer != Pacer::Asleep {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(all.0.lock().waiting(), 0);
+        });
+        runtime
+            .block_on(async { tokio::time::timeout(Duration::from_secs(60), storm).await })
+            .expect("a task was never woken")
+            .unwrap();
+    }
+
     #[test]
     fn a_request_is_urgent_once_one_was_answered_and_while_it_is_small() {
         let urgency = Urgency::default();
