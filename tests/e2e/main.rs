@@ -47,3 +47,4 @@ mod systemd;
 mod tls;
 mod upstreams;
 mod webhook;
+mod wire;

@@ -1,0 +1,1 @@
+//! Whose connection it is, and what it may take: trusted proxies, addresses, HTTP/2 windows.

@@ -1,0 +1,1 @@
+//! Browsers, providers and balancers as they are: methods, preflights, tokens, deliveries, assets.

@@ -1,0 +1,1 @@
+//! What people deploy: links, caches beside the code, a second deploy.

@@ -1,0 +1,1 @@
+//! What is kept: damage is noticed, durable means durable, and leftovers go.

@@ -1,0 +1,1 @@
+//! Tabs of real Vango apps come back, and a herd of them loses no session.
