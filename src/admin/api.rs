@@ -16,6 +16,7 @@ use crate::lifecycle::admit::Woke;
 use crate::lifecycle::classify::classify;
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::Facts;
+use crate::lifecycle::hop;
 use crate::lifecycle::resume::Lookup;
 use crate::lifecycle::trace::Outcome;
 use crate::snapshot::{AllocationView, EnvView};
@@ -419,6 +420,7 @@ pub async fn explain(
     let now = c.clock.now();
     let id = RequestId::random(&*c.entropy);
     let mut facts = Facts::parse(&parts, target.as_bytes(), id, now).map_err(Problem::bad)?;
+    hop::strip(&mut parts.headers);
     let (headers, wall) = (&parts.headers, c.clock.wall());
     let snapshot = Arc::clone(&c.snapshots.load());
     let mut record = Lookup::NotAsked;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Mono;
-use crate::contract::Route;
+use crate::contract::{Route, RouteClass};
 use crate::id::{AllocationId, OperationId};
 use crate::snapshot::EnvView;
 
@@ -114,6 +114,10 @@ impl Journey {
     /// Begins. The deadline is absolute: the contract's wake budget from when the request came.
     pub fn begin(facts: Facts, classified: Classified) -> Self {
         let Classified { view, route, posture, wakes } = classified;
+        let class = view.contract.routes.get(route).map(|r| &r.class);
+        // Elsewhere it is a plain request (RFC 9110 §7.8).
+        let websocket = facts.websocket && matches!(class, Some(RouteClass::Live(_)));
+        let facts = Facts { websocket, ..facts };
         Self {
             deadline: facts.received + view.contract.wake.budget,
             trace: Trace::new(facts.id, facts.received),
@@ -333,11 +337,19 @@ impl Journey {
     /// `sent` bytes of the body have come, and are on their way to the app. `Some` when that is
     /// more than the route takes: the app gets no more of it.
     pub fn body_grew(&mut self, sent: u64, now: Mono) -> Option<Reply> {
-        let most = self.max_body().filter(|most| sent > *most && !self.facts.websocket)?;
+        let most = self.max_body().filter(|most| sent > *most)?;
         let reply =
             Reply { forwarded: Forwarded::OutcomeUnknown, ..Reply::content_too_large(most) };
         self.trace.answered(now, &reply);
         Some(reply)
+    }
+
+    /// What followed cannot be read as a body's chunks (RFC 9112 §7.1). What of it was sent cannot be
+    /// taken back.
+    pub fn body_malformed(&mut self, now: Mono) -> Reply {
+        let reply = Reply { forwarded: Forwarded::OutcomeUnknown, ..Reply::body_malformed() };
+        self.trace.answered(now, &reply);
+        reply
     }
 
     /// Nothing more of the body came in time. What of it was sent cannot be taken back.

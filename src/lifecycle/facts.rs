@@ -15,6 +15,7 @@ use crate::clock::Mono;
 use crate::id::{Host, RequestId};
 
 use super::affinity::{Prior, SessionId};
+use super::hop;
 use super::parent::TraceParent;
 
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -49,7 +50,9 @@ pub enum BadRequest {
     HeadTooLarge,
 }
 
-/// Whether a head keeps to the bounds: bytes of target, names and values, and number of fields.
+/// Whether a head keeps to the bounds: bytes of target, names and values, and number of fields. Lines
+/// of cookies are one field, since HTTP/2 lets a client split it (RFC 9113 §8.2.3); a `Connection`
+/// names no more fields than there may be.
 ///
 /// # Errors
 /// [`BadRequest::HeadTooLarge`]
@@ -62,7 +65,9 @@ pub fn check_head(
     // Four bytes more for each: colon, space and line end.
     let fields = headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4);
     let bytes: usize = fields.sum::<usize>() + target;
-    if headers.len() > most_fields || bytes > most_bytes {
+    let split = headers.get_all(header::COOKIE).iter().skip(1).count();
+    let count = headers.len() - split;
+    if count > most_fields || hop::named(headers) > most_fields || bytes > most_bytes {
         return Err(BadRequest::HeadTooLarge);
     }
     Ok(())
@@ -106,9 +111,9 @@ pub struct Facts {
     pub path_changed: bool,
     /// Query without `?`.
     pub query: Option<String>,
-    /// Asks for a WebSocket (RFC 6455 §4.1).
+    /// Asks for a WebSocket (RFC 6455 §4.1), until it is known that its route carries none.
     pub websocket: bool,
-    /// Body bytes will follow the headers.
+    /// A body follows the headers. Over HTTP/2 the stream says so and not the head (RFC 9113 §8.1).
     pub body: bool,
     /// How many, if the head says so.
     pub content_length: Option<u64>,
@@ -328,8 +333,11 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
         .any(|t| t.trim().eq_ignore_ascii_case(token))
 }
 
+/// HTTP/1.0 has no upgrades (RFC 9110 §7.8), and a handshake has no body.
 fn is_websocket(parts: &Parts) -> bool {
     parts.method == Method::GET
+        && parts.version == Version::HTTP_11
+        && !has_body(&parts.headers)
         && has_token(&parts.headers, header::CONNECTION, "upgrade")
         && has_token(&parts.headers, header::UPGRADE, "websocket")
 }
@@ -339,9 +347,10 @@ fn has_body(headers: &HeaderMap) -> bool {
         || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v.as_bytes() != b"0")
 }
 
-/// Pingora has refused heads with several lengths, or one that is no number.
+/// Pingora has refused heads with lengths that differ, or one that is no number.
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+    let said = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?;
+    said.split(',').next()?.trim().parse().ok()
 }
 
 /// A browser's navigation asks for `text/html` by name; anything else gets problem details.
@@ -476,6 +485,25 @@ mod tests {
         assert!(f.body && !f.websocket);
         let ws = get().header("connection", "keep-alive, Upgrade").header("upgrade", "WebSocket");
         assert!(parse(ws, "/").unwrap().websocket);
+        let ws = || get().header("connection", "upgrade").header("upgrade", "websocket");
+        assert!(!parse(ws().version(Version::HTTP_10), "/").unwrap().websocket);
+        assert!(!parse(ws().header("content-length", "1"), "/").unwrap().websocket);
+        assert!(!parse(get().header("upgrade", "websocket"), "/").unwrap().websocket);
+        let twice = get().header("content-length", "3, 3").header("content-length", "3");
+        assert_eq!(parse(twice, "/").unwrap().content_length, Some(3));
+    }
+
+    #[test]
+    fn lines_of_cookies_are_one_field_and_connection_names_no_more_than_may_be() {
+        let check = |build: http::request::Builder, most| {
+            let (parts, ()) = build.body(()).unwrap().into_parts();
+            check_head(&parts.headers, 1, 1000, most)
+        };
+        let cookies = (0..9).fold(get(), |g, n| g.header("cookie", format!("c{n}=1")));
+        assert_eq!(check(cookies, 2), Ok(()));
+        let named = || get().header("connection", "a, b, c");
+        assert_eq!(check(named(), 3), Ok(()));
+        assert_eq!(check(named(), 2), Err(BadRequest::HeadTooLarge));
         let nav = get().header("accept", "text/html,*/*;q=0.8");
         assert_eq!(parse(nav, "/").unwrap().error_form, ErrorForm::Page);
         assert_eq!(

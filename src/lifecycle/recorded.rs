@@ -68,6 +68,8 @@ pub enum BodyRefusal {
     TooLong,
     /// It did not come in time.
     TooSlow,
+    /// Its chunks cannot be read.
+    Malformed,
     /// The node keeps as many bytes of bodies as it may.
     NoRoom,
 }
@@ -295,6 +297,7 @@ impl Journey {
                 let detail = "The body did not come in time; nothing was sent to the app.";
                 Reply::refused(Problem::RequestTimeout, 408, detail)
             }
+            BodyRefusal::Malformed => Reply::body_malformed(),
             BodyRefusal::NoRoom => {
                 let bound = QueueBound::Bodies.name();
                 let detail = format!("The edge keeps as many bytes of bodies as it may ({bound}).");

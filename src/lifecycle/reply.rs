@@ -358,6 +358,13 @@ impl Reply {
         Self::refused(Problem::ContentTooLarge, 413, detail)
     }
 
+    /// 400 for a body that is none.
+    pub fn body_malformed() -> Self {
+        let detail = "The body's chunks cannot be read: each begins with its size in hex digits and \
+                      ends with CR LF.";
+        Self::refused(Problem::MalformedRequest, 400, detail)
+    }
+
     /// 400 for a request that has no one reading.
     pub fn bad_request(why: BadRequest) -> Self {
         let (problem, status) = match why {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header;
+use pingora::prelude::{Error, ErrorType};
 use pingora_proxy::Session;
 
 use crate::lifecycle::recorded::BodyRefusal;
@@ -85,6 +86,15 @@ pub async fn read_whole(
     }
 }
 
+fn unread(e: Box<Error>) -> Unread {
+    if is_malformed(&e) { Unread::Refused(BodyRefusal::Malformed) } else { Unread::Gone }
+}
+
+/// Whether a client's body could not be read because it is not one; Pingora's names.
+pub fn is_malformed(e: &Error) -> bool {
+    matches!(e.etype(), ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd"))
+}
+
 async fn read(session: &mut Session, limit: u64, room: &Arc<Room>) -> Result<Buffered, Unread> {
     let mut place = Place { room: Arc::clone(room), bytes: 0 };
     let downstream = session.as_downstream_mut();
@@ -98,7 +108,7 @@ async fn read(session: &mut Session, limit: u64, room: &Arc<Room>) -> Result<Buf
     }
     let mut first: Option<Bytes> = None;
     let mut whole = BytesMut::new();
-    while let Some(chunk) = downstream.read_request_body().await.map_err(|_| Unread::Gone)? {
+    while let Some(chunk) = downstream.read_request_body().await.map_err(unread)? {
         let more = chunk.len() as u64;
         if place.bytes + more > limit {
             return Err(Unread::Refused(BodyRefusal::TooLong));

@@ -19,6 +19,7 @@ use crate::lifecycle::idempotency::Claim;
 use crate::lifecycle::reply::Reply;
 use crate::store::record::ledger::{StoredHead, StoredResponse, Subject};
 
+use super::body;
 use super::client::Client;
 use super::exchange::{self, Body, BodyCut, Delivered, Terms};
 use super::gate::{Carried, Gate, Placed};
@@ -91,9 +92,9 @@ pub async fn deliver(
         exchange::run(connection, request, sending, terms, tell).await;
         drop((placed, open));
     });
-    let mut too_long = None;
+    let mut refused = None;
     let delivered = match feed {
-        Some(feed) => pump(session, journey, gate, feed, &mut told, &mut too_long).await,
+        Some(feed) => pump(session, journey, gate, feed, &mut told, &mut refused).await,
         None => (&mut told).await.ok(),
     };
     Ok(match delivered {
@@ -109,7 +110,7 @@ pub async fn deliver(
                 None => Tried::Answered(Box::new(head), first, Some(rest)),
             }
         }
-        Some(Delivered::Failed(failure)) => Tried::Reply(match too_long {
+        Some(Delivered::Failed(failure)) => Tried::Reply(match refused {
             // The edge cut it off itself, and has said why.
             Some(reply) => reply,
             None => journey.upstream_failed(failure, gate.clock.now()),
@@ -172,7 +173,7 @@ async fn pump(
     gate: &Gate,
     feed: Feed,
     told: &mut oneshot::Receiver<Delivered>,
-    too_long: &mut Option<Reply>,
+    refused: &mut Option<Reply>,
 ) -> Option<Delivered> {
     let (mut feed, mut sent) = (Some(feed), 0u64);
     loop {
@@ -183,15 +184,20 @@ async fn pump(
                 let piece = match read {
                     Ok(Some(piece)) => {
                         sent += piece.len() as u64;
-                        *too_long = journey.body_grew(sent, gate.clock.now());
-                        if too_long.is_some() { Err(BodyCut) } else { Ok(piece) }
+                        *refused = journey.body_grew(sent, gate.clock.now());
+                        if refused.is_some() { Err(BodyCut) } else { Ok(piece) }
                     }
                     // Closing the feed is the body's end.
                     Ok(None) => {
                         feed = None;
                         continue;
                     }
-                    Err(_) => Err(BodyCut),
+                    Err(e) => {
+                        if body::is_malformed(&e) {
+                            *refused = Some(journey.body_malformed(gate.clock.now()));
+                        }
+                        Err(BodyCut)
+                    }
                 };
                 let cut = piece.is_err();
                 let gone = match &feed {
@@ -216,11 +222,8 @@ fn request_head(
     let client = Client::of(session).map(|c| &c.forwarded_for);
     let sent = session.req_header();
     let mut head = sent.clone();
-    let mut stripped = head.headers.clone();
-    exchange::strip_hop_by_hop(&mut stripped);
-    let gone: Vec<HeaderName> =
-        head.headers.keys().filter(|n| !stripped.contains_key(*n)).cloned().collect();
-    for name in gone {
+    // The body is framed anew, and its sender was told to go on.
+    for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::EXPECT] {
         head.remove_header(&name);
     }
     if !head.headers.contains_key(header::HOST) {
@@ -245,7 +248,8 @@ fn body_of(
     let facts = journey.facts();
     if journey.reads_whole_body() || !facts.body {
         let bytes = carried.body.take().map(|b| b.bytes).unwrap_or_default();
-        if facts.body || facts.method == Method::POST || facts.method == Method::PUT {
+        let says = matches!(facts.method, Method::POST | Method::PUT | Method::PATCH);
+        if facts.body || facts.content_length.is_some() || says {
             head.insert_header(header::CONTENT_LENGTH, bytes.len())?;
         }
         return Ok((exchange::whole(bytes), None));

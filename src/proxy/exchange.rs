@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::ledger::Sending;
+use crate::lifecycle::hop;
 use crate::lifecycle::idempotency::Came;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::store::record::ledger::{StoredHead, StoredResponse};
@@ -123,7 +124,9 @@ pub async fn run(
             Err(_) => return failed(sending, UpstreamFailure::Silent, tell).await,
         };
     let (mut head, mut body) = response.into_parts();
-    strip_hop_by_hop(&mut head.headers);
+    hop::strip(&mut head.headers);
+    // Set anew where it is written.
+    head.headers.remove(header::CONTENT_LENGTH);
     let status = head.status.as_u16();
     let mut kept = BytesMut::new();
     let room = terms.max_response.saturating_sub(size(&head.headers));
@@ -217,41 +220,6 @@ fn stored_head(head: &http::response::Parts) -> StoredHead {
         headers: headers
             .map(|(n, v)| (n.as_str().to_owned(), StoredHead::text(v.as_bytes())))
             .collect(),
-    }
-}
-
-/// Takes off what belongs to one connection (RFC 9110 §7.6.1), and the length, which is set anew.
-/// What a `Connection` header names goes too, but never what says whose request it is or how its
-/// body is read.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    const FIXED: [&str; 11] = [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "expect",
-        "http2-settings",
-        "content-length",
-        "proxy-authenticate",
-    ];
-    const KEPT: [&str; 6] =
-        ["host", "content-type", "content-encoding", "cookie", "authorization", "idempotency-key"];
-    let named: Vec<header::HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name: &header::HeaderName| !KEPT.contains(&name.as_str()))
-        .collect();
-    for name in FIXED {
-        headers.remove(name);
-    }
-    for name in named {
-        headers.remove(name);
     }
 }
 
@@ -388,24 +356,5 @@ mod tests {
             assert_eq!(record.state, AttemptState::CompletedUnreplayable);
             assert_eq!(record.status, Some(200));
         }
-    }
-
-    #[test]
-    fn what_belongs_to_one_connection_is_not_passed_on() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "close, X-Secret, Cookie"),
-            ("x-secret", "1"),
-            ("cookie", "a=1"),
-            ("transfer-encoding", "chunked"),
-            ("expect", "100-continue"),
-            ("content-type", "text/plain"),
-        ] {
-            headers.append(name, value.parse().unwrap());
-        }
-        strip_hop_by_hop(&mut headers);
-        let mut left: Vec<_> = headers.keys().map(|n| n.as_str()).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["content-type", "cookie"]);
     }
 }

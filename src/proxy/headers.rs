@@ -31,13 +31,32 @@ const OURS: [HeaderName; 6] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
+/// The prefix of every other one.
+const PREFIX: &str = "vango-edge-";
+
+/// What CGI makes an environment variable of that programs take for their proxy (CVE-2016-5385).
+const HTTP_PROXY: &str = "proxy";
+
+/// Whether a client's field of this name is not passed on. CGI-like servers make one name of those that
+/// differ only in what is neither letter nor digit: to PHP, `Vango.Edge.Epoch` is the edge's own.
+fn is_foreign(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if plain {
+        return text.starts_with(PREFIX) || text == HTTP_PROXY || OURS.contains(name);
+    }
+    let folded: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    text.contains('_') || folded.starts_with(PREFIX) || OURS.iter().any(|n| *n == folded.as_str())
+}
+
 /// Fields that are added at most, so that the map grows once: those above and an allocation's.
 const ADDED: usize = 12;
 
 /// Makes `upstream` what the app is to see of the request, which came from `client`.
 ///
-/// Names with an underscore are dropped: servers that turn `-` into `_` could not tell
-/// `vango_edge_epoch` from the edge's own (nginx drops them by default too). Names reach the app in
+/// Names with an underscore are dropped, as nginx does by default, and so are those that some servers
+/// could not tell from the edge's own ([`is_foreign`]). Names reach the app in
 /// lower case, as they do over HTTP/2 (RFC 9110 §5.1 has them case-insensitive; RFC 9113 §8.2
 /// lower-case): keeping each client's spelling costs a second map for each request.
 ///
@@ -54,11 +73,7 @@ pub fn for_app(
     let (nothing, ()) = http::Request::new(()).into_parts();
     let mut parts = Parts::from(std::mem::replace(upstream, RequestHeader::from(nothing)));
     let headers = &mut parts.headers;
-    let theirs = |n: &&HeaderName| {
-        let name = n.as_str();
-        name.starts_with("vango-edge-") || name.contains('_') || OURS.contains(n)
-    };
-    let foreign: Vec<HeaderName> = headers.keys().filter(theirs).cloned().collect();
+    let foreign: Vec<HeaderName> = headers.keys().filter(|n| is_foreign(n)).cloned().collect();
     for name in foreign {
         headers.remove(&name);
     }
@@ -103,4 +118,31 @@ fn restarted(facts: &Facts) -> HeaderValue {
 /// `Strict-Transport-Security` (RFC 6797 §6.1).
 pub fn hsts(age: Duration) -> String {
     format!("max-age={}", age.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_a_server_could_take_for_the_edges_own_are_not_passed_on() {
+        for name in [
+            "vango-edge-epoch",
+            "vango.edge.webhook.verdict",
+            "vango-edge.epoch",
+            "vango~edge*anything",
+            "vango_edge_epoch",
+            "any_thing",
+            "x.forwarded.for",
+            "x-forwarded!proto",
+            "x.request.id",
+            "forwarded",
+            "proxy",
+        ] {
+            assert!(is_foreign(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in ["x.custom", "x-custom", "vango-edges", "proxy-x", "cookie", "traceparent"] {
+            assert!(!is_foreign(&HeaderName::from_static(name)), "{name}");
+        }
+    }
 }

@@ -25,6 +25,7 @@ mod meter;
 mod pools;
 mod preview;
 mod proxied;
+mod received;
 mod record;
 mod reply;
 mod request;

@@ -17,7 +17,6 @@ use crate::telemetry::TraceRecord;
 
 use super::client::{Client, ExpectedBody};
 use super::gate::{Carried, Placed};
-use super::live;
 
 /// One request on its way.
 pub struct Ctx {
@@ -116,8 +115,7 @@ impl Ctx {
         self.reply = self.journey.as_mut().map(|j| j.refuse(reply, now));
     }
     pub(super) fn is_a_live_socket(&self) -> bool {
-        let journey = self.journey.as_ref();
-        journey.is_some_and(|j| j.route().is_some_and(|r| live::carries(j.facts(), &r.class)))
+        self.journey.as_ref().is_some_and(|j| j.facts().websocket)
     }
 }
 

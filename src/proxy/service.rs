@@ -30,7 +30,7 @@ use super::live::LiveParts;
 use super::preview::{PreviewPolicies, WrongTokens};
 use super::record::{self, End, Told};
 use super::request::Ctx;
-use super::{answer, headers};
+use super::{answer, body, headers, received};
 
 /// Seconds that a connection may be idle after a request that found places scarce.
 const CROWDED_IDLE_S: u64 = 1;
@@ -171,9 +171,7 @@ impl EdgeProxy {
             peer.group_key ^= self.parts.gate.entropy.next_u64() | 1;
             options.idle_timeout = Some(Duration::ZERO);
         }
-        let socket = ctx.journey.as_ref().is_some_and(|j| j.facts().websocket);
-        // A live socket may be silent for longer than any response.
-        options.read_timeout = (!socket).then_some(limits.response_timeout);
+        options.read_timeout = Some(limits.response_timeout);
         Some(peer)
     }
 }
@@ -217,7 +215,12 @@ impl ProxyHttp for EdgeProxy {
             }
             None => Ok(()),
         }
-        .and_then(|()| Facts::parse(head, head.raw_path(), ctx.id, ctx.received));
+        .and_then(|()| Facts::parse(head, head.raw_path(), ctx.id, ctx.received))
+        .and_then(|facts| received::settle(session.req_header_mut()).map(|()| facts))
+        .map(|facts| {
+            let streamed = session.is_http2() && !session.as_downstream_mut().is_body_empty();
+            Facts { body: facts.body || streamed, ..facts }
+        });
         let has_body = parsed.as_ref().is_ok_and(|f| f.body);
         if let Some(client) = &ctx.client {
             client.enter(if has_body { Phase::Body } else { Phase::Answer });
@@ -259,7 +262,7 @@ impl ProxyHttp for EdgeProxy {
                         let mut journey = Journey::begin(*facts, classified);
                         let gate = &self.parts.gate;
                         let secret = !gate.secrets_for(&journey).is_empty();
-                        journey.read_head(&head.headers, secret, gate.clock.wall());
+                        journey.read_head(&session.req_header().headers, secret, gate.clock.wall());
                         ctx.journey = Some(journey);
                     }
                 }
@@ -380,11 +383,6 @@ impl ProxyHttp for EdgeProxy {
     ) -> pingora::Result<()> {
         ctx.first_byte.get_or_insert_with(|| self.parts.gate.clock.now());
         self.mark(response, ctx)?;
-        if let Some(client) = &ctx.client
-            && response.status == http::StatusCode::SWITCHING_PROTOCOLS
-        {
-            client.enter(Phase::Upgraded);
-        }
         self.keep_affinity(session, response, ctx)?;
         response.insert_header("x-request-id", ctx.id.header_value())
     }
@@ -443,7 +441,12 @@ impl ProxyHttp for EdgeProxy {
         if ctx.reply.is_none() {
             let slow = ctx.client.as_ref().and_then(|c| c.why_cut()) == Some(Cut::BodyRate);
             let now = self.now();
-            if slow && let Some(journey) = &mut ctx.journey {
+            if body::is_malformed(e)
+                && *e.esource() == ErrorSource::Downstream
+                && let Some(journey) = &mut ctx.journey
+            {
+                ctx.reply = Some(journey.body_malformed(now));
+            } else if slow && let Some(journey) = &mut ctx.journey {
                 ctx.reply = Some(journey.body_stalled(now));
             } else if *e.esource() == ErrorSource::Downstream {
                 ctx.gone = true;

@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use pingora_proxy::Session;
 
-use crate::contract::RouteClass;
-use crate::lifecycle::facts::Facts;
 use crate::proxy::client::Client as Connection;
 use crate::proxy::gate::Placed;
 use crate::proxy::record::{self, End};
@@ -16,12 +13,6 @@ use crate::proxy::service::EdgeProxy;
 use super::upgrade::{Asked, accepted, relay};
 use super::way::request_id;
 use super::{Hello, Way, carry, hello, take_over};
-
-/// Whether the edge carries the socket that the request asks for.
-pub(in crate::proxy) fn carries(facts: &Facts, class: &RouteClass) -> bool {
-    let class = matches!(class, RouteClass::Page | RouteClass::Live(_));
-    facts.websocket && facts.method == Method::GET && !facts.body && class
-}
 
 impl EdgeProxy {
     /// Asks for the socket, and leaves word for its connection; or answers.

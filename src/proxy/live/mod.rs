@@ -40,7 +40,6 @@ use super::service::EdgeProxy;
 use super::turns::{Turns, Urgency};
 
 use carry::Accepted;
-pub(super) use filter::carries;
 use hello::Hello;
 use way::Way;
 

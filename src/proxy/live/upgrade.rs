@@ -37,16 +37,14 @@ pub enum Asked {
     Answered(Response<Incoming>),
 }
 
-/// The head of the upgrade as the app is to get it: `head` is what the client sent, less what only
-/// the edge sets, plus the edge's.
+/// The head of the upgrade as the app is to get it: `head` is what it gets of any request, and the
+/// upgrade is made anew.
 pub fn request(head: &RequestHeader) -> Result<Request<Empty<Bytes>>, http::Error> {
     let target = String::from_utf8_lossy(head.raw_path()).into_owned();
     let mut request = Request::get(target);
     if let Some(headers) = request.headers_mut() {
         for (name, value) in &head.headers {
-            if !HOP.contains(&name.as_str()) {
-                headers.append(name.clone(), value.clone());
-            }
+            headers.append(name.clone(), value.clone());
         }
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -667,6 +667,20 @@ impl BodyReader {
     ) -> Result<(Option<BufRef>, Option<usize>)> {
         let buf = &self.body_buf.as_ref().unwrap()[buf_index_start..buf_index_end];
         let chunk_status = httparse::parse_chunk_size(buf);
+        // vango-edge: httparse takes any byte inside a chunk extension, a bare LF too, where other
+        // servers see the line's end (RFC 9112 §7.1.1 allows no control character but HTAB).
+        let head = match &chunk_status {
+            Ok(httparse::Status::Complete((payload_index, _))) => &buf[..payload_index - 2],
+            // It may end with the first half of its line end.
+            Ok(httparse::Status::Partial) => buf.strip_suffix(b"\r").unwrap_or(buf),
+            Err(_) => &[],
+        };
+        // Nor does it ask for a digit: an empty line would be the end of the body.
+        let begins = buf.first().is_none_or(u8::is_ascii_hexdigit);
+        if !begins || head.iter().any(|b| b.is_ascii_control() && *b != b'\t') {
+            self.body_state = self.body_state.done(0);
+            return Error::e_explain(INVALID_CHUNK, "Invalid chunked encoding: chunk head");
+        }
         match chunk_status {
             Ok(status) => {
                 match status {
@@ -1387,6 +1401,11 @@ impl BodyWriter {
         match self.body_mode {
             BM::ChunkedEncoding(written) => {
                 let chunk_size = buf.len();
+                // vango-edge: a chunk of no bytes is the end of the body (RFC 9112 §7.1), which
+                // finish() writes once more: an HTTP/2 upload may end with an empty DATA frame.
+                if chunk_size == 0 {
+                    return Ok(Some(0));
+                }
 
                 let chuck_size_buf = format!("{:X}\r\n", chunk_size);
                 let mut output_buf = Bytes::from(chuck_size_buf).chain(buf).chain(&b"\r\n"[..]);
@@ -1876,7 +1895,9 @@ impl BodyWriter {
     {
         // Move to Writing state if we're Idle
         if matches!(self.send_body_state.write_state, WriteState::Idle) {
-            if let Some(bytes) = self.send_body_state.pending_bytes.take() {
+            // vango-edge: as in do_write_chunked_body, no chunk of no bytes.
+            let pending = self.send_body_state.pending_bytes.take();
+            if let Some(bytes) = pending.filter(|b| !b.is_empty()) {
                 let application_bytes_size = bytes.len();
 
                 // Format the chunk: size\r\ndata\r\n
