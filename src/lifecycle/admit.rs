@@ -16,7 +16,7 @@ use super::idempotency::DEFAULT_WHOLE_BODY;
 use super::place::{self, Choice, Placement};
 use super::recorded::OnRecord;
 use super::reply::{Forwarded, Problem, Reply};
-use super::retry::{self, UpstreamFailure};
+use super::retry;
 use super::trace::{KeyVerdict, StepKind, Trace};
 
 mod live;
@@ -237,7 +237,11 @@ impl Journey {
         if other_rules {
             return self.answer(now, retry::rules_changed());
         }
-        if let Some(refused) = self.refusal(first || changed, now) {
+        // What the owner's contract refuses, cold and hot alike.
+        let too_long = self.check_length();
+        let refused =
+            too_long.or_else(|| if first || changed { self.check_contract(now) } else { None });
+        if let Some(refused) = refused {
             return self.answer(now, refused);
         }
         let granted = granted.filter(|p| self.still_ready(p));
@@ -275,17 +279,6 @@ impl Journey {
             Choice::Full | Choice::Refused => self.hold(now, false),
             Choice::Cold => self.cold(now, pick),
         }
-    }
-
-    /// What the owner's contract refuses, cold and hot alike; an unsafe request's key is checked
-    /// when `anew`.
-    fn refusal(&mut self, anew: bool, now: Mono) -> Option<Reply> {
-        if self.posture != Posture::Safe && self.attempts as usize > self.excluded.len() {
-            // It was sent once, as a safe one; the owner it would go to now calls it unsafe.
-            return Some(retry::after_send(false, UpstreamFailure::Closed));
-        }
-        let too_long = self.check_length();
-        too_long.or_else(|| if anew { self.check_contract(now) } else { None })
     }
 
     /// A grant is honoured only inside the owner's authority as it is **now**.
@@ -366,7 +359,7 @@ impl Journey {
     /// The request came over plain HTTP, and its app is served over HTTPS, on `port` if that is not
     /// 443. `None` for a webhook: a provider is never sent elsewhere.
     pub fn plain_http(&mut self, port: Option<u16>, now: Mono) -> Option<Reply> {
-        if self.posture == Posture::Webhook {
+        if matches!(self.route().map(|r| &r.class), Some(RouteClass::Webhook(_))) {
             return None;
         }
         self.trace.push(now, StepKind::LoadOwner(Arc::clone(&self.view)));

@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use http::Method;
-
 use crate::contract::{Idempotency, Route, RouteClass};
 use crate::snapshot::{EnvView, Snapshot};
 
@@ -13,8 +11,8 @@ use super::facts::Facts;
 /// What a request's class means for the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Posture {
-    /// Safe by method **and** by route policy (RFC 9110 §9.2.1): it may wake, wait, and be sent
-    /// again where nothing was sent.
+    /// Safe by its method (RFC 9110 §9.2.1), whatever the route's class: it may wake, wait, and be
+    /// sent again where nothing was sent. See [`is_safe`].
     Safe,
     /// Unsafe, and the contract gives it no idempotency: it is forwarded once when hot, and never
     /// held for a cold app.
@@ -23,7 +21,7 @@ pub enum Posture {
     AppIdempotent,
     /// Unsafe, and the edge is to keep the record of its key.
     EdgeIdempotent,
-    /// A provider's delivery: its signature comes first.
+    /// Unsafe, on a webhook's route: a provider's delivery, whose signature comes first.
     Webhook,
 }
 
@@ -60,7 +58,20 @@ pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Option<Classified> {
 /// since its owner may have changed while it waited. `None` when the contract has no such route.
 pub fn under(view: &EnvView, facts: &Facts) -> Option<(usize, Posture)> {
     let (route, found) = view.contract.route(&facts.path)?;
-    Some((route, posture(&found.class, &facts.method)))
+    Some((route, posture(&found.class, facts)))
+}
+
+/// Whether the request is safe: it asks for no change, so that no key, no signature and no guard is
+/// asked of it. A browser's preflight, a provider's GET that tries an endpoint, a HEAD are such on
+/// every class of route.
+///
+/// The methods that are safe by IANA's registry (RFC 9110 §16.1.1), but for TRACE, which the edge
+/// passes to no app, and PRI, which is no request. A field by which some frameworks read another method
+/// makes it unsafe: behind Slim or Yii a GET with `X-HTTP-Method-Override: POST` **is** a POST.
+pub fn is_safe(facts: &Facts) -> bool {
+    let method = facts.method.as_str();
+    matches!(method, "GET" | "HEAD" | "OPTIONS" | "PROPFIND" | "REPORT" | "SEARCH" | "QUERY")
+        && !facts.method_overridden
 }
 
 /// Whether the contract lets a request of this route and this client wake the app.
@@ -69,7 +80,10 @@ pub fn wakes(view: &EnvView, route: usize, facts: &Facts) -> bool {
         && !facts.agent_has(&view.contract.wake.ignore_agents)
 }
 
-fn posture(class: &RouteClass, method: &Method) -> Posture {
+fn posture(class: &RouteClass, facts: &Facts) -> Posture {
+    if is_safe(facts) {
+        return Posture::Safe;
+    }
     match class {
         RouteClass::Webhook(_) => Posture::Webhook,
         RouteClass::Action(a) => match a.idempotency {
@@ -77,10 +91,6 @@ fn posture(class: &RouteClass, method: &Method) -> Posture {
             Idempotency::App => Posture::AppIdempotent,
             Idempotency::Edge => Posture::EdgeIdempotent,
         },
-        RouteClass::Page | RouteClass::Live(_) => match *method {
-            Method::GET | Method::HEAD | Method::OPTIONS => Posture::Safe,
-            // TRACE is safe by RFC 9110 and refused by nearly everyone; it is not worth a wake.
-            _ => Posture::Unsafe,
-        },
+        RouteClass::Page | RouteClass::Live(_) => Posture::Unsafe,
     }
 }

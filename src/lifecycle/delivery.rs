@@ -11,6 +11,7 @@ use crate::contract::{Duplicate, RouteClass, Webhook, WhenCold};
 use crate::id::Environment;
 
 use super::admit::{Journey, Next};
+use super::classify::Posture;
 use super::idempotency::{Claim, Delivered};
 use super::place::Placement;
 use super::recorded::{About, in_progress};
@@ -54,7 +55,11 @@ pub enum Counted {
 }
 
 impl Journey {
+    /// The contract of a delivery; `None` for a safe request on a webhook's route, which is none.
     fn webhook(&self) -> Option<&Webhook> {
+        if self.posture != Posture::Webhook {
+            return None;
+        }
         match &self.view.contract.routes.get(self.route)?.class {
             RouteClass::Webhook(webhook) => Some(webhook),
             _ => None,

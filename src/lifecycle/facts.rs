@@ -103,6 +103,8 @@ pub struct Facts {
     pub received: Mono,
     /// Its method.
     pub method: Method,
+    /// A field asks the app to read another method than this one.
+    pub method_overridden: bool,
     /// Lower-case host without port.
     pub host: String,
     /// Normalised path.
@@ -154,6 +156,7 @@ impl Facts {
             id,
             received,
             method: parts.method.clone(),
+            method_overridden: headers.keys().any(overrides_method),
             host,
             path_changed: path.as_bytes() != raw_path || origin.len() != target.len(),
             path,
@@ -340,6 +343,12 @@ fn is_websocket(parts: &Parts) -> bool {
         && !has_body(&parts.headers)
         && has_token(&parts.headers, header::CONNECTION, "upgrade")
         && has_token(&parts.headers, header::UPGRADE, "websocket")
+}
+
+/// Fields by which frameworks read another method than the request line's.
+fn overrides_method(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(name, "x-http-method-override" | "x-http-method" | "x-method-override")
 }
 
 fn has_body(headers: &HeaderMap) -> bool {

@@ -94,7 +94,7 @@ impl Journey {
                 };
                 (claim, About::Action(missing), idempotency::reads_body(action))
             }
-            (RouteClass::Webhook(webhook), ..) => {
+            (RouteClass::Webhook(webhook), Posture::Webhook, _) => {
                 let delivery = Delivery::read(webhook, headers, secret, now);
                 self.limit_hold(super::webhook::hold_limit(webhook));
                 (None, About::Delivery(delivery), true)

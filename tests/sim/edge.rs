@@ -144,6 +144,8 @@ impl Sim {
             ("GET", "/", false),
             ("GET", "/", false),
             ("HEAD", "/vango/live", false),
+            ("GET", "/actions/save", false),
+            ("OPTIONS", "/actions/plain", false),
             ("POST", "/actions/plain", false),
             ("POST", "/actions/save", true),
             ("POST", "/actions/save", false),

@@ -235,9 +235,9 @@ impl Sim {
         drop(snapshot);
         use vango_edge::contract::{Idempotency, RouteClass};
         let posture = match class {
+            _ if matches!(facts.method.as_str(), "GET" | "HEAD" | "OPTIONS") => Posture::Safe,
             RouteClass::Action(a) if a.idempotency == Idempotency::App => Posture::AppIdempotent,
             RouteClass::Action(_) => Posture::Unsafe,
-            _ if matches!(facts.method.as_str(), "GET" | "HEAD") => Posture::Safe,
             _ => Posture::Unsafe,
         };
         if posture != request.journey.posture() {

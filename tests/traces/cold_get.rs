@@ -9,7 +9,7 @@ use vango_edge::lifecycle::reply::{Forwarded, Problem};
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome, QueueBound, Risk};
 use vango_edge::store::record::{AllocationState, WakeState};
 
-use crate::given::{World, al, lines, steps};
+use crate::given::{WALL, World, al, lines, steps};
 use crate::seed;
 
 const TITLE: &str = "GET Page While Sleeping";
@@ -190,14 +190,48 @@ fn a_grant_outside_the_owners_authority_is_not_used() {
     assert!(matches!(next, Next::Wake { hold: true }));
 }
 
+/// The methods of IANA's registry that are safe, on every class of route: no key, no signature, held
+/// when cold, and the same steps as a page's.
 #[test]
-fn head_and_options_wake_as_get_does_and_trace_does_not() {
-    for method in ["HEAD", "OPTIONS"] {
+fn what_is_safe_by_its_method_is_safe_on_every_class() {
+    let paths = ["/dashboard", "/vango/live", "/actions/plain", "/actions/edge", "/actions/save"]
+        .into_iter()
+        .chain(["/webhooks/stripe", "/webhooks/lost", "/webhooks/defer", "/webhooks/block"]);
+    for path in paths {
+        for method in ["GET", "HEAD", "OPTIONS", "PROPFIND", "REPORT", "SEARCH", "QUERY"] {
+            let world = World::asleep();
+            let mut journey = world.begin(http::Request::builder().method(method), path);
+            let next = world.decide(&mut journey);
+            assert!(matches!(next, Next::Wake { hold: true }), "{method} {path}: {next:?}");
+            assert_eq!(journey.secret_wanted(), None, "{method} {path} is no delivery");
+            assert!(!journey.reads_whole_body() && journey.claim().is_none());
+            assert_eq!(journey.evidence_of(None, Some(200), world.now, WALL), None);
+            assert_eq!(journey.counted(Some(503)), None);
+        }
+    }
+}
+
+#[test]
+fn what_an_app_may_read_as_another_method_is_not_safe() {
+    for field in ["x-http-method-override", "x-http-method", "x-method-override"] {
+        let asks = || http::Request::builder().header(field, "POST");
+        let world = World::hot();
+        for (path, problem) in [
+            ("/webhooks/stripe", Problem::WebhookSignatureInvalid),
+            ("/actions/edge", Problem::IdempotencyKeyMissing),
+            ("/actions/save", Problem::IdempotencyKeyMissing),
+        ] {
+            let mut journey = world.begin(asks(), path);
+            let Next::Reply(reply) = world.decide(&mut journey) else { panic!("{path}") };
+            assert_eq!(reply.problem, problem, "{field} {path}");
+        }
         let world = World::asleep();
-        let mut journey = world.begin(http::Request::builder().method(method), "/dashboard");
-        assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }), "{method}");
+        let mut journey = world.begin(asks(), "/dashboard");
+        assert!(matches!(world.decide(&mut journey), Next::Wake { hold: false }), "{field}");
     }
     let world = World::asleep();
-    let mut journey = world.begin(http::Request::builder().method("TRACE"), "/dashboard");
-    assert!(matches!(world.decide(&mut journey), Next::Wake { hold: false }));
+    for method in ["TRACE", "get", "FROBNICATE"] {
+        let mut journey = world.begin(http::Request::builder().method(method), "/dashboard");
+        assert!(matches!(world.decide(&mut journey), Next::Wake { hold: false }), "{method}");
+    }
 }
