@@ -9,14 +9,12 @@
 #   docker exec CONTAINER vango-edge ops
 
 FROM rust:1.95-bookworm AS build
-RUN apt-get update \
- && apt-get install -y --no-install-recommends cmake g++ libclang1-14 libclang-common-14-dev \
- && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-# The `dist` profile: thin LTO, one codegen unit, stripped. RocksDB is compiled here once.
-RUN cargo build --locked --workspace --profile dist --bin vango-edge \
- && install -D target/dist/vango-edge /out/usr/local/bin/vango-edge \
+# The same script as everywhere: it installs what the build needs and compiles RocksDB once. The `dist`
+# profile: thin LTO, one codegen unit, stripped.
+RUN PROFILE=dist VANGO_EDGE_CACHE=/build scripts/build \
+ && install -D /build/target/dist/vango-edge /out/usr/local/bin/vango-edge \
  && install -d -o 65532 -g 65532 -m 0700 /out/var/lib/vango-edge
 
 FROM debian:bookworm-slim

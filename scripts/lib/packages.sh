@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# Debian packages the build needs. Sourced from the project's root.
+# Packages from the system. Names are those that Debian 12, Debian 13 and Ubuntu 24.04 share; none has a
+# version in it. Sourced by scripts/lib/env.sh.
 
-# package : what shows that it is there : why
-# shellcheck disable=SC2034 # scripts/lib/env.sh uses it
+# package|what shows that it is there|why
+# shellcheck disable=SC2034 # scripts/lib/build.sh uses it
 build_packages='
-cmake|command -v cmake|zlib-ng, which flate2 builds
-g++|command -v g++|RocksDB
-libclang1-14|ls /usr/lib/*/libclang-14.so* /usr/lib/llvm-*/lib/libclang*.so*|bindgen, for RocksDB
-libclang-common-14-dev|ls /usr/lib/llvm-*/lib/clang/*/include/stdbool.h|bindgen, for RocksDB (stdbool.h)
+g++|command -v c++|RocksDB
+make|command -v make|jemalloc
+libclang-dev|ls /usr/lib/llvm-*/lib/clang/*/include/stdbool.h /usr/lib/llvm-*/lib/libclang.so* /usr/lib/llvm-*/lib/libclang-*.so*|bindgen, for RocksDB
 mold|command -v mold|links in a third of the time
 curl|command -v curl|talks to the edge
 '
@@ -24,9 +24,10 @@ need_packages() { # table
     fi
   done <<<"$1"
   [ -z "$missing" ] && return 0
-  echo "Missing Debian packages:$reasons"
+  step "installing$missing"
+  echo "Missing packages:$reasons"
   if ! command -v apt-get >/dev/null; then
-    echo "This machine has no apt-get. Install the equivalents of:$missing" >&2
+    echo "This machine has no apt-get: install what corresponds to Debian's$missing, then try again." >&2
     return 1
   fi
   local sudo=''
@@ -40,13 +41,48 @@ need_packages() { # table
     fi
   fi
   echo "Installing:$missing"
-  $sudo apt-get update -qq || true
-  # shellcheck disable=SC2086
-  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing
+  # A mirror that is away need not matter: the lists may be new enough.
+  run $sudo apt-get update -qq || true
+  local log
+  log=$(mktemp)
+  # shellcheck disable=SC2086 # lists of words
+  run $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >"$log" 2>&1 || {
+    cat "$log" >&2
+    rm -f "$log"
+    echo "apt-get could not install$missing; its words are above." >&2
+    return 1
+  }
+  rm -f "$log"
 }
 
+# The oldest Rust that compiles this: `rust-version` in Cargo.toml.
 need_rust() {
-  command -v cargo >/dev/null && return 0
-  echo "No Rust toolchain: install one from https://rustup.rs (1.88 or newer), then try again." >&2
-  return 1
+  local least have
+  least=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+  if ! command -v cargo >/dev/null; then
+    echo "No Rust toolchain: install one from https://rustup.rs ($least or newer), then try again." >&2
+    return 1
+  fi
+  have=$(rustc -V | cut -d' ' -f2)
+  if [ "$(printf '%s\n' "$least" "$have" | sort -V | head -n 1)" != "$least" ]; then
+    echo "Rust $have is too old: this needs $least or newer (rustup update), then try again." >&2
+    return 1
+  fi
+}
+
+# Python packages in an environment of their own in the cache; another list is another folder. Sets
+# `venv`.
+need_python() { # name package…
+  need_packages '
+python3-venv|python3 -c "import venv, ensurepip"|Python packages in a folder of their own
+'
+  local name=$1
+  shift
+  venv="$VANGO_EDGE_CACHE/$name-$(printf '%s ' "$@" | cksum | cut -d' ' -f1)"
+  [ -f "$venv/.installed" ] && return 0
+  step "installing Python packages: $*" 'Is PyPI, or the index that pip is configured for, reachable?'
+  rm -rf "$venv"
+  run python3 -m venv "$venv"
+  run "$venv/bin/pip" install --quiet --disable-pip-version-check "$@"
+  touch "$venv/.installed"
 }

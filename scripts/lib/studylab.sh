@@ -5,7 +5,7 @@
 studylab_artifact() {
   mkdir -p "$1"
   cp -R examples/studylab/app/. "$1/"
-  cp "$CARGO_TARGET_DIR/${PROFILE_DIR:-debug}/studylab" "$1/studylab"
+  cp "$(bin studylab)" "$1/studylab"
   # Debug information is of no use to an artifact.
   strip --strip-debug "$1/studylab" 2>/dev/null || true
 }

@@ -10,16 +10,10 @@ use crate::support::{Artifact, Edge};
 
 use super::{redeploy, version};
 
-/// Python with the library `websockets`; `scripts/test` makes it.
+/// Python with the library `websockets`, in an environment that `scripts/test` makes.
 fn python() -> PathBuf {
-    let cache = std::env::var_os("VANGO_EDGE_CACHE").map(PathBuf::from).unwrap_or_else(|| {
-        let home = PathBuf::from(std::env::var_os("HOME").expect("a home"));
-        let cache = std::env::var_os("XDG_CACHE_HOME").map_or(home.join(".cache"), PathBuf::from);
-        cache.join("vango-edge")
-    });
-    let python = cache.join("clients/bin/python");
-    assert!(python.is_file(), "{} is not there: `scripts/test` makes it", python.display());
-    python
+    let python = std::env::var_os("VANGO_EDGE_TEST_PYTHON").map(PathBuf::from);
+    python.expect("VANGO_EDGE_TEST_PYTHON is not set: run this by `scripts/test languages`")
 }
 
 struct Client {

@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # what env.sh and packages.sh have
+# Builds the workspace. Sourced by scripts/lib/env.sh.
+
+# The cargo profile of what a script runs, and its folder in the target directory.
+: "${PROFILE:=dev}"
+profile_dir() {
+  if [ "$PROFILE" = dev ]; then echo debug; else echo "$PROFILE"; fi
+}
+# What `build` made; or, with BIN_DIR, what is in that folder, and nothing is built.
+bin() { # name
+  printf '%s/%s' "${BIN_DIR:-$CARGO_TARGET_DIR/$(profile_dir)}" "$1"
+}
+
+build_environment() {
+  need_rust
+  need_packages "$build_packages"
+  export RUSTFLAGS="${RUSTFLAGS:-} -C link-arg=-fuse-ld=mold"
+  # librocksdb-sys then links what it finds there and compiles nothing. Without ROCKSDB_STATIC it names
+  # the library without copying it into its own, so that everything but the last link can be done
+  # before the archive is there; there is no shared library, so what is linked is the archive.
+  export ROCKSDB_LIB_DIR
+  ROCKSDB_LIB_DIR=$(rocksdb_dir)
+  unset ROCKSDB_STATIC
+}
+
+# Everything that cargo needs; quick when it is there.
+prepare_build() {
+  [ -z "${BIN_DIR:-}" ] || return 0
+  build_environment
+  step 'compiling RocksDB' 'Run it again: it goes on from what was compiled.'
+  run scripts/lib/rocksdb-archive
+}
+
+# The workspace's binaries. On a fresh machine RocksDB and the crates compile side by side: neither
+# keeps two cores busy all the time.
+build() {
+  [ -z "${BIN_DIR:-}" ] || return 0
+  build_environment
+  step 'compiling' 'Run it again: it goes on from what was compiled.'
+  if ! rocksdb_is_there; then
+    echo "The first build on this machine compiles RocksDB and every crate; later ones and other clones use"
+    echo "them from $VANGO_EDGE_CACHE. It takes about eight minutes on two quiet cores."
+    run cargo fetch --quiet --locked
+    start scripts/lib/rocksdb-archive
+    local archive=${started[-1]}
+    run cargo build --workspace --profile "$PROFILE" --lib
+    wait "$archive"
+    unset 'started[-1]'
+  fi
+  run cargo build --workspace --profile "$PROFILE" --bins
+}
