@@ -2,6 +2,7 @@
 //! reopening, `kill -9`, a locked directory, a disk that refuses writes.
 
 mod store {
+    pub mod damage;
     pub mod disk;
     pub mod faults;
     pub mod kill;

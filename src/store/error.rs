@@ -82,6 +82,19 @@ pub enum OpenError {
     /// Not a store, or a damaged one.
     #[error("store damaged: {0}")]
     Corrupt(String),
+    /// In a file stands something else than was written to it.
+    #[error(
+        "{file}: damaged: {what}. What was acknowledged may be missing, so nothing is served. Restore \
+         the state directory from a copy, or see \"Damaged state\" in docs/operating.md for what can be \
+         given up instead",
+        file = .file.display()
+    )]
+    Damaged {
+        /// The file, or the directory where it is not known which.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The directory cannot be made, read or written, or the writer's thread cannot start.
     #[error("{0}")]
     Io(String),

@@ -23,6 +23,7 @@
 mod batch;
 mod engine;
 mod error;
+mod files;
 mod history;
 mod lease;
 mod load;

@@ -3,9 +3,10 @@
 //! The directory holds `lock` (held while open, says who holds it), `db/` (RocksDB's own files) and,
 //! for moments, `probe`.
 //!
-//! Every write is in the write-ahead log before it is answered, so `kill -9` loses nothing. Recovery
-//! stops at the first record that is not whole (point in time): after a power cut that is the end of
-//! what had been synced, or later.
+//! Every write is in the write-ahead log before it is answered, so `kill -9` loses nothing. Before the
+//! database is opened, [`super::files`] cuts off what a power cut or a kill left unfinished at the end of
+//! the log, and refuses a log that is damaged. So RocksDB is to find every log whole
+//! (`kAbsoluteConsistency`): its other modes drop what follows a damage.
 //!
 //! After a failed write (full disk, I/O error) RocksDB refuses writes, and its binding has no
 //! resume. So the database is closed and opened again once the disk takes a probe file; reads wait
@@ -28,11 +29,14 @@ use rocksdb::{
 use crate::clock::Clock;
 
 use super::storage::{Range, Scan, Storage, StorageError, Write, prefix_end};
-use super::{Engine, OpenError, Options};
+use super::{Engine, OpenError, Options, files};
 
 const MIB: usize = 1024 * 1024;
 /// What the disk must take before the database is opened again: more than opening it writes.
 const PROBE_BYTES: usize = 2 * MIB;
+const PROBE: &str = "probe";
+/// Bytes of tables that are read through at the start: about a third of a second of a slow disk.
+const READ_AT_OPEN: usize = 64 * MIB;
 
 /// A store in a directory.
 pub type RocksStore = Engine<Rocks>;
@@ -85,7 +89,7 @@ impl Rocks {
     /// Opens the database in `dir`. One opening at a time, over all processes.
     ///
     /// # Errors
-    /// [`OpenError::Locked`], [`OpenError::Corrupt`] or [`OpenError::Io`].
+    /// [`OpenError::Locked`], [`OpenError::Damaged`] or [`OpenError::Io`].
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let failed =
             |what: &str, e: io::Error| OpenError::Io(format!("{}: {what}: {e}", dir.display()));
@@ -95,7 +99,11 @@ impl Rocks {
             .create(dir)
             .map_err(|e| failed("cannot make the state directory", e))?;
         let lock = lock(dir)?;
-        let db = DB::open(&options(), dir.join("db")).map_err(|e| {
+        // A probe that a kill left.
+        let _ = fs::remove_file(dir.join(PROBE));
+        let path = dir.join("db");
+        files::look_at(&path)?;
+        let refused = |e: rocksdb::Error| {
             // RocksDB's own lock: its tools know no other.
             if e.kind() == ErrorKind::IOError && e.as_ref().contains("lock") {
                 return OpenError::Locked {
@@ -104,12 +112,12 @@ impl Rocks {
                 };
             }
             match said(e) {
-                StorageError::Corrupt(said) => {
-                    OpenError::Corrupt(format!("{}: {said}", dir.display()))
-                }
+                StorageError::Corrupt(said) => files::damaged(&file_in(&said, &path), said),
                 other => OpenError::Io(format!("{}: {other}", dir.display())),
             }
-        })?;
+        };
+        let db = DB::open(&options(), &path).map_err(refused)?;
+        read_tables(&db).map_err(refused)?;
         Ok(Self {
             dir: dir.to_owned(),
             db: RwLock::new(State::Open(db)),
@@ -124,6 +132,33 @@ impl Rocks {
         let state = self.db.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         read(state.readable()?).map_err(said)
     }
+}
+
+/// Reads every table through, so that one that is damaged is found at the start and not by a request
+/// that needs it. More than [`READ_AT_OPEN`] would keep a node with a large ledger from serving for
+/// seconds: then each block is checked when it is read, and what needs a damaged one is refused.
+fn read_tables(db: &DB) -> Result<(), rocksdb::Error> {
+    let bytes: usize = db.live_files()?.iter().map(|table| table.size).sum();
+    if bytes > READ_AT_OPEN {
+        return Ok(());
+    }
+    let mut options = ReadOptions::default();
+    options.set_verify_checksums(true);
+    options.fill_cache(false);
+    options.set_readahead_size(MIB);
+    let mut cursor = db.raw_iterator_opt(options);
+    cursor.seek_to_first();
+    while cursor.valid() {
+        cursor.next();
+    }
+    cursor.status()
+}
+
+/// The file of the database in `db` that RocksDB complains of, or all of them if it does not say.
+fn file_in(said: &str, db: &Path) -> PathBuf {
+    let words = said.split([' ', ',', ';', ':', '\'', '"']).map(Path::new);
+    let mut files = words.filter(|word| word.parent() == Some(db));
+    files.next().unwrap_or(db).to_owned()
 }
 
 fn said(e: rocksdb::Error) -> StorageError {
@@ -148,7 +183,9 @@ fn options() -> DbOptions {
     options.set_max_background_jobs(2);
     options.set_max_open_files(256);
     options.set_paranoid_checks(true);
-    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_wal_recovery_mode(DBRecoveryMode::AbsoluteConsistency);
+    // A log that is missing, or shorter than it was when it was closed, is damage too.
+    options.set_track_and_verify_wals_in_manifest(true);
     // RocksDB's own text log: warnings, four files of at most 1 MiB.
     options.set_log_level(LogLevel::Warn);
     options.set_max_log_file_size(MIB);
@@ -215,7 +252,7 @@ fn lock(dir: &Path) -> Result<Flock<File>, OpenError> {
 
 /// Whether the disk takes what opening the database writes.
 fn probe(dir: &Path) -> io::Result<()> {
-    let path = dir.join("probe");
+    let path = dir.join(PROBE);
     let written = File::create(&path).and_then(|mut file| {
         let block = vec![0x5a; 64 * 1024];
         (0..PROBE_BYTES / block.len()).try_for_each(|_| file.write_all(&block))?;
@@ -282,7 +319,12 @@ impl Storage for Rocks {
         // Closed first: RocksDB locks its directory within a process too.
         *state = State::Lost("being opened again".into());
         let path = self.dir.join("db");
-        match DB::open(&options(), &path) {
+        // The write that failed may have left the beginning of a record.
+        let looked = files::look_at(&path).map_err(|e| match e {
+            OpenError::Damaged { .. } => StorageError::Corrupt(e.to_string()),
+            e => StorageError::Io(e.to_string()),
+        });
+        match looked.and_then(|()| DB::open(&options(), &path).map_err(said)) {
             Ok(db) => {
                 *state = State::Open(db);
                 Ok(())
@@ -293,7 +335,7 @@ impl Storage for Rocks {
                     Ok(db) => State::ReadOnly(db, text),
                     Err(_) => State::Lost(text),
                 };
-                Err(said(error))
+                Err(error)
             }
         }
     }

@@ -176,7 +176,7 @@ async fn a_damaged_database_is_refused() {
     bytes.iter_mut().skip(4).take(32).for_each(|byte| *byte ^= 0xff);
     std::fs::write(&manifest, bytes).unwrap();
     let refused = RocksStore::open(dir.path(), clock.clone(), Options::default()).err().unwrap();
-    assert!(matches!(refused, OpenError::Corrupt(_)), "{refused:?}");
+    assert!(matches!(refused, OpenError::Damaged { .. }), "{refused:?}");
 }
 
 /// Files of this process may not grow beyond `bytes`: the write fails, as on a full disk.
