@@ -1,5 +1,6 @@
 //! The resources under `/v1`.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -17,6 +18,7 @@ use crate::lifecycle::classify::classify;
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::Facts;
 use crate::lifecycle::hop;
+use crate::lifecycle::origin::Origin;
 use crate::lifecycle::resume::Lookup;
 use crate::lifecycle::trace::Outcome;
 use crate::snapshot::{AllocationView, EnvView};
@@ -357,6 +359,7 @@ pub(super) fn trace_row(r: &TraceRecord) -> TraceRow {
     TraceRow {
         request: r.trace.request.to_string(),
         at: time(r.at),
+        client: r.trace.client.map(|c| c.to_string()),
         method: r.method.to_string(),
         host: r.host.clone(),
         path: r.path.clone(),
@@ -421,11 +424,12 @@ pub async fn explain(
     let id = RequestId::random(&*c.entropy);
     let mut facts = Facts::parse(&parts, target.as_bytes(), id, now).map_err(Problem::bad)?;
     hop::strip(&mut parts.headers);
+    facts.origin = Some(Arc::new(Origin::new(Ipv4Addr::LOCALHOST.into(), tls)));
     let (headers, wall) = (&parts.headers, c.clock.wall());
     let snapshot = Arc::clone(&c.snapshots.load());
     let mut record = Lookup::NotAsked;
     if let Some(classified) = classify(&snapshot, &facts) {
-        admin.sessions.recognise(&classified, headers, tls, || wall, &mut facts);
+        admin.sessions.recognise(&classified, headers, || wall, &mut facts);
         if let Some(id) = facts.session.as_ref().filter(|_| facts.websocket) {
             record = admin.sessions.look_up(&classified.view.environment, id).await;
         }

@@ -103,6 +103,8 @@ pub struct TraceRow {
     pub request: String,
     /// When it ended.
     pub at: String,
+    /// Its client's address.
+    pub client: Option<String>,
     /// Its method.
     pub method: String,
     /// Its host.

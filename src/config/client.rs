@@ -104,13 +104,11 @@ pub fn tls(server: &Table<'_>, base: &Path) -> Vec<TlsListener> {
             }
             c.finish();
         }
-        let none = Duration::ZERO;
-        let hsts = t.duration("hsts", none..=secs(2 * 366 * 86_400), none);
+        let hsts = hsts(&t);
         if let Some(listen) = listen {
             if out.iter().any(|l| l.listen == listen) && listen.port() != 0 {
                 t.error("listen", format!("{listen} is there twice"));
             }
-            let hsts = (!hsts.is_zero()).then_some(hsts);
             out.push(TlsListener { listen, certificates, hsts });
         }
         t.finish();
@@ -118,7 +116,13 @@ pub fn tls(server: &Table<'_>, base: &Path) -> Vec<TlsListener> {
     out
 }
 
-/// Reads `proxy_protocol_from`: addresses or networks.
+/// Reads `hsts`; `None` sends none.
+pub fn hsts(t: &Table<'_>) -> Option<Duration> {
+    let age = t.duration("hsts", Duration::ZERO..=secs(2 * 366 * 86_400), Duration::ZERO);
+    (!age.is_zero()).then_some(age)
+}
+
+/// Reads `proxy_protocol_from` or `trusted_proxies`: addresses or networks.
 pub fn networks(t: &Table<'_>, key: &'static str) -> Vec<IpNet> {
     let parse = |text: &String| {
         let net = text.parse::<IpNet>().ok();

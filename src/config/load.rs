@@ -12,13 +12,13 @@ use crate::contract::{self, Contract};
 use crate::document::{Checked, Diagnostic, Errors, Table};
 use crate::id::{AppName, Host};
 
-use super::client;
 use super::secret::SecretSource;
 use super::{
     AccessLogConfig, AccessLogPath, Admin, AdminToken, Affinity, App, AssetsConfig, AuditConfig,
-    Backoff, Config, Health, HealthCheck, HostPattern, LedgerConfig, Limits, LogConfig, OnExit,
-    Promotion, Role, RunnerConfig, Server, StateDir, TelemetryConfig, TraceConfig, Upstreams,
+    Backoff, Config, Health, HealthCheck, LedgerConfig, Limits, LogConfig, OnExit, Promotion, Role,
+    RunnerConfig, Server, StateDir, TelemetryConfig, TraceConfig, Upstreams,
 };
+use super::{client, preview};
 
 const MS: Duration = Duration::from_millis(1);
 const fn secs(n: u64) -> Duration {
@@ -129,9 +129,13 @@ fn server(top: &Table<'_>, base: &Path) -> Server {
         tls: client::tls(&t, base),
         redirect_http: t.boolean("redirect_http").unwrap_or(false),
         proxy_protocol_from: client::networks(&t, "proxy_protocol_from"),
+        trusted_proxies: client::networks(&t, "trusted_proxies").into(),
+        hsts: client::hsts(&t),
     };
-    if server.redirect_http && server.tls.is_empty() {
-        t.error("redirect_http", "there is no [[server.tls]] to send clients to");
+    if server.redirect_http && !server.sees_https() {
+        let nowhere = "neither a [[server.tls]] nor a proxy of trusted_proxies or \
+                       proxy_protocol_from serves HTTPS";
+        t.error("redirect_http", nowhere);
     }
     t.finish();
     server
@@ -404,16 +408,12 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
     if top.texts("hosts").is_empty() {
         top.error("hosts", "expected at least one host: hosts = [\"app.example\"]");
     }
-    let preview_hosts = top
-        .texts("preview_hosts")
-        .iter()
-        .filter_map(|text| host_pattern(text).map_err(|e| top.error("preview_hosts", e)).ok())
-        .collect();
+    let preview_hosts = preview::hosts(top);
+    let preview_secrets = secrets(top, "preview_secrets", base);
     let secrets = secrets(top, "secrets", base);
-    let preview_secrets = secrets_of_previews(top, base);
     let max_allocations = top.integer("max_allocations", 1..=1000).unwrap_or(4) as u32;
     let preview_noindex = top.boolean("preview_noindex").unwrap_or(true);
-    let preview_access = preview_access(top, base);
+    let preview_access = preview::access(top, base);
     let preview_age =
         top.duration_or_never("preview_age", secs(1)..=secs(3650 * DAY), secs(14 * DAY));
     let promotion = promotion(top);
@@ -441,37 +441,6 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
     })
 }
 
-fn secrets_of_previews(top: &Table<'_>, base: &Path) -> BTreeMap<String, Vec<SecretSource>> {
-    secrets(top, "preview_secrets", base)
-}
-
-fn preview_access(top: &Table<'_>, base: &Path) -> Vec<SecretSource> {
-    let mut named = secrets(top, "preview_access", base);
-    let token = named.remove("token").unwrap_or_default();
-    if top.has("preview_access") && (token.is_empty() || !named.is_empty()) {
-        top.error(
-            "preview_access",
-            "expected { token = { env = \"NAME\" } } or { token = { file = \"/path\" } }",
-        );
-    }
-    token
-}
-
-fn host_pattern(text: &str) -> Result<HostPattern, String> {
-    let wrong = || {
-        format!(
-            "expected a host with {{preview}} in it once, such as \
-             \"{{preview}}.preview.app.example\", found {text:?}"
-        )
-    };
-    let (before, after) = text.split_once("{preview}").ok_or_else(wrong)?;
-    let example = format!("{before}x{after}");
-    if after.contains("{preview}") || example.parse::<Host>().is_err() {
-        return Err(wrong());
-    }
-    Ok(HostPattern { before: before.to_owned(), after: after.to_owned() })
-}
-
 fn promotion(top: &Table<'_>) -> Promotion {
     let t = top.table("promotion");
     let promotion = Promotion {
@@ -483,7 +452,11 @@ fn promotion(top: &Table<'_>) -> Promotion {
     promotion
 }
 
-fn secrets(top: &Table<'_>, key: &'static str, base: &Path) -> BTreeMap<String, Vec<SecretSource>> {
+pub(super) fn secrets(
+    top: &Table<'_>,
+    key: &'static str,
+    base: &Path,
+) -> BTreeMap<String, Vec<SecretSource>> {
     let Some(t) = top.opt_table(key) else { return BTreeMap::new() };
     let mut out = BTreeMap::new();
     for (name, span, value) in t.raw_entries() {

@@ -5,6 +5,7 @@
 
 mod client;
 mod load;
+mod preview;
 pub mod reload;
 mod running;
 mod secret;
@@ -76,6 +77,18 @@ pub struct Server {
     pub redirect_http: bool,
     /// Who says with a PROXY header for whom it connects.
     pub proxy_protocol_from: Vec<ipnet::IpNet>,
+    /// Whose `X-Forwarded-*` and `Forwarded` count.
+    pub trusted_proxies: Arc<[ipnet::IpNet]>,
+    /// `Strict-Transport-Security: max-age` where a trusted proxy serves HTTPS; `None` sends none.
+    pub hsts: Option<Duration>,
+}
+
+impl Server {
+    /// Whether requests may come over HTTPS: here, or to a proxy that says so.
+    pub fn sees_https(&self) -> bool {
+        let told = !self.trusted_proxies.is_empty() || !self.proxy_protocol_from.is_empty();
+        told || !self.tls.is_empty()
+    }
 }
 
 /// `[admin]`

@@ -97,6 +97,8 @@ fn changed(running: &Config, next: &Config) -> Vec<String> {
             "server.proxy_protocol_from",
             running.server.proxy_protocol_from != next.server.proxy_protocol_from,
         ),
+        ("server.trusted_proxies", running.server.trusted_proxies != next.server.trusted_proxies),
+        ("server.hsts", running.server.hsts != next.server.hsts),
         ("limits.client", old.client != new.client),
         ("admin.tokens", running.admin.tokens != next.admin.tokens),
         ("admin.hosts", running.admin.hosts != next.admin.hosts),

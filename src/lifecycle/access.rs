@@ -7,6 +7,8 @@
 //!
 //! Sources: RFC 6265 §4.1 (cookies), RFC 2104 (HMAC). Comparisons take the same time whatever differs.
 
+use std::time::Duration;
+
 use hmac::{Hmac, Mac};
 use http::header::{self, HeaderMap};
 use sha2::{Digest as _, Sha256};
@@ -38,23 +40,32 @@ pub enum Verdict {
         /// The cookie.
         cookie: String,
     },
-    /// It showed a token that is none: this counts against whoever sent it.
+    /// Its client showed too many wrong ones, and what it shows is not looked at.
+    Locked(Reply),
+    /// It showed a token that is none: this counts against its client.
     Wrong(Reply),
+    /// It showed a cookie that no good token proves. Counts as a wrong token, but once: the browser
+    /// sends it again until it ran out.
+    WrongCookie(Reply),
     /// It showed none.
     None(Reply),
 }
 
-/// Decides. `tokens` are the ones that are good now; with none, everybody passes. `tls`: the connection
-/// is encrypted, so that the cookie may be limited to such.
+/// Decides. `tokens` are the ones that are good now; with none, everybody passes. `locked`: how long its
+/// client has to wait before another token of it is looked at.
 pub fn check(
     tokens: &[Vec<u8>],
     facts: &Facts,
     headers: &HeaderMap,
-    tls: bool,
+    locked: Option<Duration>,
     now: Wall,
 ) -> Verdict {
     if tokens.is_empty() {
         return Verdict::Pass;
+    }
+    // Before anything is compared, by header, query or cookie: whether a guess is right must not show.
+    if let Some(wait) = locked {
+        return Verdict::Locked(too_many(wait));
     }
     let good = |shown: &[u8]| tokens.iter().find(|t| same(t, shown));
     if let Some(shown) = headers.get(HEADER) {
@@ -63,7 +74,7 @@ pub fn check(
     if let Some((shown, query)) = facts.query.as_deref().and_then(split_query) {
         let Some(token) = good(&percent_decoded(shown)) else { return wrong() };
         let expires = now.0 / 1000 + COOKIE_AGE;
-        let secure = if tls { "; Secure" } else { "" };
+        let secure = if facts.is_secure() { "; Secure" } else { "" };
         let cookie = format!(
             "{COOKIE}={expires}.{}; Path=/; Max-Age={COOKIE_AGE}; HttpOnly; SameSite=Lax{secure}",
             proof(token, &facts.host, expires)
@@ -74,15 +85,21 @@ pub fn check(
         let location = format!("/{}", location.trim_start_matches('/'));
         return Verdict::Welcome { location, cookie };
     }
-    match cookie(headers) {
-        Some(shown) if proves(tokens, shown, &facts.host, now) => Verdict::Pass,
-        // One that ran out, or of a token that was rotated, is no attempt.
-        _ => Verdict::None(refusal("This preview is behind a token, and the request shows none.")),
+    // One that ran out shows nothing.
+    match cookie(headers).and_then(|shown| proves(tokens, shown, &facts.host, now)) {
+        Some(true) => Verdict::Pass,
+        // Who guesses tokens can make the cookie of each guess.
+        Some(false) => Verdict::WrongCookie(refusal(WRONG)),
+        None => {
+            Verdict::None(refusal("This preview is behind a token, and the request shows none."))
+        }
     }
 }
 
+const WRONG: &str = "The token is not one that opens this preview.";
+
 fn wrong() -> Verdict {
-    Verdict::Wrong(refusal("The token is not one that opens this preview."))
+    Verdict::Wrong(refusal(WRONG))
 }
 
 fn refusal(why: &str) -> Reply {
@@ -91,7 +108,7 @@ fn refusal(why: &str) -> Reply {
 }
 
 /// Too many wrong tokens from one address.
-pub fn too_many(wait: std::time::Duration) -> Reply {
+fn too_many(wait: Duration) -> Reply {
     let detail = "Too many wrong tokens came from this address.";
     Reply::refused(Problem::TooManyAttempts, 429, detail).retry_after(wait)
 }
@@ -112,16 +129,18 @@ fn proof(token: &[u8], host: &str, expires: u64) -> String {
     })
 }
 
-fn proves(tokens: &[Vec<u8>], shown: &str, host: &str, now: Wall) -> bool {
-    let Some((expires, mac)) = shown.split_once('.') else { return false };
-    let Ok(expires) = expires.parse::<u64>() else { return false };
+/// Whether one of `tokens` made the cookie; `None` when it has run out, or is none of the edge's.
+fn proves(tokens: &[Vec<u8>], shown: &str, host: &str, now: Wall) -> Option<bool> {
+    let (expires, mac) = shown.split_once('.')?;
+    let expires = expires.parse::<u64>().ok()?;
     let seconds = now.0 / 1000;
     // Neither over, nor good for longer than any that was given out.
     (seconds < expires && expires <= seconds + COOKIE_AGE)
-        && tokens.iter().any(|t| same(proof(t, host, expires).as_bytes(), mac.as_bytes()))
+        .then(|| tokens.iter().any(|t| same(proof(t, host, expires).as_bytes(), mac.as_bytes())))
 }
 
-fn cookie(headers: &HeaderMap) -> Option<&str> {
+/// The cookie that a request shows.
+pub fn cookie(headers: &HeaderMap) -> Option<&str> {
     headers
         .get_all(header::COOKIE)
         .iter()
@@ -183,7 +202,7 @@ mod tests {
         let id = RequestId::random(&SeededEntropy::new(1));
         let facts = Facts::parse(&parts, target.as_bytes(), id, Mono(0)).unwrap();
         let tokens: Vec<_> = tokens.iter().map(|t| t.as_bytes().to_vec()).collect();
-        check(&tokens, &facts, &parts.headers, false, now)
+        check(&tokens, &facts, &parts.headers, None, now)
     }
 
     #[test]
@@ -207,14 +226,14 @@ mod tests {
         let with = |tokens: &[&str], pair: &str, now| ask(tokens, "/", &[("cookie", pair)], now);
         let also = format!("other=1; {pair}");
         assert_eq!(with(&["s3 cret"], &also, NOW), Verdict::Pass);
-        assert!(matches!(with(&["rotated"], pair, NOW), Verdict::None(_)));
+        assert!(matches!(with(&["rotated"], pair, NOW), Verdict::WrongCookie(_)));
         let later = Wall(NOW.0 + COOKIE_AGE * 1000);
         assert!(matches!(with(&["s3 cret"], pair, later), Verdict::None(_)));
         let forged = pair.replace(&(NOW.0 / 1000 + COOKIE_AGE).to_string(), "99999999999");
         assert!(matches!(with(&["s3 cret"], &forged, NOW), Verdict::None(_)));
         let other = proof(b"s3 cret", "pr-8.preview.test", NOW.0 / 1000 + 10);
         let other = format!("{COOKIE}={}.{other}", NOW.0 / 1000 + 10);
-        assert!(matches!(with(&["s3 cret"], &other, NOW), Verdict::None(_)));
+        assert!(matches!(with(&["s3 cret"], &other, NOW), Verdict::WrongCookie(_)));
     }
 
     #[test]

@@ -363,7 +363,11 @@ impl Journey {
             return None;
         }
         self.trace.push(now, StepKind::LoadOwner(Arc::clone(&self.view)));
-        let reply = Reply::https_required(&self.facts.host, port, &self.facts.target());
+        let said = self.facts.forwarded_host().and_then(|h| h.to_str().ok());
+        // Behind a trusted proxy it is the proxy that serves HTTPS, on a port that only it knows.
+        let told = self.facts.origin.as_ref().is_some_and(|o| o.told);
+        let (host, port) = (said.unwrap_or(&self.facts.host), port.filter(|_| !told));
+        let reply = Reply::https_required(host, port, &self.facts.target());
         self.trace.answered(now, &reply);
         Some(reply)
     }

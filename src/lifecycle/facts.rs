@@ -7,6 +7,8 @@
 //! not merged. What has no safe reading (control characters, a backslash, a broken escape, `..`
 //! above the root) is refused.
 
+use std::sync::Arc;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Version};
@@ -16,6 +18,7 @@ use crate::id::{Host, RequestId};
 
 use super::affinity::{Prior, SessionId};
 use super::hop;
+use super::origin::Origin;
 use super::parent::TraceParent;
 
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -129,6 +132,8 @@ pub struct Facts {
     pub key: IdempotencyKey,
     /// Whose trace it belongs to, where its client says so.
     pub parent: Option<TraceParent>,
+    /// Where it comes from. Filled in by whoever has the connection.
+    pub origin: Option<Arc<Origin>>,
     /// Where its session was before, if the edge's token says so. Filled in once it is known whose
     /// request it is.
     pub affinity: Option<Prior>,
@@ -169,6 +174,7 @@ impl Facts {
             error_form: error_form(&parts.method, headers),
             key: idempotency_key(headers),
             parent: headers.get(TRACEPARENT).and_then(|v| TraceParent::parse(v.as_bytes())),
+            origin: None,
             affinity: None,
             session: None,
         })
@@ -181,6 +187,28 @@ impl Facts {
         };
         let agent = agent.as_bytes().to_ascii_lowercase();
         parts.iter().any(|part| agent.windows(part.len()).any(|w| w == part.as_bytes()))
+    }
+
+    /// Whether its client's connection is encrypted.
+    pub fn is_secure(&self) -> bool {
+        self.origin.as_ref().is_some_and(|o| o.secure)
+    }
+
+    /// Its owner has these `hosts`: a trusted proxy that says its client asked for another one is not
+    /// believed, since a proxy that sets no `X-Forwarded-Host` passes on what its client wrote there.
+    pub fn owned_by(&mut self, hosts: &[Host]) {
+        let said = self.origin.as_ref().and_then(|o| o.host.as_ref());
+        let Some(said) = said else { return };
+        let host = said.to_str().ok().and_then(host_of_authority);
+        if !host.is_some_and(|said| hosts.iter().any(|h| h.as_str() == said)) {
+            self.origin =
+                self.origin.take().map(|o| Arc::new(Origin { host: None, ..(*o).clone() }));
+        }
+    }
+
+    /// The host that its client asked for, as a trusted proxy says.
+    pub fn forwarded_host(&self) -> Option<&HeaderValue> {
+        self.origin.as_ref()?.host.as_ref()
     }
 
     /// Path and query for the app.

@@ -1,8 +1,8 @@
 //! The pure core: facts about a request + an immutable snapshot + live counters + the time → the
 //! next thing to do. No I/O, no clock, no randomness: the same inputs give the same steps.
 //!
-//! Read the files in the order a request meets them: [`facts`] says what it is, [`hop`] what of it
-//! belongs to the connection it came on, [`classify`] whose
+//! Read the files in the order a request meets them: [`origin`] says where it comes from, [`facts`] what
+//! it is, [`hop`] what of it belongs to the connection it came on, [`classify`] whose
 //! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
 //! [`access`] whether a preview is open to it,
 //! [`asset`] whether the artifact answers without the app, [`idempotency`] what a key's record says and
@@ -29,6 +29,7 @@ pub mod facts;
 pub mod hello;
 pub mod hop;
 pub mod idempotency;
+pub mod origin;
 pub mod parent;
 pub mod place;
 pub mod recorded;

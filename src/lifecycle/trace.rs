@@ -2,6 +2,7 @@
 //! golden tests. A step keeps the values it was decided on and becomes text only when it is read,
 //! so that recording one on the hot path is a move of a few words.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -283,6 +284,8 @@ pub struct Trace {
     pub outcome: Outcome,
     /// Whose trace it belongs to, where its client says so.
     pub parent: Option<TraceParent>,
+    /// Its client's address, where that is known.
+    pub client: Option<IpAddr>,
     dropped: u32,
 }
 
@@ -292,8 +295,15 @@ const MAX_STEPS: usize = 32;
 impl Trace {
     /// An empty one.
     pub fn new(request: RequestId, started: Mono) -> Self {
-        let steps = Vec::with_capacity(4);
-        Self { request, started, steps, outcome: Outcome::Open, parent: None, dropped: 0 }
+        Self {
+            request,
+            started,
+            steps: Vec::with_capacity(4),
+            outcome: Outcome::Open,
+            parent: None,
+            client: None,
+            dropped: 0,
+        }
     }
 
     /// The whole trace of a request that nobody owns, and its answer.

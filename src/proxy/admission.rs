@@ -165,7 +165,7 @@ impl Place {
         if address.to_canonical().is_loopback() {
             return true;
         }
-        let key = key(address);
+        let key = customer(address);
         let mut all = self.admission.by_address();
         let open = all.entry(key).or_default();
         if *open >= most {
@@ -198,7 +198,7 @@ impl Drop for Place {
 }
 
 /// Whom an address stands for: one IPv6 customer has at least a /64 (RFC 6177).
-fn key(address: IpAddr) -> IpAddr {
+pub(super) fn customer(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
         IpAddr::V6(v6) => {

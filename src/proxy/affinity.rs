@@ -10,7 +10,7 @@ use crate::lifecycle::classify::Classified;
 use crate::lifecycle::facts::Facts;
 
 use super::gate::Placed;
-use super::request::{Ctx, is_tls};
+use super::request::Ctx;
 use super::service::EdgeProxy;
 
 impl EdgeProxy {
@@ -18,13 +18,12 @@ impl EdgeProxy {
     pub(super) fn recognise(&self, session: &Session, classified: &Classified, facts: &mut Facts) {
         let (headers, gate) = (&session.req_header().headers, &self.parts.gate);
         let now = || gate.clock.wall();
-        gate.sessions.recognise(classified, headers, is_tls(session), now, facts);
+        gate.sessions.recognise(classified, headers, now, facts);
     }
 
     /// Adds the token to a response that may carry one, if the browser needs a new one.
     pub(super) fn keep_affinity(
         &self,
-        session: &Session,
         response: &mut ResponseHeader,
         ctx: &Ctx,
     ) -> pingora::Result<()> {
@@ -41,7 +40,7 @@ impl EdgeProxy {
         let tokens = &self.parts.gate.sessions.tokens;
         let now = self.parts.gate.clock.wall();
         let (seen, lasts) = (facts.affinity.as_ref(), tokens.lasts());
-        let at = (&*facts.host, is_tls(session));
+        let at = (&*facts.host, facts.is_secure());
         if carries
             && let Some(given) = affinity::token_due(seen, &target.id, Given::Page, now, lasts)
             && let Some(cookie) = tokens.cookie(view, target, given, at, now)

@@ -4,19 +4,20 @@
 //! Callbacks find it in the session's digest, which Pingora carries from the stream to each
 //! request, over HTTP/1.1 and HTTP/2 alike.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use http::HeaderValue;
+use http::HeaderMap;
+use ipnet::IpNet;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::raw_connect::ProxyDigest;
 
 use crate::clock::{Clock, Entropy};
+use crate::lifecycle::origin::{self, Origin};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
 use super::admission::{Places, Unproved};
@@ -103,12 +104,10 @@ impl Phase {
 #[derive(Debug)]
 pub struct Client {
     /// Where it comes from; with PROXY protocol, what its proxy says.
-    pub address: SocketAddr,
-    /// The same for the app, as `X-Forwarded-For`.
-    pub forwarded_for: HeaderValue,
-    /// Whether it came over TLS.
-    pub tls: bool,
-    /// `Strict-Transport-Security` of its listener.
+    pub origin: Arc<Origin>,
+    /// Who else may stand between it and a request's client; empty where it is a client's own.
+    trusted: Arc<[IpNet]>,
+    /// `Strict-Transport-Security` of its listener's encrypted requests.
     pub hsts: Option<Duration>,
     /// What it may take.
     pub limits: ClientLimits,
@@ -137,20 +136,18 @@ const FREE_RESETS: u32 = 100;
 impl Client {
     /// A new connection.
     pub fn new(
-        address: SocketAddr,
-        tls: bool,
+        origin: Origin,
+        trusted: &Arc<[IpNet]>,
         hsts: Option<Duration>,
         limits: ClientLimits,
         telemetry: Arc<Telemetry>,
         unproved: Unproved,
         urgency: Arc<Urgency>,
     ) -> Arc<Self> {
-        // An address is a header value.
-        let forwarded_for = HeaderValue::try_from(address.ip().to_string());
+        let is_proxy = origin::is_in(trusted, origin.address);
         Arc::new(Self {
-            address,
-            forwarded_for: forwarded_for.unwrap_or_else(|_| HeaderValue::from_static("unknown")),
-            tls,
+            origin: Arc::new(origin),
+            trusted: if is_proxy { Arc::clone(trusted) } else { Arc::default() },
             hsts,
             limits,
             urgency,
@@ -177,6 +174,14 @@ impl Client {
     pub fn of(session: &ServerSession) -> Option<&Arc<Self>> {
         let digest = session.digest()?.proxy_digest.as_ref()?;
         digest.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// Where a request with `headers` on it comes from.
+    pub fn origin_of(&self, headers: &HeaderMap) -> Arc<Origin> {
+        if self.trusted.is_empty() {
+            return Arc::clone(&self.origin);
+        }
+        self.origin.told(headers, &self.trusted).map_or_else(|| Arc::clone(&self.origin), Arc::new)
     }
 
     /// Where it is, and how often that has changed.

@@ -20,7 +20,6 @@ use crate::lifecycle::reply::Reply;
 use crate::store::record::ledger::{StoredHead, StoredResponse, Subject};
 
 use super::body;
-use super::client::Client;
 use super::exchange::{self, Body, BodyCut, Delivered, Terms};
 use super::gate::{Carried, Gate, Placed};
 use super::headers;
@@ -219,7 +218,6 @@ fn request_head(
     placed: &Placed,
 ) -> pingora::Result<RequestHeader> {
     let facts = journey.facts();
-    let client = Client::of(session).map(|c| &c.forwarded_for);
     let sent = session.req_header();
     let mut head = sent.clone();
     // The body is framed anew, and its sender was told to go on.
@@ -234,8 +232,7 @@ fn request_head(
         return Err(Error::explain(ErrorType::InternalError, "nothing was placed"));
     };
     let (target, verdict) = (&placement.allocation, journey.verdict());
-    let tls = super::request::is_tls(session);
-    headers::for_app(&mut head, facts, target, verdict, client, tls)?;
+    headers::for_app(&mut head, facts, target, verdict)?;
     Ok(head)
 }
 

@@ -14,7 +14,7 @@ use crate::lifecycle::trace::{Outcome, StepKind, Trace};
 use crate::snapshot::EnvView;
 use crate::telemetry::{NO_CLASS, TraceRecord};
 
-use super::request::{Ctx, is_tls};
+use super::request::Ctx;
 use super::service::EdgeProxy;
 
 impl EdgeProxy {
@@ -32,38 +32,40 @@ impl EdgeProxy {
             _ => return true,
         };
         let now = self.now();
-        let from = session.client_addr().and_then(|a| a.as_inet()).map(std::net::SocketAddr::ip);
-        let tls = is_tls(session);
+        let from = facts.origin.as_ref().map(|o| o.address);
         let headers = &session.req_header().headers;
-        let wait = from.and_then(|from| self.wrong.wait(from, now));
+        let locked = from.filter(|_| !tokens.is_empty()).and_then(|f| self.wrong.wait(f, now));
         let mut trace = Trace::new(ctx.id, ctx.received);
         let step = |found| StepKind::CheckAccess(Arc::clone(view), found);
-        let reply = match access::check(tokens, facts, headers, tls, self.parts.gate.clock.wall()) {
-            Verdict::Pass => return true,
-            Verdict::None(reply) => {
-                trace.push(now, step("none shown"));
-                reply
-            }
-            // Not told whether it is right: who guesses fast learns nothing.
-            Verdict::Wrong(_) | Verdict::Welcome { .. } if wait.is_some() => {
-                trace.push(now, step("too many wrong ones"));
-                access::too_many(wait.unwrap_or_default())
-            }
-            Verdict::Wrong(reply) => {
-                if let Some(from) = from {
-                    self.wrong.count(from, now);
+        let reply =
+            match access::check(tokens, facts, headers, locked, self.parts.gate.clock.wall()) {
+                Verdict::Pass => return true,
+                Verdict::None(reply) => {
+                    trace.push(now, step("none shown"));
+                    reply
                 }
-                trace.push(now, step("wrong"));
-                reply
-            }
-            Verdict::Welcome { location, cookie } => {
-                trace.push(now, step("right"));
-                trace.outcome = Outcome::Welcomed;
-                ctx.welcome = Some((location, cookie));
-                self.keep(ctx, trace, facts, view);
-                return false;
-            }
-        };
+                Verdict::Locked(reply) => {
+                    trace.push(now, step("too many wrong ones"));
+                    reply
+                }
+                Verdict::Wrong(reply) => {
+                    from.inspect(|from| self.wrong.count(*from, None, now));
+                    trace.push(now, step("wrong"));
+                    reply
+                }
+                Verdict::WrongCookie(reply) => {
+                    from.inspect(|from| self.wrong.count(*from, access::cookie(headers), now));
+                    trace.push(now, step("wrong"));
+                    reply
+                }
+                Verdict::Welcome { location, cookie } => {
+                    trace.push(now, step("right"));
+                    trace.outcome = Outcome::Welcomed;
+                    ctx.welcome = Some((location, cookie));
+                    self.keep(ctx, trace, facts, view);
+                    return false;
+                }
+            };
         trace.answered(now, &reply);
         ctx.reply = Some(reply);
         self.keep(ctx, trace, facts, view);

@@ -74,7 +74,9 @@ pub struct Guarded {
 
 impl std::fmt::Debug for Guarded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guarded").field("client", &self.client.address).finish_non_exhaustive()
+        f.debug_struct("Guarded")
+            .field("client", &self.client.origin.address)
+            .finish_non_exhaustive()
     }
 }
 

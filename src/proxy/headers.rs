@@ -53,7 +53,7 @@ fn is_foreign(name: &HeaderName) -> bool {
 /// Fields that are added at most, so that the map grows once: those above and an allocation's.
 const ADDED: usize = 12;
 
-/// Makes `upstream` what the app is to see of the request, which came from `client`.
+/// Makes `upstream` what the app is to see of the request.
 ///
 /// Names with an underscore are dropped, as nginx does by default, and so are those that some servers
 /// could not tell from the edge's own ([`is_foreign`]). Names reach the app in
@@ -67,8 +67,6 @@ pub fn for_app(
     facts: &Facts,
     allocation: &AllocationView,
     verdict: Option<Verdict>,
-    client: Option<&HeaderValue>,
-    tls: bool,
 ) -> pingora::Result<()> {
     let (nothing, ()) = http::Request::new(()).into_parts();
     let mut parts = Parts::from(std::mem::replace(upstream, RequestHeader::from(nothing)));
@@ -78,12 +76,12 @@ pub fn for_app(
         headers.remove(&name);
     }
     headers.reserve(ADDED);
-    if let Some(client) = client {
-        headers.insert(FORWARDED_FOR, client.clone());
+    if let Some(origin) = &facts.origin {
+        headers.insert(FORWARDED_FOR, origin.forwarded_for.clone());
     }
-    let proto = HeaderValue::from_static(if tls { "https" } else { "http" });
+    let proto = HeaderValue::from_static(if facts.is_secure() { "https" } else { "http" });
     headers.insert(FORWARDED_PROTO, proto);
-    if let Some(host) = headers.get(header::HOST).cloned() {
+    if let Some(host) = facts.forwarded_host().or_else(|| headers.get(header::HOST)).cloned() {
         headers.insert(FORWARDED_HOST, host);
     }
     headers.insert(REQUEST_ID, facts.id.header_value());

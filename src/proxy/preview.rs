@@ -1,9 +1,9 @@
 //! What is particular to previews: the token that opens them, and the headers that mark them.
 
-use std::collections::HashMap;
-use std::hash::BuildHasher;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher as _;
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -14,12 +14,15 @@ use crate::clock::Mono;
 use crate::id::AppName;
 use crate::snapshot::EnvView;
 
-/// Wrong tokens from one address before it has to wait.
+use super::admission::customer;
+
+/// Wrong tokens of one client before it has to wait.
 const ATTEMPTS: u32 = 10;
 /// How long one wrong token counts.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses are counted in so many places; two that share one share its count.
-const PLACES: usize = 4096;
+/// Clients that are counted at once. Beyond it the one that was counted first is forgotten: a client
+/// with so many addresses has ten guesses from each of them anyway.
+const CLIENTS: usize = 16_384;
 
 /// An app's previews, as its operator wants them.
 #[derive(Clone, PartialEq, Eq)]
@@ -33,44 +36,68 @@ pub struct PreviewPolicy {
 /// Policies by app.
 pub type PreviewPolicies = HashMap<AppName, PreviewPolicy>;
 
-/// Wrong tokens by address.
-pub struct WrongTokens {
+/// Wrong tokens by client: an IPv4 address, or an IPv6 /64.
+#[derive(Default)]
+pub struct WrongTokens(Mutex<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    by_client: HashMap<IpAddr, Count, RandomState>,
+    /// In the order in which they were counted first.
+    first: VecDeque<(IpAddr, Mono)>,
     hash: RandomState,
-    places: Vec<Mutex<(u32, Mono)>>,
 }
 
-impl Default for WrongTokens {
-    fn default() -> Self {
-        let places = (0..PLACES).map(|_| Mutex::new((0, Mono(0)))).collect();
-        Self { hash: RandomState::default(), places }
-    }
+struct Count {
+    wrong: u32,
+    since: Mono,
+    /// Of the wrong cookie that it showed last.
+    cookie: u64,
 }
 
 impl WrongTokens {
-    fn place(&self, from: IpAddr) -> &Mutex<(u32, Mono)> {
-        // An IPv6 client has a /64 at least (RFC 6177).
-        let name = match from {
-            IpAddr::V4(v4) => u128::from(u32::from(v4)),
-            IpAddr::V6(v6) => u128::from(v6) >> 64 | 1 << 64,
-        };
-        let at = self.hash.hash_one(name) as usize % PLACES;
-        &self.places[at]
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        // A panic while it was held leaves counts that are too low at worst.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long `from` has to wait before it may try again; `None` when it may.
     pub fn wait(&self, from: IpAddr, now: Mono) -> Option<Duration> {
-        let place = self.place(from).lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (count, since) = *place;
-        let over = now.since(since);
-        (count >= ATTEMPTS && over < WINDOW).then(|| WINDOW - over)
+        let counts = self.counts();
+        let count = counts.by_client.get(&customer(from))?;
+        let over = now.since(count.since);
+        (count.wrong >= ATTEMPTS && over < WINDOW).then(|| WINDOW - over)
     }
 
-    /// Counts a wrong token.
-    pub fn count(&self, from: IpAddr, now: Mono) {
-        let mut place = self.place(from).lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (count, since) = *place;
-        let anew = count == 0 || now.since(since) >= WINDOW;
-        *place = if anew { (1, now) } else { (count.saturating_add(1), since) };
+    /// Counts a wrong token, or a wrong `cookie`. The same cookie again is no other guess: a browser
+    /// whose token was rotated sends it with every request.
+    pub fn count(&self, from: IpAddr, cookie: Option<&str>, now: Mono) {
+        let mut counts = self.counts();
+        let from = customer(from);
+        let cookie = cookie.map(|c| counts.hash.hash_one(c));
+        counts.forget(now);
+        if let Some(count) = counts.by_client.get_mut(&from) {
+            if cookie != Some(count.cookie) {
+                count.wrong = count.wrong.saturating_add(1);
+                count.cookie = cookie.unwrap_or(count.cookie);
+            }
+            return;
+        }
+        let count = Count { wrong: 1, since: now, cookie: cookie.unwrap_or_default() };
+        counts.by_client.insert(from, count);
+        counts.first.push_back((from, now));
+    }
+}
+
+impl Counts {
+    /// Makes room for one more: what is over goes, and the oldest when there are too many.
+    fn forget(&mut self, now: Mono) {
+        while let Some((from, since)) = self.first.front()
+            && (now.since(*since) >= WINDOW || self.first.len() >= CLIENTS)
+        {
+            self.by_client.remove(from);
+            self.first.pop_front();
+        }
     }
 }
 
@@ -93,23 +120,50 @@ pub fn mark(head: &mut ResponseHeader, view: &EnvView, noindex: bool) -> pingora
 mod tests {
     use super::*;
 
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+    const START: Mono = Mono(10_000_000_000);
+
     #[test]
-    fn wrong_tokens_are_counted_by_address_and_forgotten() {
+    fn wrong_tokens_are_counted_by_client_and_forgotten() {
         let attempts = WrongTokens::default();
-        let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let start = Mono(10_000_000_000);
+        let a = ip("2001:db8::1");
         for _ in 0..ATTEMPTS {
-            assert_eq!(attempts.wait(a, start), None);
-            attempts.count(a, start);
+            assert_eq!(attempts.wait(a, START), None);
+            attempts.count(a, None, START);
         }
-        assert_eq!(
-            attempts.wait(a, start + Duration::from_secs(10)),
-            Some(Duration::from_secs(50))
-        );
-        let shared = std::ptr::eq(attempts.place(a), attempts.place(b));
-        assert!(shared || attempts.wait(b, start).is_none());
-        assert_eq!(attempts.wait(a, start + WINDOW), None);
-        attempts.count(a, start + WINDOW);
-        assert_eq!(attempts.wait(a, start + WINDOW), None, "one attempt only");
+        let later = START + Duration::from_secs(10);
+        assert_eq!(attempts.wait(a, later), Some(Duration::from_secs(50)));
+        assert!(attempts.wait(ip("2001:db8::ffff:2"), START).is_some(), "of the same /64");
+        assert!(attempts.wait(ip("2001:db8:0:1::1"), START).is_none(), "of another");
+        assert_eq!(attempts.wait(a, START + WINDOW), None);
+        attempts.count(a, None, START + WINDOW);
+        assert_eq!(attempts.wait(a, START + WINDOW), None, "one attempt only");
+    }
+
+    #[test]
+    fn a_cookie_that_is_sent_again_is_one_guess_and_another_is_another() {
+        let attempts = WrongTokens::default();
+        for _ in 0..1000 {
+            attempts.count(ip("192.0.2.1"), Some("1700000000.ab"), START);
+        }
+        assert_eq!(attempts.wait(ip("192.0.2.1"), START), None);
+        for n in 0..ATTEMPTS {
+            attempts.count(ip("192.0.2.1"), Some(&n.to_string()), START);
+        }
+        assert!(attempts.wait(ip("192.0.2.1"), START).is_some());
+    }
+
+    #[test]
+    fn no_client_is_locked_by_others_and_what_is_kept_is_bounded() {
+        let attempts = WrongTokens::default();
+        for n in 0..200_000_u32 {
+            let from = IpAddr::V4((0x0a00_0000 + n / 9).into());
+            assert_eq!(attempts.wait(from, START), None, "{from}");
+            attempts.count(from, None, START);
+        }
+        let counts = attempts.counts();
+        assert!(counts.by_client.len() <= CLIENTS && counts.first.len() <= CLIENTS);
     }
 }

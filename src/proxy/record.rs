@@ -84,6 +84,7 @@ pub fn close_at(
     let class = journey.class();
     let (facts, view, mut trace) = journey.into_parts();
     trace.parent = facts.parent;
+    trace.client = facts.origin.map(|o| o.address);
     let record = TraceRecord {
         method: facts.method,
         host: facts.host,

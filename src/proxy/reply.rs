@@ -101,7 +101,8 @@ impl EdgeProxy {
 
     /// Marks a preview's answers; see [`preview::mark`].
     pub(super) fn mark(&self, head: &mut ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
-        if let Some(hsts) = ctx.client.as_ref().and_then(|c| c.hsts) {
+        let is_secure = ctx.origin.as_ref().is_some_and(|o| o.secure);
+        if let Some(hsts) = ctx.client.as_ref().and_then(|c| c.hsts).filter(|_| is_secure) {
             head.insert_header("strict-transport-security", headers::hsts(hsts))?;
         }
         let Some(view) = ctx.view.as_ref().filter(|v| !v.environment.is_production()) else {

@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use pingora_proxy::Session;
-
 use crate::clock::Mono;
 use crate::id::RequestId;
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::asset::Visit;
 use crate::lifecycle::facts::ErrorForm;
+use crate::lifecycle::origin::Origin;
 use crate::lifecycle::reply::Reply;
 use crate::snapshot::EnvView;
 use crate::store::record::ledger::StoredResponse;
@@ -52,6 +51,8 @@ pub struct Ctx {
     pub(super) gone: bool,
     pub(super) first_byte: Option<Mono>,
     pub(super) client: Option<Arc<Client>>,
+    /// Where it comes from: not always where its connection does.
+    pub(super) origin: Option<Arc<Origin>>,
     /// HTTP/2: the rest of its body is waited for.
     pub(super) expected: Option<ExpectedBody>,
 }
@@ -81,6 +82,7 @@ impl Ctx {
             gone: false,
             first_byte: None,
             client: None,
+            origin: None,
             expected: None,
         }
     }
@@ -117,9 +119,4 @@ impl Ctx {
     pub(super) fn is_a_live_socket(&self) -> bool {
         self.journey.as_ref().is_some_and(|j| j.facts().websocket)
     }
-}
-
-/// Whether its connection is encrypted.
-pub(super) fn is_tls(session: &Session) -> bool {
-    session.digest().is_some_and(|d| d.ssl_digest.is_some())
 }

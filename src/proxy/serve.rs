@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, Entropy};
+use crate::lifecycle::origin::{self, Origin};
 use crate::telemetry::{Cut, Telemetry};
 
 use super::admission::{Place, Places, Unproved};
@@ -121,6 +122,11 @@ pub struct AcceptRules {
     pub limits: ClientLimits,
     /// Who says with a PROXY header for whom it connects.
     pub proxies: Vec<IpNet>,
+    /// Whose `X-Forwarded-*` and `Forwarded` count.
+    pub trusted: Arc<[IpNet]>,
+    /// `Strict-Transport-Security: max-age` of plain listeners' answers to requests that came to a
+    /// trusted proxy over HTTPS.
+    pub hsts: Option<Duration>,
 }
 
 /// HTTP/2 as it is offered; built into the engine.
@@ -285,7 +291,7 @@ impl Serving {
         // Boxed: a TLS handshake takes 8 KiB, which the connection gives back when it is over.
         let begun = Box::pin(self.begin(tcp, peer, tls, &rules, &mut place, (unproved, urgency)));
         let Ok(begun) = tokio::time::timeout(within, begun).await else {
-            let proxied = is_proxy(&rules, peer);
+            let proxied = origin::is_in(&rules.proxies, peer.ip());
             let why = if proxied { Cut::ProxyHeader } else { Cut::Handshake };
             return self.telemetry.metrics.connections.cut(why);
         };
@@ -321,12 +327,16 @@ impl Serving {
         (unproved, urgency): (Unproved, Arc<Urgency>),
     ) -> Result<(Stream, Arc<Client>), Option<Cut>> {
         tcp.set_nodelay(true).map_err(|_| None)?;
-        let address = if is_proxy(rules, peer) {
-            proxied::read(&mut tcp).await.map_err(|_| Some(Cut::ProxyHeader))?.unwrap_or(peer)
-        } else {
-            peer
-        };
-        if !place.count_for(address.ip(), rules.limits.max_per_address) {
+        let (mut address, mut secure) = (peer, tls.is_some());
+        if origin::is_in(&rules.proxies, peer.ip()) {
+            let said = proxied::read(&mut tcp).await.map_err(|_| Some(Cut::ProxyHeader))?;
+            address = said.source.unwrap_or(peer);
+            secure = said.secure.unwrap_or(secure);
+        }
+        let origin = Origin::new(address.ip(), secure);
+        // A trusted proxy's connections carry many clients.
+        let counts = !origin::is_in(&rules.trusted, origin.address);
+        if counts && !place.count_for(origin.address, rules.limits.max_per_address) {
             if tls.is_none() {
                 let _ = tcp.try_write(NO_PLACE);
             }
@@ -335,11 +345,11 @@ impl Serving {
         let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
         // A new cell is empty.
         let _ = digest.peer_addr.set(Some(address.into()));
-        let hsts = tls.and_then(|t| **t.hsts.load());
+        let hsts = tls.map_or(rules.hsts, |t| **t.hsts.load());
         let telemetry = Arc::clone(&self.telemetry);
         let limits = rules.limits.apart(self.entropy.next_u64());
-        let client =
-            Client::new(address, tls.is_some(), hsts, limits, telemetry, unproved, urgency);
+        let trusted = &rules.trusted;
+        let client = Client::new(origin, trusted, hsts, limits, telemetry, unproved, urgency);
         let mut socket = Socket::from(tcp);
         socket.set_socket_digest(digest);
         socket.set_proxy_digest(client.digest().map_err(|_| None)?);
@@ -396,9 +406,4 @@ impl Serving {
         let _ = tokio::time::timeout(limit, self.admission.until_empty()).await;
         self.open()
     }
-}
-
-fn is_proxy(rules: &AcceptRules, peer: SocketAddr) -> bool {
-    let ip = peer.ip().to_canonical();
-    rules.proxies.iter().any(|n| n.contains(&ip))
 }

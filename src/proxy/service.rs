@@ -207,6 +207,7 @@ impl ProxyHttp for EdgeProxy {
             }
         }
         let head = session.req_header();
+        ctx.origin = ctx.client.as_ref().map(|c| c.origin_of(&head.headers));
         let method = head.method.clone();
         let parsed = match &ctx.client {
             Some(c) => {
@@ -225,8 +226,8 @@ impl ProxyHttp for EdgeProxy {
         if let Some(client) = &ctx.client {
             client.enter(if has_body { Phase::Body } else { Phase::Answer });
         }
-        let facts = match parsed {
-            Ok(facts) => facts,
+        let mut facts = match parsed {
+            Ok(facts) => Facts { origin: ctx.origin.clone(), ..facts },
             Err(why) => {
                 ctx.body_unread = true;
                 let refused = Trace::unreadable(ctx.id, ctx.received, why, self.now());
@@ -239,12 +240,14 @@ impl ProxyHttp for EdgeProxy {
         match classify(&self.parts.gate.snapshots.load(), &facts) {
             Some(classified) => {
                 ctx.view = Some(Arc::clone(&classified.view));
+                facts.owned_by(&classified.view.hosts);
                 if !self.may_see(session, ctx, &facts, &classified.view) {
                     return Ok(());
                 }
                 let now = self.now();
-                let plain = ctx.client.as_ref().is_some_and(|c| !c.tls);
-                if plain && let Some(port) = self.limits.load().redirect {
+                if !facts.is_secure()
+                    && let Some(port) = self.limits.load().redirect
+                {
                     let mut journey = Journey::begin(facts, classified);
                     ctx.reply = journey.plain_http(port, now);
                     ctx.journey = Some(journey);
@@ -333,8 +336,6 @@ impl ProxyHttp for EdgeProxy {
         else {
             return Err(Error::explain(ErrorType::InternalError, "no allocation was placed"));
         };
-        let forwarded_for = ctx.client.as_ref().map(|c| &c.forwarded_for);
-        let tls = ctx.client.as_ref().is_some_and(|c| c.tls);
         if let Some(client) = &ctx.client
             && session.is_http2()
             && !session.as_downstream_mut().is_body_done()
@@ -343,7 +344,7 @@ impl ProxyHttp for EdgeProxy {
         }
         let (facts, target) = (journey.facts(), &placement.allocation);
         let verdict = journey.verdict();
-        headers::for_app(upstream, facts, target, verdict, forwarded_for, tls)?;
+        headers::for_app(upstream, facts, target, verdict)?;
         if let Some(subject) = journey.app_subject() {
             let attempt = self.parts.gate.attempts.next(subject);
             upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;
@@ -377,13 +378,13 @@ impl ProxyHttp for EdgeProxy {
 
     async fn response_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
         ctx.first_byte.get_or_insert_with(|| self.parts.gate.clock.now());
         self.mark(response, ctx)?;
-        self.keep_affinity(session, response, ctx)?;
+        self.keep_affinity(response, ctx)?;
         response.insert_header("x-request-id", ctx.id.header_value())
     }
 
@@ -495,7 +496,8 @@ impl ProxyHttp for EdgeProxy {
             return self.visited(visit, status, now);
         }
         let Some(journey) = ctx.journey.take() else {
-            if let Some(record) = ctx.unrouted.take() {
+            if let Some(mut record) = ctx.unrouted.take() {
+                record.trace.client = ctx.origin.as_ref().map(|o| o.address);
                 let total = now.since(ctx.received);
                 self.telemetry.unrouted(TraceRecord { status, total, ..record });
             }

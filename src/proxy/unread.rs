@@ -32,7 +32,7 @@ pub(super) fn refusal(
 ) -> Vec<u8> {
     let (id, now) = (RequestId::random(entropy), clock.now());
     let received = if began == Mono(0) { now } else { began };
-    let (trace, reply) = Trace::unreadable(id, received, BadRequest::Malformed, now);
+    let (mut trace, reply) = Trace::unreadable(id, received, BadRequest::Malformed, now);
     let (content_type, body) = reply.body(ErrorForm::Problem, id);
     let mut head = format!(
         "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: {content_type}\r\n\
@@ -42,6 +42,7 @@ pub(super) fn refusal(
     for (name, value) in reply.headers(NAME) {
         head += &format!("{name}: {value}\r\n");
     }
+    trace.client = Some(client.origin.address);
     client.unread(TraceRecord {
         // No method has this name.
         method: Method::from_bytes(b"-").unwrap_or_default(),

@@ -86,9 +86,10 @@ pub(super) fn hold_limits(config: &Config) -> HoldLimits {
 }
 
 pub(super) fn proxy_limits(config: &Config, secure: &[Secure]) -> ProxyLimits {
-    let port = secure.first().map(|s| Some(s.port).filter(|p| *p != 443));
+    // Without a listener of its own it is a proxy in front that serves HTTPS, on the usual port.
+    let port = secure.first().map(|s| s.port).filter(|p| *p != 443);
     ProxyLimits {
-        redirect: port.filter(|_| config.server.redirect_http),
+        redirect: config.server.redirect_http.then_some(port),
         connect_timeout: config.limits.connect_timeout,
         response_timeout: config.limits.response_timeout,
         idle_timeout: config.limits.idle_keepalive,
@@ -151,6 +152,8 @@ pub(super) fn accept_rules(config: &Config) -> AcceptRules {
             write_timeout: client.write_timeout,
         },
         proxies: config.server.proxy_protocol_from.clone(),
+        trusted: Arc::clone(&config.server.trusted_proxies),
+        hsts: config.server.hsts,
     }
 }
 

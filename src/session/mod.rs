@@ -50,7 +50,6 @@ impl Sessions {
         &self,
         classified: &Classified,
         headers: &HeaderMap,
-        tls: bool,
         now: impl FnOnce() -> Wall,
         facts: &mut Facts,
     ) {
@@ -59,7 +58,7 @@ impl Sessions {
             return;
         }
         if headers.contains_key(header::COOKIE) {
-            let (host, of) = (&facts.host, &view.environment);
+            let (host, of, tls) = (&facts.host, &view.environment, facts.is_secure());
             facts.affinity = self.tokens.read(headers, host, tls, of, now());
         }
         // A page's is only for the ring, and with one allocation there is nothing to choose.

@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -160,6 +161,7 @@ pub(super) fn wanted(record: &TraceRecord, sample: f64) -> bool {
 struct Line<'a> {
     at: String,
     request: String,
+    client: Option<IpAddr>,
     method: &'a str,
     host: &'a str,
     path: &'a str,
@@ -194,6 +196,7 @@ fn format(record: &TraceRecord, lines: &mut Vec<u8>) {
     let line = Line {
         at: record.at.to_string(),
         request: record.trace.request.to_string(),
+        client: record.trace.client,
         method: record.method.as_str(),
         host: &record.host,
         path: &record.path,

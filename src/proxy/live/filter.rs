@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use pingora_proxy::Session;
 
-use crate::proxy::client::Client as Connection;
 use crate::proxy::gate::Placed;
 use crate::proxy::record::{self, End};
-use crate::proxy::request::{Ctx, is_tls};
+use crate::proxy::request::Ctx;
 use crate::proxy::service::EdgeProxy;
 
 use super::upgrade::{Asked, accepted, relay};
@@ -26,9 +25,7 @@ impl EdgeProxy {
         }
         let head = session.req_header().clone();
         let parts = Arc::clone(self.parts());
-        let client = Connection::of(session).map(|c| c.forwarded_for.clone());
-        let way =
-            Way { parts: &parts, head: &head, client, tls: is_tls(session), limits: self.limits() };
+        let way = Way { parts: &parts, head: &head, limits: self.limits() };
         loop {
             if !self.pass(session, ctx).await {
                 return self.answer(session, ctx).await;
@@ -94,7 +91,8 @@ impl EdgeProxy {
     }
 
     async fn live_by_hello(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
-        let accept = match hello::check(&session.req_header().headers) {
+        let forwarded = ctx.journey().and_then(|j| j.facts().forwarded_host());
+        let accept = match hello::check(&session.req_header().headers, forwarded) {
             Ok(accept) => accept,
             Err(reply) => {
                 let now = self.parts().gate.clock.now();
@@ -107,8 +105,6 @@ impl EdgeProxy {
             parts: Arc::clone(self.parts()),
             facts: journey.facts().clone(),
             head: session.req_header().clone(),
-            client: Connection::of(session).map(|c| c.forwarded_for.clone()),
-            tls: is_tls(session),
             limits: self.limits(),
         };
         take_over(session, Box::new(move |stream| Box::pin(hello.run(stream, accept))));

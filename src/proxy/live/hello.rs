@@ -44,9 +44,6 @@ pub(super) struct Hello {
     pub(super) parts: Arc<LiveParts>,
     pub(super) facts: Facts,
     pub(super) head: RequestHeader,
-    /// The client's `X-Forwarded-For`.
-    pub(super) client: Option<HeaderValue>,
-    pub(super) tls: bool,
     pub(super) limits: ProxyLimits,
 }
 
@@ -55,8 +52,12 @@ pub(super) fn wanted(class: &RouteClass) -> bool {
     matches!(class, RouteClass::Live(live) if live.session.contains(&SessionSource::VangoHello))
 }
 
-/// What the edge checks where the app is not asked yet (RFC 6455 §4.2.1, §10.2).
-pub(super) fn check(headers: &HeaderMap) -> Result<HeaderValue, Reply> {
+/// What the edge checks where the app is not asked yet (RFC 6455 §4.2.1, §10.2). `forwarded` is the
+/// host that the client asked a trusted proxy for.
+pub(super) fn check(
+    headers: &HeaderMap,
+    forwarded: Option<&HeaderValue>,
+) -> Result<HeaderValue, Reply> {
     let one = |name: HeaderName| {
         let mut all = headers.get_all(name).iter();
         all.next().filter(|_| all.next().is_none())
@@ -71,7 +72,7 @@ pub(super) fn check(headers: &HeaderMap) -> Result<HeaderValue, Reply> {
         None => return Ok(accept_key(key)),
         Some(origin) => origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, h)| h),
     };
-    let host = one(header::HOST).and_then(|h| h.to_str().ok());
+    let host = forwarded.or(one(header::HOST)).and_then(|h| h.to_str().ok());
     match (origin, host) {
         (Some(origin), Some(host)) if origin.eq_ignore_ascii_case(host) => Ok(accept_key(key)),
         _ => {
@@ -132,12 +133,12 @@ impl Hello {
         // Nobody was asked about these when the socket was accepted.
         self.head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
         self.head.remove_header(&header::SEC_WEBSOCKET_PROTOCOL);
-        let Self { facts, head, client, tls, limits, .. } = self;
+        let Self { facts, head, limits, .. } = self;
         let Some(classified) = classify(&parts.gate.snapshots.load(), &facts) else {
             return waiting.client.close(LATER, Problem::NoRoute.name()).await;
         };
         let mut journey = Journey::begin(facts, classified);
-        let way = Way { parts: &parts, head: &head, client, tls, limits };
+        let way = Way { parts: &parts, head: &head, limits };
         loop {
             let placed =
                 match parts.gate.pass(&mut waiting, &mut journey, &mut Carried::default()).await {
@@ -250,10 +251,17 @@ mod tests {
             ("sec-websocket-version", "13"),
             ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ];
-        let accept = check(&headers(&good)).unwrap();
+        let accept = check(&headers(&good), None).unwrap();
         assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "the example of RFC 6455 §1.3");
-        let with = |origin| check(&headers(&[good[0], good[1], good[2], ("origin", origin)]));
+        let with = |origin| check(&headers(&[good[0], good[1], good[2], ("origin", origin)]), None);
         assert!(with("https://APP.example:8443").is_ok());
+        let forwarded = HeaderValue::from_static("www.example");
+        let through = |origin| {
+            let all = headers(&[good[0], good[1], good[2], ("origin", origin)]);
+            check(&all, Some(&forwarded))
+        };
+        assert!(through("https://www.example").is_ok());
+        assert!(through("https://app.example:8443").is_err());
         for foreign in ["https://evil.example", "https://app.example", "null", ""] {
             let refused = with(foreign).unwrap_err();
             assert_eq!((refused.problem, refused.status), (Problem::OriginRefused, 403));
@@ -261,7 +269,7 @@ mod tests {
         for broken in
             [&good[..2], &[good[0], good[2]], &[good[0], good[1], ("sec-websocket-key", "x")]]
         {
-            let refused = check(&headers(broken)).unwrap_err();
+            let refused = check(&headers(broken), None).unwrap_err();
             assert_eq!((refused.problem, refused.status), (Problem::UpgradeInvalid, 400));
         }
     }

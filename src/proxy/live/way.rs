@@ -27,9 +27,6 @@ pub(super) struct Way<'a> {
     pub(super) parts: &'a Arc<LiveParts>,
     /// The client's request.
     pub(super) head: &'a RequestHeader,
-    /// The client's `X-Forwarded-For`.
-    pub(super) client: Option<HeaderValue>,
-    pub(super) tls: bool,
     pub(super) limits: ProxyLimits,
 }
 
@@ -66,8 +63,7 @@ impl Way<'_> {
         let Ok(turn) = turn else { return Err(journey.not_admitted(now(), pick)) };
         let mut head = self.head.clone();
         let (facts, verdict) = (journey.facts(), journey.verdict());
-        let (client, tls) = (self.client.as_ref(), self.tls);
-        let ready = headers::for_app(&mut head, facts, &target, verdict, client, tls)
+        let ready = headers::for_app(&mut head, facts, &target, verdict)
             .ok()
             .and_then(|()| upgrade::request(&head).ok());
         // Every part of it was a part of a request before.
@@ -143,7 +139,8 @@ impl Way<'_> {
         let (view, facts) = (journey.view(), journey.facts());
         let (tokens, now) = (&self.parts.gate.sessions.tokens, self.parts.gate.clock.wall());
         let given = Given::Socket(journey.session().map(SessionId::name));
-        let (seen, lasts, at) = (facts.affinity.as_ref(), tokens.lasts(), (&*facts.host, self.tls));
+        let (seen, lasts, at) =
+            (facts.affinity.as_ref(), tokens.lasts(), (&*facts.host, facts.is_secure()));
         if let Some(placement) = placed.placement()
             && view.contract.live().is_some()
             && let Some(given) =

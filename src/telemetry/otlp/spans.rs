@@ -118,6 +118,9 @@ fn attributes(record: &TraceRecord) -> Vec<KeyValue> {
             out.push(KeyValue::text("http.request.method_original", original));
         }
     }
+    if let Some(client) = record.trace.client {
+        out.push(KeyValue::text("client.address", client.to_string()));
+    }
     if !record.host.is_empty() {
         out.push(KeyValue::text("server.address", cut(&record.host)));
     }

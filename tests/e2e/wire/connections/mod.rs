@@ -1,1 +1,3 @@
 //! Whose connection it is, and what it may take: trusted proxies, addresses, HTTP/2 windows.
+
+mod proxies;
