@@ -9,8 +9,8 @@ mod ledger {
 #[expect(dead_code, reason = "the store's tests use all of it")]
 mod process;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,11 +21,13 @@ use vango_edge::ledger::{
     Audit, AuditLimits, Ledger, LedgerError, LedgerLimits, Reservation, Sending, Taken, Wanted,
 };
 use vango_edge::lifecycle::idempotency::{Came, Claim, Holder, Print, Resolution, key_hash};
+use vango_edge::store::memory::Memory;
 use vango_edge::store::record::ledger::{
     AttemptState, Evidence, StoredHead, StoredResponse, Subject, key,
 };
 use vango_edge::store::{
-    Entry, LeaseId, MemoryStore, Options, Page, StateStore, StoreError, Txn, Watch,
+    Engine, Entry, LeaseId, MemoryStore, Options, Page, Range, RocksStore, Scan, StateStore,
+    Storage, StorageError, StoreError, Txn, Watch, Write,
 };
 
 struct World {
@@ -380,6 +382,234 @@ async fn a_store_that_cannot_tell_sends_nothing_and_leaves_nothing() {
     sending.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
     settled(&ledger).await;
     assert_eq!(state(&ledger, &c).await, Some((AttemptState::Completed, false)));
+}
+
+/// A disk whose power can be cut, and whose syncs can fail: what was written since the last sync is gone
+/// then, and what failed to be synced may be there all the same.
+#[derive(Clone, Default)]
+struct Disk(Arc<OnDisk>);
+
+#[derive(Default)]
+struct OnDisk {
+    seen: Memory,
+    durable: Memory,
+    unsynced: Mutex<Vec<Write>>,
+    syncs: AtomicU64,
+    failing: AtomicBool,
+    failed: Mutex<Vec<Write>>,
+}
+
+impl Disk {
+    /// The store after a power cut.
+    fn cut(&self) -> Arc<dyn StateStore> {
+        let found = Memory::new();
+        let range = |prefix| Range {
+            from: vec![prefix],
+            prefix: vec![prefix],
+            limit: 9999,
+            bytes: 1 << 30,
+        };
+        for prefix in *b"klam" {
+            let rows = self.0.durable.scan(&range(prefix), b"m").unwrap().rows;
+            found.write(rows.into_iter().map(|(k, v)| Write::Put(k, v)).collect(), true).unwrap();
+        }
+        Arc::new(Engine::start(found, Arc::new(ManualClock::new()), Options::default()).unwrap())
+    }
+
+    fn start(&self, clock: &Arc<ManualClock>) -> Arc<Engine<Disk>> {
+        let clock = Arc::clone(clock) as _;
+        Arc::new(Engine::start(self.clone(), clock, Options::default()).unwrap())
+    }
+}
+
+impl Storage for Disk {
+    const BLOCKING: bool = false;
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.0.seen.get(key)
+    }
+    fn scan(&self, range: &Range, beside: &[u8]) -> Result<Scan, StorageError> {
+        self.0.seen.scan(range, beside)
+    }
+    fn write(&self, batch: Vec<Write>, sync: bool) -> Result<(), StorageError> {
+        if self.0.failing.load(Ordering::SeqCst) {
+            self.0.failed.lock().unwrap().extend(batch);
+            return Err(StorageError::Io("fdatasync: input/output error".into()));
+        }
+        let mut unsynced = self.0.unsynced.lock().unwrap();
+        unsynced.extend(batch.clone());
+        if sync {
+            self.0.syncs.fetch_add(1, Ordering::SeqCst);
+            self.0.durable.write(std::mem::take(&mut unsynced), true)?;
+        }
+        self.0.seen.write(batch, sync)
+    }
+    fn recover(&self) -> Result<(), StorageError> {
+        match self.0.failing.load(Ordering::SeqCst) {
+            true => Err(StorageError::Io("still failing".into())),
+            false => self.write(std::mem::take(&mut self.0.failed.lock().unwrap()), true),
+        }
+    }
+    fn close(&self) {}
+}
+
+#[tokio::test]
+async fn what_a_client_was_told_is_known_after_a_power_cut() {
+    let (mut world, disk) = (World::new(), Disk::default());
+    world.store = disk.start(&world.clock);
+    let ledger = world.ledger("1");
+    let (done, large, open) = (claim("d", "b", "1"), claim("l", "b", "2"), claim("o", "b", "3"));
+    let whole = Came::Whole { status: 201 };
+    send(&ledger, &done).await.ended(whole, Some(response("x"))).await;
+    send(&ledger, &large).await.ended(Came::NotStored { status: 200 }, None).await;
+    // A record that says forwarded is taken back durably: after the cut it would be unknown.
+    let unsent = claim("u", "b", "4");
+    send(&ledger, &unsent).await.unsent();
+    settled(&ledger).await;
+    let _open = send(&ledger, &open).await;
+    world.store = disk.cut();
+    let after = world.ledger("2");
+    after.recover().await.unwrap();
+    assert_eq!(state(&after, &done).await, Some((AttemptState::Completed, false)));
+    assert_eq!(after.response(&done.at).await.unwrap(), Some(response("x")));
+    let unreplayable = Some((AttemptState::CompletedUnreplayable, false));
+    assert_eq!(state(&after, &large).await, unreplayable);
+    assert_eq!(state(&after, &unsent).await, None);
+    assert_eq!(state(&after, &open).await, Some((AttemptState::Unknown, false)));
+}
+
+/// A sync that failed may have reached the disk: the store owns up to it when it recovers. What was never
+/// sent is free again then, and not before, however long that takes; and a disk that takes nothing gathers
+/// no tasks.
+#[tokio::test]
+async fn what_was_never_sent_is_free_again_after_a_sync_that_failed() {
+    let (mut world, disk) = (World::new(), Disk::default());
+    let store = disk.start(&world.clock);
+    world.store = Arc::clone(&store) as _;
+    let ledger = world.ledger("1");
+    let (fresh, reserved) = (claim("a", "b", "r1"), claim("b", "b", "r2"));
+    let reservation = held(ledger.reserve(&reserved, true).await);
+    disk.0.failing.store(true, Ordering::SeqCst);
+    assert!(ledger.forward(None, &fresh, true, None).await.is_err());
+    assert!(ledger.forward(Some(reservation), &reserved, true, None).await.is_err());
+    for n in 0..50 {
+        let other = claim(&format!("other {n}"), "b", "r3");
+        assert!(ledger.forward(None, &other, true, None).await.is_err());
+    }
+    assert_eq!(ledger.at_work(), 2, "those of which it is not known");
+    // Nothing is seen of it, which says nothing.
+    assert_eq!(state(&ledger, &fresh).await, None);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(ledger.at_work(), 2);
+    disk.0.failing.store(false, Ordering::SeqCst);
+    world.clock.advance(Duration::from_secs(6));
+    store.poke().await.unwrap();
+    settled(&ledger).await;
+    for claim in [&fresh, &reserved] {
+        assert_eq!(state(&ledger, claim).await, None);
+        assert_eq!(send(&ledger, claim).await.attempt(), 1, "free, and sent for the first time");
+    }
+}
+
+/// `cargo test --test ledger -- --ignored --nocapture what_a_keyed` on the disk that is asked about.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures of this machine's disk"]
+async fn what_a_keyed_action_costs() {
+    use vango_edge::clock::{Clock, SystemClock};
+    let dir = std::env::var_os("VANGO_EDGE_TEST_DISK").map_or_else(std::env::temp_dir, Into::into);
+    let dir = tempfile::tempdir_in(dir).unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let store =
+        Arc::new(RocksStore::open(dir.path(), Arc::clone(&clock), Options::default()).unwrap());
+    let holder = Holder { node: "n".into(), run: "1".into() };
+    let limits = LedgerLimits { max_records: 1 << 20, max_response: 65_536 };
+    let ledger =
+        Ledger::new(store, Arc::clone(&clock), holder, limits, tokio::runtime::Handle::current());
+    for at_once in [1, 16] {
+        let mut clients = tokio::task::JoinSet::new();
+        let began = clock.now();
+        for client in 0..at_once {
+            let (ledger, clock) = (Arc::clone(&ledger), Arc::clone(&clock));
+            clients.spawn(async move {
+                let mut times = Vec::new();
+                for n in 0..200 {
+                    let c = claim(&format!("{at_once}-{client}-{n}"), "b", "r");
+                    let (began, sending) = (clock.now(), send(&ledger, &c).await);
+                    let forwarded = clock.now();
+                    sending.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+                    times.push((forwarded.since(began), clock.now().since(forwarded)));
+                }
+                times
+            });
+        }
+        let times: Vec<_> = clients.join_all().await.into_iter().flatten().collect();
+        let took = clock.now().since(began);
+        for (what, mut all) in [
+            ("claim", times.iter().map(|t| t.0).collect::<Vec<_>>()),
+            ("completion", times.iter().map(|t| t.1).collect()),
+        ] {
+            all.sort_unstable();
+            let at = |share: usize| all[(all.len() - 1) * share / 100];
+            println!("{at_once} at once, {what}: median {:?}, p99 {:?}", at(50), at(99));
+        }
+        println!("{at_once} at once: {} actions in {took:?}", times.len());
+    }
+}
+
+fn evidence(n: u64, forwarded: &str) -> Evidence {
+    let environment = "studylab".parse().unwrap();
+    Evidence {
+        forwarded: forwarded.into(),
+        request: n.to_string(),
+        class: "action".into(),
+        ..Evidence::of_environment(&environment, Wall(1000 + n), "hot", "")
+    }
+}
+
+/// At every moment: after each row, also with a clock that was set back, and after a restart.
+#[tokio::test]
+async fn the_audits_bounds_hold_at_every_moment_and_refusals_take_nothing_else_away() {
+    let world = World::new();
+    let rows = async |prefix| world.store.list(prefix, None, 1000).await.unwrap().entries.len();
+    for start in 0..2 {
+        let audit = world.audit();
+        for n in 0..200 {
+            let at = if n == 150 { 0 } else { start * 1000 + n };
+            audit.before_answer(&evidence(at, "answered by the app")).await.unwrap();
+            audit.before_answer(&evidence(at, "not forwarded")).await.unwrap();
+            let (kept, refused) = (rows(key::EVIDENCE).await, rows(key::REFUSALS).await);
+            assert!(kept <= 75 && refused <= 25, "{start}, {n}: {kept} and {refused}");
+        }
+        assert_eq!((rows(key::EVIDENCE).await, rows(key::REFUSALS).await), (75, 25));
+    }
+    let audit = world.audit();
+    let newest = audit.list(&Wanted::default(), None, 2).await.unwrap().0;
+    let newest: Vec<_> = newest.iter().map(|(_, e)| e.forwarded.as_str()).collect();
+    assert_eq!(newest, ["not forwarded", "answered by the app"]);
+    for n in 0..1000 {
+        audit.before_answer(&evidence(3000 + n, "not forwarded")).await.unwrap();
+    }
+    assert_eq!(rows(key::EVIDENCE).await, 75);
+    world.clock.advance(Duration::from_secs(2 * 3600));
+    assert_eq!(audit.trim_now().await.unwrap(), 100);
+    assert_eq!(rows("").await, 0);
+}
+
+#[tokio::test]
+async fn refusals_are_bounded_by_client() {
+    let audit = World::new().audit();
+    for n in 0..1000_u64 {
+        audit.refused(evidence(n, "not forwarded"), Some([10, 0, 0, 1].into()));
+    }
+    assert_eq!(audit.not_kept(), 980);
+    // Another client has its own, and all of them together a bound.
+    audit.refused(evidence(0, "not forwarded"), Some([10, 0, 0, 2].into()));
+    assert_eq!(audit.not_kept(), 980);
+    for n in 0..200_u8 {
+        for _ in 0..10 {
+            audit.refused(evidence(0, "not forwarded"), Some([10, 0, 1, n].into()));
+        }
+    }
+    assert_eq!(audit.not_kept(), 980 + 2000 - (400 - 21));
 }
 
 #[tokio::test]

@@ -4,9 +4,14 @@
 //! request wait; when more comes than can be written, what does not fit is counted and dropped.
 //! Evidence that an answer depends on is written before it ([`Audit::before_answer`]).
 //!
-//! A flood of deliveries that are not believed leaves [`MOST_REFUSED`] rows a minute and a count.
+//! Rows of requests of which nothing was forwarded are kept apart from the others, under a bound of their
+//! own (a quarter of all rows), so that no number of refusals takes away the row of a request that an app
+//! got. One client leaves [`MOST_REFUSED_OF_ONE`] of them a minute, all clients together
+//! [`MOST_REFUSED`]; the rest is counted. What is too much goes in the transaction that adds to it, so that
+//! the bounds hold at every moment.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,16 +21,18 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::{Clock, Mono, Wall};
 use crate::store::record::Record;
 use crate::store::record::ledger::{Evidence, key};
-use crate::store::{StateStore, StoreError, TXN_OPS, Txn};
+use crate::store::{StateStore, StoreError, Txn};
 
 /// Evidence that waits to be written.
 const QUEUE: usize = 8192;
-/// Rows in one transaction.
-const AT_ONCE: usize = 100;
+/// Rows in one transaction, which takes as many away, and a few more: [`crate::store::TXN_OPS`] in all.
+const AT_ONCE: usize = 60;
 /// How long an answer waits for its evidence.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Rows of refused deliveries in one [`MINUTE`], all routes together.
-pub const MOST_REFUSED: u32 = 20;
+/// Rows of one client's requests that were not forwarded, in one [`MINUTE`].
+pub const MOST_REFUSED_OF_ONE: u32 = 20;
+/// The same of all clients together.
+pub const MOST_REFUSED: u32 = 400;
 const MINUTE: Duration = Duration::from_secs(60);
 /// How often what was kept long enough is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -76,9 +83,100 @@ pub struct Audit {
     queued: Mutex<Option<mpsc::Receiver<Evidence>>>,
     number: AtomicU64,
     dropped: AtomicU64,
+    /// Rows of refusals that were not kept, since their client or all clients had enough in that minute.
+    not_kept: AtomicU64,
     /// Taken into the queue, and neither written nor dropped yet.
     unwritten: watch::Sender<usize>,
-    refused: Mutex<(Mono, u32)>,
+    refused: Mutex<Refused>,
+    /// Rows of what was forwarded, and of what was not.
+    shelves: tokio::sync::Mutex<[Shelf; 2]>,
+}
+
+/// Refusals of this minute; as many entries as rows at most.
+#[derive(Default)]
+struct Refused {
+    since: Mono,
+    all: u32,
+    /// By client; `None` are those of which no address is known.
+    of: HashMap<Option<IpAddr>, u32>,
+}
+
+impl Refused {
+    fn fits(&mut self, client: Option<IpAddr>, now: Mono) -> bool {
+        if now.since(self.since) >= MINUTE {
+            *self = Self { since: now, ..Self::default() };
+        }
+        if self.all >= MOST_REFUSED {
+            return false;
+        }
+        let of_this = self.of.entry(client).or_default();
+        let fits = *of_this < MOST_REFUSED_OF_ONE;
+        *of_this += u32::from(fits);
+        self.all += u32::from(fits);
+        fits
+    }
+}
+
+/// Rows of one kind.
+struct Shelf {
+    prefix: &'static str,
+    most: u64,
+    /// How many there are; `None` until they are counted, and after a write that may have failed.
+    rows: Option<u64>,
+    /// The keys of the oldest, as far as they were looked up.
+    oldest: VecDeque<String>,
+    /// The last one that went. What was deleted before it is not looked through again.
+    gone: Option<String>,
+}
+
+impl Shelf {
+    fn new(prefix: &'static str, most: u64) -> Self {
+        Self { prefix, most, rows: None, oldest: VecDeque::new(), gone: None }
+    }
+
+    async fn count(&mut self, store: &dyn StateStore) -> Result<u64, StoreError> {
+        if let Some(rows) = self.rows {
+            return Ok(rows);
+        }
+        let (mut n, mut after) = (0, None::<String>);
+        loop {
+            let page = store.list(self.prefix, after.as_deref(), PAGE).await?;
+            n += page.entries.len() as u64;
+            after = page.entries.last().map(|(key, _)| key.clone());
+            if !page.more {
+                break;
+            }
+        }
+        self.rows = Some(n);
+        Ok(n)
+    }
+
+    /// Counts `new` rows in, and takes out the keys of as many of the oldest as are too many then.
+    async fn make_room(
+        &mut self,
+        store: &dyn StateStore,
+        new: u64,
+    ) -> Result<Vec<String>, StoreError> {
+        let rows = self.count(store).await? + new;
+        // A few more than came, for a bound that was lowered.
+        let over = rows.saturating_sub(self.most).min(new + 4);
+        let over = usize::try_from(over).unwrap_or(usize::MAX);
+        while self.oldest.len() < over {
+            let last = self.oldest.back().cloned();
+            // A clock that was set back puts new rows before the one that went last: looked at then.
+            let again = last.is_none() && self.gone.is_some();
+            let from = last.or(self.gone.take());
+            let page = store.list(self.prefix, from.as_deref(), PAGE).await?;
+            if page.entries.is_empty() && !again {
+                break;
+            }
+            self.oldest.extend(page.entries.into_iter().map(|(key, _)| key));
+        }
+        let gone: Vec<String> = self.oldest.drain(..over.min(self.oldest.len())).collect();
+        self.gone = gone.last().cloned().or(self.gone.take());
+        self.rows = Some(rows - gone.len() as u64);
+        Ok(gone)
+    }
 }
 
 impl Audit {
@@ -99,9 +197,19 @@ impl Audit {
             queued: Mutex::new(Some(queued)),
             number: AtomicU64::new(first),
             dropped: AtomicU64::new(0),
+            not_kept: AtomicU64::new(0),
             unwritten: watch::Sender::new(0),
             refused: Mutex::default(),
+            shelves: tokio::sync::Mutex::new([
+                Shelf::new(key::EVIDENCE, limits.max_rows - limits.max_rows / 4),
+                Shelf::new(key::REFUSALS, limits.max_rows / 4),
+            ]),
         })
+    }
+
+    /// Rows of refusals that were not kept, since their client or all clients had enough in that minute.
+    pub fn not_kept(&self) -> u64 {
+        self.not_kept.load(Ordering::Relaxed)
     }
 
     /// Rows that were not written because too many came at once, or the store did not take them.
@@ -132,19 +240,13 @@ impl Audit {
         *self.unwritten.borrow()
     }
 
-    /// The same for a delivery that was not believed: a flood leaves a few rows a minute.
-    pub fn refused(&self, evidence: Evidence) {
-        let now = self.clock.now();
-        let few = {
-            let mut seen = Self::lock(&self.refused);
-            if now.since(seen.0) >= MINUTE {
-                *seen = (now, 0);
-            }
-            seen.1 += 1;
-            seen.1 <= MOST_REFUSED
-        };
-        if few {
+    /// The same for a request of which nothing was forwarded: a flood leaves a few rows a minute.
+    /// `client` is the address that stands for its client.
+    pub fn refused(&self, evidence: Evidence, client: Option<IpAddr>) {
+        if Self::lock(&self.refused).fits(client, self.clock.now()) {
             self.soon(evidence);
+        } else {
+            self.not_kept.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -153,20 +255,48 @@ impl Audit {
     /// # Errors
     /// [`StoreError`] when it is not, or nobody knows.
     pub async fn before_answer(&self, evidence: &Evidence) -> Result<(), StoreError> {
-        let txn = Txn::new().put(self.key(evidence.at), evidence.encode());
-        match tokio::time::timeout(DEADLINE, self.store.txn(txn)).await {
-            Ok(answer) => answer.map(|_| ()),
-            Err(_) => Err(StoreError::Busy),
-        }
+        let kept = async {
+            let txn = self.with(Txn::new(), evidence).await?;
+            self.commit(txn).await
+        };
+        tokio::time::timeout(DEADLINE, kept).await.unwrap_or(Err(StoreError::Busy))
     }
 
     /// `txn`, which keeps evidence too: whole, or neither. Its store is the ledger's.
-    pub(super) fn with(&self, txn: Txn, evidence: &Evidence) -> Txn {
-        txn.put(self.key(evidence.at), evidence.encode())
+    pub(super) async fn with(&self, txn: Txn, evidence: &Evidence) -> Result<Txn, StoreError> {
+        self.adding(txn, std::slice::from_ref(evidence)).await
     }
 
-    fn key(&self, at: Wall) -> String {
-        key::evidence(at, self.number.fetch_add(1, Ordering::Relaxed))
+    /// `txn`, which adds these rows, and takes away as many old ones as are too many then. At most
+    /// [`AT_ONCE`] rows.
+    async fn adding(&self, mut txn: Txn, rows: &[Evidence]) -> Result<Txn, StoreError> {
+        let mut shelves = self.shelves.lock().await;
+        for (shelf, refusals) in shelves.iter_mut().zip([false, true]) {
+            let new: Vec<&Evidence> = rows.iter().filter(|e| e.is_refusal() == refusals).collect();
+            if new.is_empty() || shelf.most == 0 {
+                continue;
+            }
+            let gone = shelf.make_room(&*self.store, new.len() as u64).await?;
+            txn = gone.into_iter().fold(txn, Txn::delete);
+            for evidence in new {
+                let number = self.number.fetch_add(1, Ordering::Relaxed);
+                let at = key::evidence(shelf.prefix, evidence.at, number);
+                txn = txn.put(at, evidence.encode());
+            }
+        }
+        Ok(txn)
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<(), StoreError> {
+        let answer = self.store.txn(txn).await;
+        if answer.is_err() {
+            // What of it is there is known when it is counted again.
+            for shelf in self.shelves.lock().await.iter_mut() {
+                (shelf.rows, shelf.gone) = (None, None);
+                shelf.oldest.clear();
+            }
+        }
+        answer.map(|_| ())
     }
 
     /// Writes what is queued, for as long as the process runs. Called once.
@@ -174,13 +304,13 @@ impl Audit {
         let Some(mut queued) = Self::lock(&self.queued).take() else { return };
         let mut some = Vec::with_capacity(AT_ONCE);
         while queued.recv_many(&mut some, AT_ONCE).await > 0 {
-            let n = some.len();
-            let txn = some.drain(..).fold(Txn::new(), |txn, e| txn.put(self.key(e.at), e.encode()));
-            if let Err(e) = self.store.txn(txn).await {
-                self.dropped.fetch_add(n as u64, Ordering::Relaxed);
-                log::warn!("audit: {n} rows were not kept: {e}");
+            let kept = async { self.commit(self.adding(Txn::new(), &some).await?).await };
+            if let Err(e) = kept.await {
+                self.dropped.fetch_add(some.len() as u64, Ordering::Relaxed);
+                log::warn!("audit: {} rows were not kept: {e}", some.len());
             }
-            self.unwritten.send_modify(|left| *left -= n);
+            self.unwritten.send_modify(|left| *left -= some.len());
+            some.clear();
         }
     }
 
@@ -195,19 +325,35 @@ impl Audit {
         before: Option<&str>,
         most: usize,
     ) -> Result<(Vec<(String, Evidence)>, bool), StoreError> {
-        let end = before.map(|place| format!("{}{place}", key::EVIDENCE));
+        let (mut found, mut more) = self.list_of(key::EVIDENCE, wanted, before, most).await?;
+        let (refusals, more_refusals) = self.list_of(key::REFUSALS, wanted, before, most).await?;
+        found.extend(refusals);
+        found.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        more |= more_refusals || found.len() > most;
+        found.truncate(most);
+        Ok((found, more))
+    }
+
+    async fn list_of(
+        &self,
+        prefix: &str,
+        wanted: &Wanted,
+        before: Option<&str>,
+        most: usize,
+    ) -> Result<(Vec<(String, Evidence)>, bool), StoreError> {
+        let end = before.map(|place| format!("{prefix}{place}"));
         let mut found: VecDeque<(String, Evidence)> = VecDeque::new();
         let mut more = false;
-        let mut after = Some(key::evidence_from(wanted.since));
+        let mut after = Some(key::evidence_from(prefix, wanted.since));
         loop {
-            let page = self.store.list(key::EVIDENCE, after.as_deref(), PAGE).await?;
+            let page = self.store.list(prefix, after.as_deref(), PAGE).await?;
             let older = |at: &str| end.as_deref().is_none_or(|end| at < end);
             for (at, entry) in page.entries.iter().take_while(|(at, _)| older(at)) {
                 let Ok(evidence) = Evidence::decode(&entry.value) else { continue };
                 if !wanted.takes(&evidence) {
                     continue;
                 }
-                let place = at.strip_prefix(key::EVIDENCE).unwrap_or(at).to_owned();
+                let place = at.strip_prefix(prefix).unwrap_or(at).to_owned();
                 found.push_back((place, evidence));
                 if found.len() > most {
                     found.pop_front();
@@ -216,7 +362,7 @@ impl Audit {
             }
             let last = page.entries.last().map(|(k, _)| k.clone());
             if !page.more || last.as_deref().is_some_and(|last| !older(last)) {
-                return Ok((found.into_iter().rev().collect(), more));
+                return Ok((found.into(), more));
             }
             after = last.or(after);
         }
@@ -224,35 +370,54 @@ impl Audit {
 
     /// Takes away what was kept long enough, for as long as the process runs.
     pub async fn trim(&self) {
+        let mut told = 0;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             if let Err(e) = self.trim_now().await {
                 log::warn!("audit: old rows were not taken away: {e}");
             }
+            let not_kept = self.not_kept();
+            if not_kept > told {
+                log::warn!(
+                    "audit: {} requests that were not forwarded left no row: more than \
+                     {MOST_REFUSED_OF_ONE} of one client or {MOST_REFUSED} of all in a minute",
+                    not_kept - told
+                );
+                told = not_kept;
+            }
         }
     }
 
-    /// Takes away what is too old or too much now; says how many.
+    /// Takes away what is too old now; says how many. What is too much by a bound that was lowered goes
+    /// too.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot be read or written.
     pub async fn trim_now(&self) -> Result<usize, StoreError> {
         let age = u64::try_from(self.limits.max_age.as_millis()).unwrap_or(u64::MAX);
-        let oldest = key::evidence_from(Wall(self.clock.wall().0.saturating_sub(age)));
-        let (mut keys, mut after) = (Vec::new(), None::<String>);
-        loop {
-            let page = self.store.list(key::EVIDENCE, after.as_deref(), PAGE).await?;
-            keys.extend(page.entries.into_iter().map(|(key, _)| key));
-            after = keys.last().cloned();
-            if !page.more {
-                break;
+        let until = Wall(self.clock.wall().0.saturating_sub(age));
+        let mut gone = 0;
+        for kind in 0..2 {
+            loop {
+                let mut shelves = self.shelves.lock().await;
+                let shelf = &mut shelves[kind];
+                let oldest = key::evidence_from(shelf.prefix, until);
+                let page = self.store.list(shelf.prefix, None, AT_ONCE).await?;
+                let too_many = shelf.count(&*self.store).await?.saturating_sub(shelf.most);
+                let old = page.entries.iter().zip(0..);
+                let keys: Vec<String> = old
+                    .take_while(|((key, _), n)| *key < oldest || *n < too_many)
+                    .map(|((key, _), _)| key.clone())
+                    .collect();
+                if keys.is_empty() {
+                    break;
+                }
+                shelf.oldest.clear();
+                shelf.rows = shelf.rows.map(|rows| rows.saturating_sub(keys.len() as u64));
+                drop(shelves);
+                gone += keys.len();
+                self.commit(keys.into_iter().fold(Txn::new(), Txn::delete)).await?;
             }
-        }
-        let too_old = keys.partition_point(|k| *k < oldest);
-        let most = usize::try_from(self.limits.max_rows).unwrap_or(usize::MAX);
-        let gone = too_old.max(keys.len().saturating_sub(most));
-        for some in keys[..gone].chunks(TXN_OPS) {
-            self.store.txn(some.iter().fold(Txn::new(), |txn, key| txn.delete(key))).await?;
         }
         Ok(gone)
     }

@@ -47,7 +47,7 @@ impl Ledger {
                         let sent = record.state == AttemptState::Forwarded;
                         // The count is not made yet.
                         self.records.fetch_add(u64::from(next.is_none()), Ordering::Relaxed);
-                        self.put_back(subject, revision, next, &record).await?;
+                        self.put_back(subject, revision, next, &record, false).await?;
                         *(if sent { &mut found.unknown } else { &mut found.released }) += 1;
                     }
                     Some((record, _)) if record.state.open() => {}

@@ -11,10 +11,12 @@ use crate::store::{StoreError, Txn};
 
 use super::{Ledger, LedgerError, Slot};
 
-/// Tries to write what came of a sending, or to take back what was not sent; the pause doubles.
+/// Tries to write what came of a sending; the pause doubles.
 const TRIES: u32 = 8;
 /// First pause between them: 100 ms, 200 ms, … 12.8 s; with the last, 25 s in all.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause between tries to take back what was not sent.
+const MOST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A subject that is this request's, of which nothing was sent.
 pub struct Reservation {
@@ -65,9 +67,9 @@ impl Sending {
         }
     }
 
-    /// Records what came of it; returns once that is known to the store. Where the store does not
-    /// take it, the record stays `forwarded` without a holder, which reads as unknown, and it is
-    /// tried again for a while without the caller.
+    /// Records what came of it; returns once an answer is on disk. Where the store does not take it, the
+    /// record stays `forwarded` without a holder, which reads as unknown, and it is tried again for a
+    /// while without the caller.
     pub async fn ended(mut self, came: Came, response: Option<StoredResponse>) {
         let Some((slot, record, revision)) = self.held.take() else { return };
         let ledger = Arc::clone(&slot.ledger);
@@ -108,7 +110,12 @@ impl Ledger {
         {
             txn = txn.put(key::response(&slot.at), response.encode());
         }
-        match self.commit(txn.delete(key::open(&slot.at))).await {
+        txn = txn.delete(key::open(&slot.at));
+        // After a power cut, `forwarded` reads as unknown anyway.
+        if end.came != Came::Nothing {
+            txn = txn.synced();
+        }
+        match self.commit(txn).await {
             Err(LedgerError::Store(StoreError::Conflict { .. })) => {
                 // An earlier try of this one was committed after all, or somebody who knows has
                 // resolved it. Either way it is no longer open under this attempt.
@@ -135,42 +142,61 @@ impl Ledger {
     }
 
     /// Takes back a record of which nothing was sent, if it is the one that `claim` made. The
-    /// subject stays held meanwhile.
+    /// subject stays held meanwhile, for as long as the store takes no writes: a record that says
+    /// `forwarded` and has no holder would read as unknown.
     pub(super) fn undo_later(self: &Arc<Self>, slot: Slot, claim: String) {
         let ledger = Arc::clone(self);
         self.runtime.spawn(async move {
             let mut pause = PAUSE;
-            for _ in 0..TRIES {
+            loop {
                 match ledger.undo(&slot.at, &claim).await {
                     Ok(()) => return,
+                    Err(LedgerError::Store(StoreError::Closed)) => break,
+                    Err(LedgerError::Record(e)) => {
+                        log::error!("ledger: {}: {e}", slot.at);
+                        break;
+                    }
                     Err(_) => tokio::time::sleep(pause).await,
                 }
-                pause *= 2;
+                pause = (pause * 2).min(MOST_PAUSE);
             }
             log::error!("ledger: {}: a reservation could not be taken back", slot.at);
         });
     }
 
     async fn undo(&self, subject: &str, claim: &str) -> Result<(), LedgerError> {
-        let Some((record, revision)) = self.read(subject).await? else { return Ok(()) };
-        if record.claim != claim || !record.state.open() {
-            return Ok(());
-        }
+        let at = key::attempt(subject);
+        let (record, revision) = match self.read(subject).await? {
+            Some((record, revision)) if record.claim == claim && record.state.open() => {
+                (record, revision)
+            }
+            // It is not there, or not yet: its transaction may still be waiting, or have failed and be
+            // found on disk when the store recovers. Only a transaction behind it can tell.
+            Some((_, revision)) => return self.settle(Txn::new().unchanged(&at, revision)).await,
+            None => return self.settle(Txn::new().absent(&at)).await,
+        };
         // A `forwarded` that was not sent is the reservation it was made from.
-        let sent_before = record.attempt - u32::from(record.state == AttemptState::Forwarded);
+        let sent = record.state == AttemptState::Forwarded;
+        let sent_before = record.attempt - u32::from(sent);
         let reserved =
             Attempted { state: AttemptState::Reserved, attempt: sent_before, ..record.clone() };
-        self.put_back(subject, revision, idempotency::released(&reserved, self.wall()), &record)
-            .await
+        let next = idempotency::released(&reserved, self.wall());
+        self.put_back(subject, revision, next, &record, sent).await
     }
 
-    /// Writes the record that follows one that was open; `None` takes it away.
+    async fn settle(&self, unchanged: Txn) -> Result<(), LedgerError> {
+        self.commit(unchanged).await.map(|_| ())
+    }
+
+    /// Writes the record that follows one that was open; `None` takes it away. `durably` where the one
+    /// before, found after a power cut, would be taken for a request that was sent.
     pub(super) async fn put_back(
         &self,
         subject: &str,
         revision: u64,
         next: Option<Attempted>,
         before: &Attempted,
+        durably: bool,
     ) -> Result<(), LedgerError> {
         let at = key::attempt(subject);
         let gone = next.is_none();
@@ -179,7 +205,7 @@ impl Ledger {
             Some(next) => txn.put(&at, next.encode()),
             None => txn.delete(&at).delete(key::expiry(before.expires, subject)),
         };
-        self.commit(txn).await?;
+        self.commit(if durably { txn.synced() } else { txn }).await?;
         if gone {
             self.forget(1);
         }

@@ -9,7 +9,11 @@
 //!   no holder is never taken for one that is at work.
 //! - Whoever holds something lets go of it: dropping a [`Reservation`] releases it (nothing was
 //!   sent), dropping a [`Sending`] makes it unknown (something may have been).
-//! - When the store does not answer, nothing is sent: callers get [`LedgerError`] and say so.
+//! - When the store does not answer, nothing is sent: callers get [`LedgerError`] and say so. Whether
+//!   the record is there all the same is known once the store has recovered; until then its subject is
+//!   held, and then it is free again.
+//! - [`Sending::ended`] returns once an answer is on disk (synced): what a client was told is known after a
+//!   power cut.
 //!
 //! Deliberately absent: leases on records. A record is of a node's process; another process of the
 //! same node means that the holder is gone, since the state directory admits one at a time.
@@ -18,7 +22,7 @@ mod audit;
 mod expiry;
 mod held;
 
-pub use audit::{Audit, AuditLimits, MOST_REFUSED, Wanted};
+pub use audit::{Audit, AuditLimits, MOST_REFUSED, MOST_REFUSED_OF_ONE, Wanted};
 pub use held::{Reservation, Sending};
 
 use std::collections::HashSet;
@@ -291,6 +295,8 @@ impl Ledger {
                     Err(LedgerError::Store(StoreError::Conflict { .. })) => {
                         before = self.read(&claim.at).await?;
                     }
+                    // Free again at once: a disk that takes nothing must not gather tasks that wait for it.
+                    Err(LedgerError::Store(e)) if e.applied_nothing() => return Err(e.into()),
                     Err(e) => {
                         // The outcome may be unknown; what was not sent is not left as if it were.
                         self.undo_later(slot, claim.request.clone());
@@ -441,7 +447,7 @@ impl Ledger {
                 .unchanged(&key_at, revision)
                 .put(&key_at, next.encode())
                 .delete(key::open(at));
-            let txn = audit.with(txn, &idempotency::evidence_of(&next));
+            let txn = audit.with(txn, &idempotency::evidence_of(&next)).await?;
             match self.commit(txn.synced()).await {
                 Ok(_) => return Ok(Some(next)),
                 Err(LedgerError::Store(StoreError::Conflict { .. })) => {}

@@ -1,8 +1,10 @@
 //! Closes a request's trace and counts it.
 
+use std::net::IpAddr;
+
 use crate::clock::Mono;
 use crate::lifecycle::admit::Journey;
-use crate::lifecycle::reply::{Problem, Reply};
+use crate::lifecycle::reply::Reply;
 use crate::lifecycle::trace::Outcome;
 use crate::telemetry::{Telemetry, TraceRecord};
 
@@ -35,6 +37,8 @@ pub struct Told<'a> {
     pub reply: Option<&'a Reply>,
     /// Its evidence is kept.
     pub kept: bool,
+    /// The address that stands for its client.
+    pub client: Option<IpAddr>,
 }
 
 /// Closes `journey`, which ended now.
@@ -69,12 +73,10 @@ pub fn close_at(
     };
     let wall = gate.clock.wall();
     let evidence = journey.evidence_of(told.reply, status, now, wall).filter(|_| !told.kept);
-    match (evidence, journey.trace.outcome) {
-        (Some(evidence), Outcome::Refused(Problem::WebhookSignatureInvalid)) => {
-            gate.audit.refused(evidence);
-        }
-        (Some(evidence), _) => gate.audit.soon(evidence),
-        (None, _) => {}
+    match evidence {
+        Some(evidence) if evidence.is_refusal() => gate.audit.refused(evidence, told.client),
+        Some(evidence) => gate.audit.soon(evidence),
+        None => {}
     }
     if let Some(counted) = journey.counted(status) {
         telemetry.delivery(counted);

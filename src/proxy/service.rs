@@ -511,7 +511,8 @@ impl ProxyHttp for EdgeProxy {
             _ => End::Answered { status },
         };
         let answered = ctx.first_byte.unwrap_or(now);
-        let told = Told { reply: ctx.reply.as_ref(), kept: ctx.audited };
+        let client = ctx.client.as_ref().map(|c| super::admission::customer(c.address.ip()));
+        let told = Told { reply: ctx.reply.as_ref(), kept: ctx.audited, client };
         record::close_at(&self.parts.gate, &self.telemetry, journey, end, answered, told);
     }
 }

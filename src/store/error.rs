@@ -35,16 +35,33 @@ pub enum StoreError {
     /// unknown until its keys are read again.
     #[error("storage unavailable: {0}")]
     Unavailable(String),
+    /// An earlier write failed, and the storage takes none until it has recovered: nothing was applied.
+    #[error("storage takes no writes: {0}")]
+    NotWritable(String),
     /// What is stored cannot be read; needs an operator.
     #[error("store damaged: {0}")]
     Corrupt(String),
 }
 
 impl StoreError {
+    /// Whether a transaction that was answered so was certainly not applied, and will not be.
+    pub fn applied_nothing(&self) -> bool {
+        match self {
+            Self::Conflict { .. }
+            | Self::LeaseGone(_)
+            | Self::Invalid(_)
+            | Self::Busy
+            | Self::NotWritable(_) => true,
+            Self::Compacted { .. } | Self::Closed | Self::Unavailable(_) | Self::Corrupt(_) => {
+                false
+            }
+        }
+    }
+
     /// Whether the same call may succeed later without anybody deciding anew.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Busy | Self::Unavailable(_) => true,
+            Self::Busy | Self::Unavailable(_) | Self::NotWritable(_) => true,
             Self::Conflict { .. }
             | Self::Compacted { .. }
             | Self::LeaseGone(_)

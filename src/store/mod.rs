@@ -125,7 +125,8 @@ pub struct Page {
 /// The store, as the rest of the edge sees it.
 ///
 /// Calls may be dropped at any time; a dropped [`txn`](Self::txn) may still be committed.
-/// Any call may answer [`StoreError::Closed`], [`StoreError::Busy`] or [`StoreError::Unavailable`];
+/// Any call may answer [`StoreError::Closed`], [`StoreError::Busy`] or [`StoreError::Unavailable`], and one
+/// that writes [`StoreError::NotWritable`];
 /// sizes beyond the bounds of this module are [`StoreError::Invalid`].
 #[async_trait]
 pub trait StateStore: Send + Sync + 'static {

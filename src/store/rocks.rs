@@ -215,7 +215,10 @@ fn lock_soon(file: File) -> Result<Flock<File>, (File, Errno)> {
 }
 
 /// Takes the directory's lock and writes this process's id into it.
-fn lock(dir: &Path) -> Result<Flock<File>, OpenError> {
+///
+/// # Errors
+/// [`OpenError::Locked`], or [`OpenError::Io`].
+pub fn lock(dir: &Path) -> Result<Flock<File>, OpenError> {
     let path = dir.join("lock");
     let failed = |e: io::Error| OpenError::Io(format!("{}: {e}", path.display()));
     let file = OpenOptions::new()

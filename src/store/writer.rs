@@ -165,8 +165,8 @@ impl<S: Storage> Writer<S> {
         answer: AnswerTo<u64>,
         place: OwnedSemaphorePermit,
     ) {
-        if let Health::Failed { said, .. } = &self.health {
-            let _ = answer.send(Err(said.clone()));
+        if let Some(refused) = self.refused() {
+            let _ = answer.send(Err(refused));
             return;
         }
         let sync = txn.durability == Durability::Synced;
@@ -320,10 +320,9 @@ impl<S: Storage> Writer<S> {
         if batch.is_empty() {
             return Ok(());
         }
-        if let Health::Failed { said, .. } = &self.health {
-            let said = said.clone();
-            batch.give_answers(Some(&said));
-            return Err(said);
+        if let Some(refused) = self.refused() {
+            batch.give_answers(Some(&refused));
+            return Err(refused);
         }
         let mut writes = std::mem::take(&mut batch.writes);
         if batch.revision != self.revision || batch.sync {
@@ -349,6 +348,17 @@ impl<S: Storage> Writer<S> {
         self.history.publish(std::mem::take(&mut batch.commits));
         batch.give_answers(None);
         Ok(())
+    }
+
+    /// What is said of writes that are not tried, since one failed before them.
+    fn refused(&self) -> Option<StoreError> {
+        match &self.health {
+            Health::Writable => None,
+            Health::Failed { said: StoreError::Unavailable(said), .. } => {
+                Some(StoreError::NotWritable(said.clone()))
+            }
+            Health::Failed { said, .. } => Some(said.clone()),
+        }
     }
 
     /// Stops writing until the storage has recovered.

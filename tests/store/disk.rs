@@ -238,7 +238,7 @@ async fn fill_then_heal(store: RocksStore, clock: &ManualClock, dir: &Path, limi
     for _ in 0..4 {
         clock.advance(Duration::from_secs(2));
         let refused = store.txn(Txn::new().put("no", "v")).await;
-        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        assert!(matches!(refused, Err(StoreError::NotWritable(_))), "{refused:?}");
         process::say(&format!("{refused:?}"));
         store.lease_keep_alive(lease).await.unwrap();
         assert_intact(&store, records, full).await;

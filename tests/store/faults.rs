@@ -87,7 +87,9 @@ fn start() -> (Arc<Engine<Faulty>>, Arc<Plan>, Arc<ManualClock>) {
 }
 
 fn unavailable<T>(answer: &Result<T, StoreError>) -> bool {
-    matches!(answer, Err(e @ StoreError::Unavailable(_)) if e.retryable())
+    let refused =
+        |e: &StoreError| matches!(e, StoreError::Unavailable(_) | StoreError::NotWritable(_));
+    matches!(answer, Err(e) if refused(e) && e.retryable())
 }
 
 #[tokio::test]
@@ -99,8 +101,9 @@ async fn a_failed_write_changes_nothing_and_later_ones_go_on() {
     let mut watch = store.watch("", before + 1).await.unwrap();
     plan.failing.store(true, Ordering::SeqCst);
     assert!(unavailable(&store.txn(Txn::new().put("k", "v")).await));
-    // A conflict would rest on a state that nothing vouches for.
-    assert!(unavailable(&store.txn(Txn::new().absent("leased")).await));
+    // A conflict would rest on a state that nothing vouches for. That this one changes nothing is known.
+    let refused = store.txn(Txn::new().absent("leased")).await;
+    assert!(matches!(&refused, Err(e @ StoreError::NotWritable(_)) if e.applied_nothing()));
     assert!(unavailable(&store.lease_grant(Duration::from_secs(3)).await));
     assert!(unavailable(&store.lease_revoke(other).await));
     store.lease_keep_alive(other).await.unwrap();

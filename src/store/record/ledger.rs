@@ -8,6 +8,7 @@
 //! | `io/<environment>/<hash>` | empty: the record is open, which a restart has to look at |
 //! | `ie/<expiry>/<environment>/<hash>` | empty: when the record goes |
 //! | `au/<time>/<number>` | [`Evidence`] |
+//! | `ar/<time>/<number>` | [`Evidence`] of a request of which nothing was forwarded |
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -215,6 +216,11 @@ impl Record for Evidence {
 }
 
 impl Evidence {
+    /// Whether it is of a request of which nothing was forwarded. Anybody can make any number of these.
+    pub fn is_refusal(&self) -> bool {
+        self.forwarded == "not forwarded" && self.class != "environment"
+    }
+
     /// What was decided about an environment as a whole, with no request behind it.
     pub fn of_environment(environment: &Environment, at: Wall, decision: &str, why: &str) -> Self {
         let none = || "-".to_owned();
@@ -253,16 +259,19 @@ pub mod key {
     /// Prefix of all expiries, earliest first.
     pub const EXPIRIES: &str = "ie/";
 
-    /// Prefix of all evidence, oldest first.
+    /// Prefix of evidence, oldest first.
     pub const EVIDENCE: &str = "au/";
+    /// Prefix of evidence of what was not forwarded.
+    pub const REFUSALS: &str = "ar/";
 
-    /// Evidence from `at`; `number` keeps what came in one millisecond apart, in order.
-    pub fn evidence(at: Wall, number: u64) -> String {
-        format!("{}{number:016x}", evidence_from(at))
+    /// Evidence from `at` with one of these prefixes; `number` keeps what came in one millisecond apart,
+    /// in order.
+    pub fn evidence(prefix: &str, at: Wall, number: u64) -> String {
+        format!("{}{number:016x}", evidence_from(prefix, at))
     }
     /// Evidence from `at` or later has keys that sort at or after this.
-    pub fn evidence_from(at: Wall) -> String {
-        format!("{EVIDENCE}{:016x}/", at.0)
+    pub fn evidence_from(prefix: &str, at: Wall) -> String {
+        format!("{prefix}{:016x}/", at.0)
     }
 
     /// What the keys of one record have in common: `<environment>/<hash>`.
