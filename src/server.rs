@@ -2,7 +2,7 @@
 //! order things start and stop.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,12 +23,12 @@ use crate::lifecycle::idempotency::Holder;
 use crate::proxy::{
     Attempts, EdgeProxy, Exchanges, Gate, H2Limits, Places, Pools, ProxyParts, Room, Serving,
 };
-use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
+use crate::runner::{ProcessRunner, Runner};
 use crate::session::{HttpStore, KeyRing, RedisStore, SessionRoutes, Sessions, Stores, Tokens};
 use crate::snapshot::Publisher;
 use crate::sockets::Sockets;
 use crate::store::observed::Observed;
-use crate::store::{Options, RocksStore, StateStore};
+use crate::store::{RocksStore, StateStore};
 use crate::systemd::{self, Handed};
 use crate::telemetry::{AccessLog, AccessTarget, Metrics, Ring, Telemetry, otlp};
 use crate::wake::hold::HoldQueues;
@@ -38,6 +38,7 @@ use crate::wake::worker::Worker;
 mod listen;
 mod secrets;
 mod settings;
+mod state;
 mod stop;
 
 use listen::{Secure, bind, from_here, print_addresses};
@@ -46,6 +47,7 @@ use settings::{
     Parts, accept_rules, external_apps, hold_limits, max_connections, pools, prepare,
     preview_policies, proxy_limits,
 };
+use state::StateDir;
 use stop::{Signals, drain, leave};
 
 /// Runs the edge in the foreground until it is told to stop. `file` is where `config` was read from
@@ -54,6 +56,8 @@ use stop::{Signals, drain, leave};
 /// # Errors
 /// What kept it from starting, or from stopping cleanly.
 pub fn run(file: PathBuf, config: Config) -> Result<()> {
+    // Logs, artifacts and records are nobody else's on this machine.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let handed = Handed::take();
     // Requests on one runtime, everything else on another: a wake or a scrape never takes a
     // thread that a request needs.
@@ -122,10 +126,24 @@ async fn run_on(
         .with_context(|| format!("admin.listen {}", config.admin.listen))?;
 
     let at = from_here(admin_listener.local_addr()?);
-    let (edge, publisher) = compose(file, &config, &access, at, &secure, runtime).await?;
+    let state = StateDir::prepare(&config.state.dir)?;
+    let (edge, publisher) = compose(file, &config, &state, &access, at, &secure, runtime).await?;
     let access_log = access_log(&config, &edge.control.telemetry)?;
     let exporter = exporter(&config, &edge)?;
-    let taken = edge.control.take_over().await?;
+    let taken = match &state.copy_of {
+        None => edge.control.take_over().await?,
+        Some(original) => {
+            let forgotten = edge.control.forget_copied().await?;
+            log::warn!(
+                "state.dir {} is a copy of {}, made since this machine started: the {forgotten} \
+                 allocations in it belong to the original and are left alone",
+                state.path.display(),
+                original.display()
+            );
+            TakenOver::default()
+        }
+    };
+    state.keep_identity()?;
     if taken != TakenOver::default() {
         let TakenOver { adopted, ended, released } = taken;
         log::info!(
@@ -229,6 +247,7 @@ fn access_log(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Option<Acce
 async fn compose(
     file: PathBuf,
     config: &Config,
+    state: &StateDir,
     access: &Arc<ArcSwap<Access>>,
     admin: SocketAddr,
     secure: &[Secure],
@@ -237,34 +256,15 @@ async fn compose(
     let running = Running::new(config.clone());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
-    let dir = &config.state.dir;
-    let in_dir = || format!("state.dir {}", dir.display());
-    std::fs::create_dir_all(dir).with_context(in_dir)?;
-    // Absolute: apps run in a working directory of their own.
-    let dir = &dir.canonicalize().with_context(in_dir)?;
-    // The store's lock is the node's lock: one process at a time owns this directory.
-    let on_disk = {
-        let (dir, clock) = (dir.join("store"), Arc::clone(&clock));
-        let opened =
-            tokio::task::spawn_blocking(move || RocksStore::open(&dir, clock, Options::default()));
-        Arc::new(opened.await.context("opening the store")??)
-    };
-    // A store of its own: no reservation waits for a wake's transaction, nor the other way round, and
-    // nobody who follows routing sees them pass.
-    let ledger_on_disk = {
-        let (dir, clock) = (dir.join("ledger"), Arc::clone(&clock));
-        let options = Options { watch_revisions: 1, watch_bytes: 0 };
-        let opened = tokio::task::spawn_blocking(move || RocksStore::open(&dir, clock, options));
-        Arc::new(opened.await.context("opening the ledger")??)
-    };
+    let (on_disk, ledger_on_disk) = state.open(config, &clock).await?;
+    let dir = &state.path;
     let artifacts = Arc::new(Artifacts::local(&dir.join("artifacts"), &dir.join("trees"))?);
     let files = Arc::new(AssetBytes::new(Arc::clone(&artifacts), config.assets.memory));
-    let runner: Arc<dyn Runner> = Arc::new(ProcessRunner::new(ProcessRunnerOptions {
-        run_dir: dir.join("run"),
-        log_bytes: config.runner.log_bytes,
-        clock: Arc::clone(&clock),
-        max_processes: config.runner.max_processes,
-    })?);
+    if state.copy_of.is_some() {
+        state.forget_processes()?;
+    }
+    let runner: Arc<dyn Runner> =
+        Arc::new(ProcessRunner::new(state.runner_options(config, &clock))?);
 
     let publisher = Publisher::new();
     let snapshots = publisher.reader();
@@ -284,7 +284,7 @@ async fn compose(
         credentials: Arc::clone(&credentials),
         admin,
     };
-    let node = node_name(dir)?;
+    let node = state.node_name()?;
     let ledger_store: Arc<dyn StateStore> = Arc::new(Observed::new(
         Arc::clone(&ledger_on_disk) as _,
         Arc::clone(&clock),
@@ -470,19 +470,6 @@ fn spawn_loops(edge: &Edge) -> [tokio::task::JoinHandle<()>; 7] {
     let control = Arc::clone(&edge.control);
     let previews = tokio::spawn(async move { control.remove_old_previews().await });
     [idle, trim, promotions, collect, retire, evidence, previews]
-}
-
-/// Names this node in records; made once and kept with its state.
-fn node_name(dir: &Path) -> Result<String> {
-    let path: PathBuf = dir.join("node");
-    if let Ok(name) = std::fs::read_to_string(&path)
-        && !name.trim().is_empty()
-    {
-        return Ok(name.trim().to_owned());
-    }
-    let name = format!("node-{:016x}", SystemEntropy.next_u64());
-    std::fs::write(&path, &name).with_context(|| path.display().to_string())?;
-    Ok(name)
 }
 
 /// Ten thousand held requests are ten thousand descriptors.

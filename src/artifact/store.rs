@@ -47,12 +47,18 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// Blobs in the directory `dir`, trees in `trees`; both are made if need be.
+    /// Blobs in the directory `dir`, trees in `trees`; both are made if need be, and what a process that
+    /// was killed left of uploads and trees is removed. No other process may use them.
     ///
     /// # Errors
     /// [`ArtifactError::Io`] or [`ArtifactError::Store`] when a directory cannot be used.
     pub fn local(dir: &Path, trees: &Path) -> Result<Self, ArtifactError> {
-        std::fs::create_dir_all(dir.join("blobs/sha256")).map_err(|e| ArtifactError::io(dir, e))?;
+        let blobs = dir.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).map_err(|e| ArtifactError::io(dir, e))?;
+        let (count, bytes) = sweep::unfinished(&blobs)?;
+        if count > 0 {
+            log::info!("removed {count} uploads of {bytes} bytes that an earlier process left");
+        }
         Ok(Self {
             objects: Arc::new(LocalFileSystem::new_with_prefix(dir)?),
             directory: Some(dir.to_owned()),

@@ -20,6 +20,29 @@ pub fn touch(path: &Path) {
     let _ = utimensat(nix::fcntl::AT_FDCWD, path, &now, &now, UtimensatFlags::FollowSymlink);
 }
 
+/// Removes the files of `dir` whose name is no digest: what uploads left that nobody goes on with. Returns
+/// how many, and their bytes.
+pub fn unfinished(dir: &Path) -> Result<(usize, u64), ArtifactError> {
+    let failed = |e| ArtifactError::io(dir, e);
+    let (mut count, mut bytes) = (0, 0);
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let meta = entry.metadata().map_err(failed)?;
+        if digest_of(&entry.file_name()).is_none() && meta.is_file() {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|e| ArtifactError::io(&path, e))?;
+            count += 1;
+            bytes += meta.len();
+        }
+    }
+    Ok((count, bytes))
+}
+
+/// The digest whose blob has this name.
+fn digest_of(name: &std::ffi::OsStr) -> Option<Digest> {
+    format!("sha256:{}", name.to_str()?).parse().ok()
+}
+
 /// Removes the files of `dir` whose name is no digest among `keep` and that last changed before `before`:
 /// blobs, and what an upload that broke off left. Returns how many, and their bytes.
 pub fn blobs(
@@ -31,9 +54,7 @@ pub fn blobs(
     let (mut count, mut bytes) = (0, 0);
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let name = entry.file_name();
-        let digest = name.to_str().and_then(|n| format!("sha256:{n}").parse::<Digest>().ok());
-        if digest.is_some_and(|d| keep.contains(&d)) {
+        if digest_of(&entry.file_name()).is_some_and(|d| keep.contains(&d)) {
             continue;
         }
         let meta = entry.metadata().map_err(failed)?;
@@ -64,6 +85,8 @@ mod tests {
         }
         let keep = BTreeSet::from([kept]);
         assert_eq!(blobs(dir.path(), &keep, Wall(1000)).unwrap(), (0, 0), "all are young");
+        assert_eq!(unfinished(dir.path()).unwrap(), (1, 5), "nobody goes on with it after a start");
+        fs::write(dir.path().join(format!("{}#1", gone.hex())), "12345").unwrap();
         let later = Wall(u64::MAX);
         assert_eq!(blobs(dir.path(), &keep, later).unwrap(), (2, 10));
         assert_eq!(blobs(dir.path(), &keep, later).unwrap(), (0, 0), "again is once");

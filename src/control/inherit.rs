@@ -78,6 +78,20 @@ impl Control {
         Ok(taken)
     }
 
+    /// Called instead in a copy of another edge's state: what is recorded runs under that edge, and only
+    /// its records are taken away here. Returns how many.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be read or changed.
+    pub async fn forget_copied(&self) -> Result<usize, StoreError> {
+        self.let_go_of_claims().await?;
+        let found = self.allocations().await?;
+        for (at, _, revision) in &found {
+            self.store.txn(Txn::new().unchanged(at, *revision).delete(at)).await?;
+        }
+        Ok(found.len())
+    }
+
     /// Whether it was adopted; if not, it is ended.
     async fn inherit(
         &self,

@@ -1,0 +1,178 @@
+//! The state directory: who may read it, whether it is a copy of another's, and its two stores.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{Clock, Entropy, SystemEntropy};
+use crate::config::Config;
+use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
+use crate::store::{OpenError, Options, RocksStore, rocks};
+
+/// From SIGTERM to SIGKILL for apps whose state is damaged.
+const UNFIT: Duration = Duration::from_secs(2);
+
+/// The directory, made private and not yet locked.
+pub(super) struct StateDir {
+    /// Absolute: apps run in a working directory of their own.
+    pub(super) path: PathBuf,
+    /// Where the original is, if this is a copy of a directory whose edge has run since this machine
+    /// started. What is recorded in it runs, if at all, under the original.
+    pub(super) copy_of: Option<PathBuf>,
+    identity: Identity,
+}
+
+/// What tells a directory from a copy of it. Nothing that is recorded outlives the boot, so that a copy
+/// on another machine, or one from before this boot, needs no telling.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    boot: String,
+    device: u64,
+    inode: u64,
+    path: PathBuf,
+}
+
+const IDENTITY: &str = "identity.json";
+
+impl StateDir {
+    /// Makes it if need be, and takes it from everybody but its owner.
+    pub(super) fn prepare(dir: &Path) -> Result<Self> {
+        let in_dir = || format!("state.dir {}", dir.display());
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(in_dir)?;
+        let path = dir.canonicalize().with_context(in_dir)?;
+        let meta = fs::metadata(&path).with_context(in_dir)?;
+        if meta.mode() & 0o077 != 0
+            && let Err(e) = fs::set_permissions(&path, Permissions::from_mode(0o700))
+        {
+            log::warn!("{}: other users of this machine may enter it: {e}", path.display());
+        }
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("/proc")?;
+        let identity = Identity {
+            boot: boot.trim().to_owned(),
+            device: meta.dev(),
+            inode: meta.ino(),
+            path: path.clone(),
+        };
+        let known = fs::read(path.join(IDENTITY)).ok();
+        let known = known.and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
+        let copy_of = known.filter(|k| k.boot == identity.boot);
+        let copy_of = copy_of
+            .filter(|k| (k.device, k.inode) != (identity.device, identity.inode))
+            .map(|k| k.path);
+        Ok(Self { path, copy_of, identity })
+    }
+
+    /// Removes what belongs to the original's processes: their pipes and sockets, copied. Called with
+    /// the store locked.
+    pub(super) fn forget_processes(&self) -> Result<()> {
+        let files = self.path.join("run/allocations");
+        match fs::remove_dir_all(&files) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| files.display().to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// From here on it is no copy, but a directory of its own.
+    pub(super) fn keep_identity(&self) -> Result<()> {
+        let path = self.path.join(IDENTITY);
+        let part = self.path.join("identity.part");
+        let written = serde_json::to_vec(&self.identity)
+            .map_err(std::io::Error::other)
+            .and_then(|text| fs::write(&part, text))
+            .and_then(|()| fs::rename(&part, &path));
+        written.with_context(|| path.display().to_string())
+    }
+
+    /// Opens the store and the ledger. The store's lock is the node's lock: one process at a time owns
+    /// this directory.
+    ///
+    /// # Errors
+    /// What is damaged or in use. Where it is damaged, apps that an earlier process left running are
+    /// ended: no edge watches over them, nor will before an operator has looked.
+    pub(super) async fn open(
+        &self,
+        config: &Config,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(Arc<RocksStore>, Arc<RocksStore>)> {
+        match self.open_both(clock).await {
+            Ok(both) => Ok(both),
+            Err(e) => {
+                let damaged = matches!(
+                    e.downcast_ref(),
+                    Some(OpenError::Damaged { .. } | OpenError::Corrupt(_))
+                );
+                if damaged && self.copy_of.is_none() {
+                    self.end_what_runs(config, clock).await;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    async fn open_both(
+        &self,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(Arc<RocksStore>, Arc<RocksStore>)> {
+        let open = async |name: &str, options| {
+            let (dir, clock) = (self.path.join(name), Arc::clone(clock));
+            let opened =
+                tokio::task::spawn_blocking(move || RocksStore::open(&dir, clock, options));
+            anyhow::Ok(Arc::new(opened.await.context("opening it")??))
+        };
+        let store = open("store", Options::default()).await?;
+        // A store of its own: no reservation waits for a wake's transaction, nor the other way round, and
+        // nobody who follows routing sees them pass.
+        let ledger = open("ledger", Options { watch_revisions: 1, watch_bytes: 0 }).await?;
+        Ok((store, ledger))
+    }
+
+    async fn end_what_runs(&self, config: &Config, clock: &Arc<dyn Clock>) {
+        // Another edge may have taken it meanwhile.
+        let Ok(_lock) = rocks::lock(&self.path.join("store")) else { return };
+        let runner = match ProcessRunner::new(self.runner_options(config, clock)) {
+            Ok(runner) => runner,
+            Err(e) => return log::error!("what runs could not be ended: {e}"),
+        };
+        for id in runner.leftovers() {
+            match runner.end_leftover(None, &id, UNFIT).await {
+                Ok(()) => {
+                    log::warn!("ended {id}: no edge watches over it while the state is damaged")
+                }
+                Err(e) => log::error!("what is left of {id} could not be ended: {e}"),
+            }
+        }
+    }
+
+    pub(super) fn runner_options(
+        &self,
+        config: &Config,
+        clock: &Arc<dyn Clock>,
+    ) -> ProcessRunnerOptions {
+        ProcessRunnerOptions {
+            run_dir: self.path.join("run"),
+            log_bytes: config.runner.log_bytes,
+            clock: Arc::clone(clock),
+            max_processes: config.runner.max_processes,
+        }
+    }
+
+    /// Names this node in records; made once and kept with its state.
+    pub(super) fn node_name(&self) -> Result<String> {
+        let path = self.path.join("node");
+        if let Ok(name) = fs::read_to_string(&path)
+            && !name.trim().is_empty()
+        {
+            return Ok(name.trim().to_owned());
+        }
+        let name = format!("node-{:016x}", SystemEntropy.next_u64());
+        fs::write(&path, &name).with_context(|| path.display().to_string())?;
+        Ok(name)
+    }
+}
