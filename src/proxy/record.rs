@@ -1,13 +1,12 @@
 //! Closes a request's trace and counts it.
 
-use std::net::IpAddr;
-
 use crate::clock::Mono;
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::trace::Outcome;
 use crate::telemetry::{Telemetry, TraceRecord};
 
+use super::admission::customer;
 use super::gate::Gate;
 
 /// How a request ended.
@@ -37,8 +36,6 @@ pub struct Told<'a> {
     pub reply: Option<&'a Reply>,
     /// Its evidence is kept.
     pub kept: bool,
-    /// The address that stands for its client.
-    pub client: Option<IpAddr>,
 }
 
 /// Closes `journey`, which ended now.
@@ -74,7 +71,10 @@ pub fn close_at(
     let wall = gate.clock.wall();
     let evidence = journey.evidence_of(told.reply, status, now, wall).filter(|_| !told.kept);
     match evidence {
-        Some(evidence) if evidence.is_refusal() => gate.audit.refused(evidence, told.client),
+        Some(evidence) if evidence.is_refusal() => {
+            let origin = journey.facts().origin.as_ref();
+            gate.audit.refused(evidence, origin.map(|o| customer(o.address)));
+        }
         Some(evidence) => gate.audit.soon(evidence),
         None => {}
     }

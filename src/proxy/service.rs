@@ -511,8 +511,7 @@ impl ProxyHttp for EdgeProxy {
             _ => End::Answered { status },
         };
         let answered = ctx.first_byte.unwrap_or(now);
-        let client = ctx.client.as_ref().map(|c| super::admission::customer(c.address.ip()));
-        let told = Told { reply: ctx.reply.as_ref(), kept: ctx.audited, client };
+        let told = Told { reply: ctx.reply.as_ref(), kept: ctx.audited };
         record::close_at(&self.parts.gate, &self.telemetry, journey, end, answered, told);
     }
 }
