@@ -372,10 +372,11 @@ impl Audit {
     pub async fn trim(&self) {
         let mut told = 0;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            // At the start too: it counts what is there, so that no answer waits for that.
             if let Err(e) = self.trim_now().await {
                 log::warn!("audit: old rows were not taken away: {e}");
             }
+            tokio::time::sleep(LOOK_EVERY).await;
             let not_kept = self.not_kept();
             if not_kept > told {
                 log::warn!(
