@@ -11,9 +11,14 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 /// Largest PEM file that is read.
 const MAX_FILE: u64 = 1024 * 1024;
+
+/// What is left when a warning begins: authorities that issue for 90 days have it renewed at 30.
+const SOON: u64 = 14 * 86_400;
 
 /// A certificate chain and its key.
 #[derive(Clone)]
@@ -24,6 +29,8 @@ pub struct Certificate {
     pub key: PathBuf,
     /// DNS names in it, lower case; `*.` stands for one label.
     pub names: Vec<String>,
+    /// Until when it is good, in seconds since 1970, where that can be read.
+    pub expires: Option<u64>,
     /// What is served.
     pub served: Arc<CertifiedKey>,
 }
@@ -63,6 +70,7 @@ impl Certificate {
         let Some(own) = chain.first() else {
             return Err(CertificateError::Nothing(cert.to_owned(), "a certificate"));
         };
+        let expires = expires(own);
         let names =
             names(own).map_err(|e| CertificateError::Unusable(cert.to_owned(), e.to_string()))?;
         let private = PrivateKeyDer::from_pem_slice(&read(key)?)
@@ -75,7 +83,24 @@ impl Certificate {
             let (cert, key) = (cert.to_owned(), key.to_owned());
             return Err(CertificateError::Mismatch { cert, key });
         }
-        Ok(Self { cert: cert.to_owned(), key: key.to_owned(), names, served: Arc::new(served) })
+        let (cert, key) = (cert.to_owned(), key.to_owned());
+        Ok(Self { cert, key, names, expires, served: Arc::new(served) })
+    }
+
+    /// What an operator should know at `now`, in seconds since 1970: that it is over, or soon will be.
+    pub fn warning(&self, now: u64) -> Option<String> {
+        let (file, days) = (self.cert.display(), |seconds: u64| seconds / 86_400);
+        let expires = self.expires?;
+        match expires.checked_sub(now) {
+            None => Some(format!(
+                "{file} ran out {} days ago: clients refuse it. Renew it, then reload",
+                days(now - expires)
+            )),
+            Some(left) if left < SOON => {
+                Some(format!("{file} runs out in {} days: renew it, then reload", days(left)))
+            }
+            Some(_) => None,
+        }
     }
 }
 
@@ -91,6 +116,12 @@ fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
 fn names(own: &CertificateDer<'_>) -> Result<Vec<String>, webpki::Error> {
     let parsed = webpki::EndEntityCert::try_from(own)?;
     Ok(parsed.valid_dns_names().map(str::to_ascii_lowercase).collect())
+}
+
+fn expires(own: &CertificateDer<'_>) -> Option<u64> {
+    let (_, parsed) = X509Certificate::from_der(own).ok()?;
+    // One from before 1970 is over all the same.
+    Some(u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0))
 }
 
 /// Equal when a client could not tell them apart.

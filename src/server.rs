@@ -21,7 +21,8 @@ use crate::id::Environment;
 use crate::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
 use crate::lifecycle::idempotency::Holder;
 use crate::proxy::{
-    Attempts, EdgeProxy, Exchanges, Gate, H2Limits, Places, Pools, ProxyParts, Room, Serving,
+    AcceptRules, Attempts, EdgeProxy, Exchanges, Gate, H2Limits, Places, Pools, ProxyParts, Room,
+    Serving,
 };
 use crate::runner::{ProcessRunner, Runner};
 use crate::session::{HttpStore, KeyRing, RedisStore, SessionRoutes, Sessions, Stores, Tokens};
@@ -41,11 +42,11 @@ mod settings;
 mod state;
 mod stop;
 
-use listen::{Secure, bind, from_here, print_addresses};
+use listen::{Secure, bind, from_here, operators, print_addresses};
 use secrets::{OperatorSecrets, ProcessSecrets, VerifyingSecrets};
 use settings::{
     Parts, accept_rules, external_apps, hold_limits, max_connections, pools, prepare,
-    preview_policies, proxy_limits,
+    preview_policies, proxy_limits, tell_expiry,
 };
 use state::StateDir;
 use stop::{Signals, drain, leave};
@@ -96,6 +97,7 @@ struct Edge {
     credentials: Arc<Credentials>,
     sessions: Arc<Sessions>,
     exchanges: Arc<Exchanges>,
+    rules: Arc<ArcSwap<AcceptRules>>,
     ready: Arc<AtomicBool>,
     pools: Arc<Pools>,
     externals: Externals,
@@ -190,7 +192,8 @@ async fn run_on(
         credentials: Arc::clone(&edge.credentials),
         streams: Arc::new(tokio::sync::Semaphore::new(admin::MOST_STREAMS)),
     };
-    let admin = tokio::spawn(admin::serve(admin_listener, admin, async {
+    let bounds = operators(&edge.rules);
+    let admin = tokio::spawn(admin::serve(admin_listener, admin, bounds, async {
         // Dropped or told: both mean to stop.
         let _ = stopped.await;
     }));
@@ -272,6 +275,7 @@ async fn compose(
         metrics: Metrics::new(snapshots.clone())?,
         ring: Ring::new(config.trace.ring),
     });
+    tell_expiry(config, &telemetry, &*clock);
     let store: Arc<dyn StateStore> = Arc::new(Observed::new(
         Arc::clone(&on_disk) as _,
         Arc::clone(&clock),
@@ -362,6 +366,7 @@ async fn compose(
     let verifying = SecretValues::read(config);
     let (tell_externals, externals) = tokio::sync::watch::channel(Arc::new(external_apps(config)));
     let pools = Arc::new(Pools::new(snapshots.clone(), runtime.handle().clone()));
+    runner.readiness_over_https(config.server.sees_https());
     let prepare = prepare(Parts {
         secrets: Arc::clone(&verifying),
         previews: Arc::clone(&previews),
@@ -378,6 +383,7 @@ async fn compose(
         rules: Arc::clone(&rules),
         admission: Arc::clone(&admission),
         secure: secure.to_vec(),
+        runner: Arc::clone(&runner),
     });
     let gate = Gate {
         secrets: Arc::new(VerifyingSecrets(verifying)),
@@ -400,10 +406,12 @@ async fn compose(
     let h2 = H2Limits {
         streams: client.h2_streams,
         window: client.h2_window,
+        memory: client.h2_memory,
+        min_rate: client.min_response_rate,
         header_bytes: u32::try_from(client.header_bytes).unwrap_or(u32::MAX),
         idle: client.idle,
     };
-    let serving = Serving::new(proxy, config.server.threads, h2, rules);
+    let serving = Serving::new(proxy, config.server.threads, h2, Arc::clone(&rules));
     let edge = Edge {
         reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare)),
         control,
@@ -414,6 +422,7 @@ async fn compose(
         credentials,
         sessions,
         exchanges,
+        rules,
         ready: Arc::new(AtomicBool::new(false)),
         pools,
         externals,

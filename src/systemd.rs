@@ -1,8 +1,10 @@
 //! The service manager: sockets that it hands over (sd_listen_fds(3)), and what it is told
 //! (sd_notify(3)). Without one, none of this does anything.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::Ipv6V6Only;
 use sd_notify::NotifyState;
 
 /// Listening sockets that were handed over.
@@ -28,10 +30,24 @@ impl Handed {
         Self(all)
     }
 
-    /// The one that listens on `address`.
-    pub fn listener(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let at = self.0.iter().position(|(a, _)| *a == address)?;
+    /// The one that listens on `address`. `ListenStream=443` makes one for both families on `[::]:443`,
+    /// which serves `0.0.0.0:443` unless another of `all` addresses names it.
+    pub fn listener(&mut self, address: SocketAddr, all: &[SocketAddr]) -> Option<TcpListener> {
+        let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
+        let serves = |(a, listener): &(SocketAddr, TcpListener)| {
+            *a == both
+                && address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+                && !all.contains(a)
+                && getsockopt(listener, Ipv6V6Only) == Ok(false)
+        };
+        let own = self.0.iter().position(|(a, _)| *a == address);
+        let at = own.or_else(|| self.0.iter().position(serves))?;
         Some(self.0.swap_remove(at).1)
+    }
+
+    /// One on `port` that was not asked for.
+    pub fn on_port(&self, port: u16) -> Option<SocketAddr> {
+        self.0.iter().map(|(a, _)| *a).find(|a| a.port() == port)
     }
 
     /// Says which nobody asked for; they are closed.

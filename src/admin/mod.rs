@@ -11,6 +11,7 @@ mod console;
 pub mod credential;
 mod environments;
 mod ledger;
+mod listen;
 mod named;
 mod openapi;
 mod own;
@@ -46,6 +47,7 @@ use problem::Problem;
 
 pub use config::{ConfigRow, ReloadAttempt};
 pub use ledger::{AuditRow, LedgerRow, Resolve};
+pub use listen::{Bounds, HeadLimits, Place};
 pub use own::OWN;
 pub use stream::MOST_STREAMS;
 
@@ -77,16 +79,14 @@ pub struct Admin {
     pub streams: Arc<Semaphore>,
 }
 
-/// Serves until `stop` resolves.
-///
-/// # Errors
-/// When the socket cannot be served.
+/// Serves until `stop` resolves, connections under `bounds`.
 pub async fn serve(
     listener: tokio::net::TcpListener,
     admin: Admin,
+    bounds: Bounds,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(admin)).with_graceful_shutdown(stop).await
+) {
+    listen::serve(listener, router(admin), bounds, stop).await;
 }
 
 /// Every resource under `/v1`, described.

@@ -23,8 +23,8 @@ use super::{ArtifactError, Artifacts};
 const IN_MEMORY: u64 = 1 << 20;
 /// Large files whose digest was checked, kept open.
 const OPEN_FILES: usize = 64;
-/// Read from disk at a time.
-const CHUNK: usize = 256 * 1024;
+/// Read from disk at a time, and held while a client takes nothing.
+const CHUNK: usize = 64 * 1024;
 
 #[derive(Clone)]
 struct ByLength;

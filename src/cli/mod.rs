@@ -241,7 +241,12 @@ fn run(path: &Path) -> Result<ExitCode> {
 }
 
 fn check(config: &Path, artifact: Option<&Path>, json: bool) -> Result<ExitCode> {
-    let mut errors = config::load(config).err().unwrap_or_default();
+    let loaded = config::load(config);
+    let now = SystemClock::new().wall().0 / 1000;
+    for warning in loaded.iter().flat_map(|config| config.warnings(now)) {
+        eprintln!("warning: {warning}");
+    }
+    let mut errors = loaded.err().unwrap_or_default();
     if let Some(dir) = artifact {
         let file = dir.join("vango-edge.toml");
         match std::fs::read_to_string(&file) {

@@ -42,6 +42,9 @@ pub struct ClientLimits {
     pub h2_streams: u32,
     /// HTTP/2: bytes of a body that a stream may send ahead.
     pub h2_window: u32,
+    /// HTTP/2: bytes on the node that windows may grow to together beyond it, and that answers may hold
+    /// which wait for their clients.
+    pub h2_memory: usize,
 }
 
 /// Reads `[limits.client]`.
@@ -61,6 +64,7 @@ pub fn limits(limits: &Table<'_>) -> ClientLimits {
         write_timeout: t.duration("write_timeout", MS..=secs(600), secs(30)),
         h2_streams: t.integer("h2_streams", 1..=10_000).unwrap_or(100) as u32,
         h2_window: t.size("h2_window", 1024..=16 << 20).unwrap_or(64 << 10) as u32,
+        h2_memory: t.size("h2_memory", 1 << 20..=1 << 40).unwrap_or(256 << 20) as usize,
     };
     t.finish();
     client

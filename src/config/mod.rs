@@ -60,6 +60,14 @@ pub struct Config {
     pub access_log: AccessLogConfig,
 }
 
+impl Config {
+    /// What an operator should know although it is no error, at `now` in seconds since 1970.
+    pub fn warnings(&self, now: u64) -> impl Iterator<Item = String> {
+        let all = self.server.tls.iter().flat_map(|l| &l.certificates);
+        all.filter_map(move |c| c.warning(now)).map(|w| format!("server.tls: {w}"))
+    }
+}
+
 /// `[server]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Server {

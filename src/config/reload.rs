@@ -63,6 +63,7 @@ fn keep_tls(restart: &mut Vec<String>, running: &Config, file: &mut Config) {
     let (old, new) = (&running.limits.client, &mut file.limits.client);
     keep(restart, "limits.client.h2_streams", &old.h2_streams, &mut new.h2_streams);
     keep(restart, "limits.client.h2_window", &old.h2_window, &mut new.h2_window);
+    keep(restart, "limits.client.h2_memory", &old.h2_memory, &mut new.h2_memory);
 }
 
 fn keep_runner(restart: &mut Vec<String>, running: RunnerConfig, file: &mut RunnerConfig) {

@@ -192,7 +192,7 @@ async fn stream_on(
     terms: Terms,
     tell: oneshot::Sender<Delivered>,
 ) {
-    let (pieces, rest) = mpsc::channel(4);
+    let (pieces, rest) = mpsc::channel(1);
     if tell.send(Delivered::Streaming(head, first, rest)).is_err() {
         return;
     }

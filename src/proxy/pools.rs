@@ -30,6 +30,8 @@ pub struct Pool {
     pub addresses: Vec<SocketAddr>,
     /// `GET` of this path with this host is answered 200; `None`: it accepts a connection.
     pub request: Option<(String, String)>,
+    /// Whether that request says that it came over HTTPS.
+    pub https: bool,
     /// From one look to the next.
     pub interval: Duration,
     /// For one look.
@@ -117,6 +119,10 @@ fn check(pool: &Pool) -> Option<Box<dyn HealthCheck + Send + Sync>> {
     let mut check = HttpHealthCheck::new(host, false);
     let request = RequestHeader::build("GET", path.as_bytes(), None).and_then(|mut request| {
         request.insert_header("host", host.as_str())?;
+        // What traffic says: an app that sends plain HTTP on to HTTPS would be down for ever.
+        let proto = if pool.https { "https" } else { "http" };
+        request.insert_header("x-forwarded-proto", proto)?;
+        request.insert_header("x-forwarded-host", host.as_str())?;
         request.insert_header("user-agent", "vango-edge-health")?;
         request.insert_header("connection", "close")?;
         Ok(request)

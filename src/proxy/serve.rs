@@ -9,9 +9,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::Ipv6V6Only;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::memory::H2Memory;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::protocols::l4::stream::Stream as Socket;
 use pingora::protocols::{ALPN, GetProxyDigest, GetSocketDigest, SocketDigest, Stream};
@@ -79,13 +81,17 @@ pub struct Tls {
     pub hsts: Arc<ArcSwap<Option<Duration>>>,
 }
 
-/// Binds `address`.
+/// Binds `address`. `[::]` takes IPv4 clients too, unless `both`: then another listener has `0.0.0.0` on its
+/// port.
 ///
 /// # Errors
 /// The system's: the address is in use, not ours, or privileged.
-pub fn bind(address: SocketAddr) -> std::io::Result<Listener> {
+pub fn bind(address: SocketAddr, both: bool) -> std::io::Result<Listener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    if both && address.is_ipv6() {
+        setsockopt(&socket, Ipv6V6Only, &true)?;
+    }
     socket.bind(address)?;
     let listener = socket.listen(BACKLOG)?;
     let address = listener.local_addr()?;
@@ -136,6 +142,11 @@ pub struct H2Limits {
     pub streams: u32,
     /// Bytes of a body that a stream may send ahead.
     pub window: u32,
+    /// Bytes that windows may grow to together beyond it, and that answers may hold which wait for their
+    /// clients.
+    pub memory: usize,
+    /// Bytes a second of a response, while a stream's client is waited for; 0 for none.
+    pub min_rate: u64,
     /// Bytes of a head.
     pub header_bytes: u32,
     /// Without a stream.
@@ -173,6 +184,7 @@ impl Serving {
         let mut engine = HttpProxy::new(proxy, Arc::new(conf));
         let mut options = HttpServerOptions::default();
         options.h2_idle_timeout = Some(h2.idle);
+        options.h2_memory = Some((H2Memory::new(h2.memory, h2.min_rate), h2.window));
         engine.server_options = Some(options);
         let mut offered = default_h2_options();
         offered

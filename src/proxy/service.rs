@@ -199,8 +199,10 @@ impl ProxyHttp for EdgeProxy {
                 ctx.gone = true;
                 return Err(Error::new_down(ErrorType::ConnectionClosed));
             }
-            // The stream itself ends a client that takes nothing, and counts it: this one comes later.
-            session.set_write_timeout(Some(client.limits.write_timeout * 2));
+            // A connection that takes nothing is ended by `Guarded`, which counts it: this one comes later.
+            // Of HTTP/2 one stream may take nothing while others do.
+            let later = if session.is_http2() { 1 } else { 2 };
+            session.set_write_timeout(Some(client.limits.write_timeout * later));
             if self.parts.gate.admission.is_crowded() {
                 // Who goes on asking keeps its place; who does not gives it to the next one.
                 session.set_keepalive(Some(CROWDED_IDLE_S));
@@ -484,6 +486,11 @@ impl ProxyHttp for EdgeProxy {
         ctx.expected = None;
         if let Some(client) = &ctx.client {
             if session.is_http2() {
+                if e.is_some_and(|e| {
+                    *e.etype() == ErrorType::WriteTimedout && *e.esource() != ErrorSource::Upstream
+                }) {
+                    self.telemetry.metrics.connections.cut(Cut::WriteTime);
+                }
                 client.stream_ended(
                     ctx.gone || (e.is_some() && session.response_written().is_none()),
                 );

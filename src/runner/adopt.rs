@@ -6,7 +6,7 @@
 //! unless it is frozen, that it is ready and that the port is its own. (Not the mark in its environment: a program that sets
 //! its title overwrites that.)
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
@@ -39,6 +39,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>, spec: AdoptSpec) -> Result<(), A
             Some(ready) => ready,
         },
         host: spec.host,
+        https: shared.https.load(Ordering::Relaxed),
         cgroup: recorded.and_then(|path| Cgroup::recorded(path, &spec.allocation)),
         identity: spec.identity,
         notify: None,

@@ -299,6 +299,9 @@ pub enum StopError {
 /// Starts, watches and ends allocations.
 #[async_trait]
 pub trait Runner: Send + Sync {
+    /// Whether readiness requests of later starts say that they came over HTTPS.
+    fn readiness_over_https(&self, _https: bool) {}
+
     /// Starts a process; returns as soon as it runs.
     ///
     /// # Errors

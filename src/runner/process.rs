@@ -53,6 +53,8 @@ pub(super) struct Shared {
     pub(super) slots: Arc<Semaphore>,
     state: Mutex<State>,
     exited: mpsc::Sender<Exit>,
+    /// Whether readiness says that it came over HTTPS.
+    pub(super) https: AtomicBool,
     /// Whether starts are refused. A start reads it from before the fork until it is watched.
     closed: Arc<RwLock<bool>>,
 }
@@ -97,6 +99,7 @@ impl ProcessRunner {
             cgroups,
             state: Mutex::default(),
             exited,
+            https: AtomicBool::new(false),
             closed: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared), exits: Mutex::new(Some(exits)) })
@@ -180,6 +183,7 @@ impl Shared {
             port: Port::Reserved(place.port),
             ready: spec.ready,
             host: spec.host,
+            https: self.https.load(Ordering::Relaxed),
             cgroup: place.cgroup,
             notify: place.notify,
             asked: AtomicBool::new(false),
@@ -256,6 +260,10 @@ impl Shared {
 
 #[async_trait]
 impl Runner for ProcessRunner {
+    fn readiness_over_https(&self, https: bool) {
+        self.shared.https.store(https, Ordering::Relaxed);
+    }
+
     async fn start(&self, spec: StartSpec) -> Result<Started, StartError> {
         let closed = Arc::clone(&self.shared.closed).read_owned().await;
         if *closed {

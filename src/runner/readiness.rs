@@ -27,20 +27,46 @@ pub async fn tcp(address: SocketAddr) -> Result<(), String> {
     }
 }
 
-/// Whether `GET path` is answered 2xx; if not, why.
-pub async fn http(address: SocketAddr, host: &str, path: &str) -> Result<(), String> {
-    let status = match tokio::time::timeout(ONE_CHECK, get(address, host, path)).await {
-        Ok(Ok(status)) => status,
+/// Whether `GET path` is answered 2xx; if not, why. It says of itself what traffic says: the
+/// environment's `host`, and that it came over HTTPS where clients come so. An app that sends what is
+/// plain on to HTTPS would never be ready otherwise.
+pub async fn http(address: SocketAddr, host: &str, https: bool, path: &str) -> Result<(), String> {
+    let answered = tokio::time::timeout(ONE_CHECK, get(address, host, https, path)).await;
+    let (status, location) = match answered {
+        Ok(Ok(answered)) => answered,
         Ok(Err(why)) => return Err(why),
         Err(_) => return Err(format!("GET {path} was not answered within {ONE_CHECK:?}")),
     };
-    if status.is_success() { Ok(()) } else { Err(format!("GET {path} was answered {status}")) }
+    match location {
+        _ if status.is_success() => Ok(()),
+        Some(to) if status.is_redirection() => {
+            let proto = if https { "https" } else { "http" };
+            Err(format!(
+                "GET {path} was answered {status} to {to:?}: readiness follows no redirect. Let \
+                 process.ready of the contract name a path that the app answers 2xx itself; an app that \
+                 asks for HTTPS or for one host has to trust X-Forwarded-Proto ({proto}) and \
+                 X-Forwarded-Host ({host}) of the edge"
+            ))
+        }
+        _ => Err(format!("GET {path} was answered {status}")),
+    }
 }
 
-async fn get(address: SocketAddr, host: &str, path: &str) -> Result<http::StatusCode, String> {
+/// Longest `Location` that is shown.
+const LOCATION: usize = 200;
+
+async fn get(
+    address: SocketAddr,
+    host: &str,
+    https: bool,
+    path: &str,
+) -> Result<(http::StatusCode, Option<String>), String> {
     let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
     let request = http::Request::get(path)
         .header(http::header::HOST, host)
+        .header("x-forwarded-for", "127.0.0.1")
+        .header("x-forwarded-proto", if https { "https" } else { "http" })
+        .header("x-forwarded-host", host)
         .header(http::header::USER_AGENT, "vango-edge-readiness")
         .header(http::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
@@ -52,7 +78,12 @@ async fn get(address: SocketAddr, host: &str, path: &str) -> Result<http::Status
     let mut open = true;
     loop {
         tokio::select! {
-            answer = &mut answer => return answer.map(|a| a.status()).map_err(text),
+            answer = &mut answer => {
+                let answer = answer.map_err(text)?;
+                let to = answer.headers().get(http::header::LOCATION);
+                let to = to.map(|to| String::from_utf8_lossy(to.as_bytes()));
+                return Ok((answer.status(), to.map(|t| t.chars().take(LOCATION).collect())));
+            }
             _ = &mut connection, if open => open = false,
         }
     }

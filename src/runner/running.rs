@@ -40,6 +40,8 @@ pub struct Running {
     pub port: Port,
     pub ready: ReadyCheck,
     pub host: String,
+    /// Whether readiness requests say that they came over HTTPS.
+    pub https: bool,
     pub start_timeout: Duration,
     pub deadline: Mono,
     pub cgroup: Option<Cgroup>,
@@ -116,7 +118,9 @@ impl Running {
         loop {
             let address = self.port.address();
             let found = match &self.ready {
-                ReadyCheck::Http { path } => readiness::http(address, &self.host, path).await,
+                ReadyCheck::Http { path } => {
+                    readiness::http(address, &self.host, self.https, path).await
+                }
                 ReadyCheck::Tcp => readiness::tcp(address).await,
                 ReadyCheck::Notify if checks == 0 => Err("it has not sent READY=1".to_owned()),
                 ReadyCheck::Notify => Ok(()),

@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 
+use crate::admin;
 use crate::config::Config;
-use crate::proxy::{self, Certificates, Tls};
+use crate::proxy::{self, AcceptRules, Certificates, Places, Tls};
 use crate::systemd::Handed;
 
 /// A listener's certificates and what else of it a reload changes.
@@ -26,16 +27,29 @@ pub(super) fn bind(
     mut handed: Handed,
 ) -> Result<(Vec<proxy::Listener>, Vec<Secure>)> {
     let (mut listeners, mut secure) = (Vec::new(), Vec::new());
-    let mut bind = |address| match handed.listener(address) {
-        Some(listener) => proxy::adopt(listener),
-        None => proxy::bind(address),
+    let plain = config.server.listen.iter().copied();
+    let all: Vec<SocketAddr> = plain.chain(config.server.tls.iter().map(|t| t.listen)).collect();
+    let mut bind = |key: &str, address: SocketAddr| {
+        let bound = match handed.listener(address, &all) {
+            Some(listener) => proxy::adopt(listener),
+            None => {
+                proxy::bind(address, all.contains(&(Ipv4Addr::UNSPECIFIED, address.port()).into()))
+            }
+        };
+        let other = handed.on_port(address.port());
+        bound.with_context(|| match other {
+            Some(other) => format!(
+                "{key} {address}: the service manager handed over a socket for {other}, which no key \
+                 names: write {other} there, or ListenStream={address} in the socket's unit"
+            ),
+            None => format!("{key} {address}"),
+        })
     };
     for address in &config.server.listen {
-        let bound = bind(*address);
-        listeners.push(bound.with_context(|| format!("server.listen {address}"))?);
+        listeners.push(bind("server.listen", *address)?);
     }
     for tls in &config.server.tls {
-        let bound = bind(tls.listen).with_context(|| format!("server.tls {}", tls.listen))?;
+        let bound = bind("server.tls", tls.listen)?;
         let certificates = Certificates::new(&tls.certificates);
         let hsts = Arc::new(ArcSwap::from_pointee(tls.hsts));
         let acceptor = proxy::acceptor(Arc::clone(&certificates))?;
@@ -45,6 +59,33 @@ pub(super) fn bind(
     }
     handed.finish();
     Ok((listeners, secure))
+}
+
+/// Connections that operators may have at once: more than they need, and few enough that whoever reaches the
+/// port takes no descriptors that clients and apps need.
+const OPERATORS: usize = 1024;
+
+/// The admin listener's bounds: clients' own, for each connection.
+pub(super) fn operators(rules: &Arc<ArcSwap<AcceptRules>>) -> admin::Bounds {
+    let (counts, heads) = (Arc::clone(rules), Arc::clone(rules));
+    let places = Arc::<Places>::default();
+    let admit = move |from| {
+        let limits = counts.load().limits;
+        places.set_most(limits.max_connections.min(OPERATORS));
+        let mut place = places.take()?;
+        let counted = place.count_for(from, limits.max_per_address);
+        counted.then(|| Box::new(place) as admin::Place)
+    };
+    let heads = move || {
+        let limits = heads.load().limits;
+        admin::HeadLimits {
+            timeout: limits.header_timeout,
+            bytes: limits.header_bytes,
+            fields: limits.header_fields,
+            idle: limits.idle,
+        }
+    };
+    admin::Bounds { admit: Box::new(admit), heads: Box::new(heads) }
 }
 
 /// One JSON line on stdout, so that whoever asked for port 0 learns what it got.

@@ -15,6 +15,7 @@ use crate::proxy::{
     AcceptRules, ClientLimits, Places, Pool, Pools, PreviewPolicies, PreviewPolicy, ProxyLimits,
     Room,
 };
+use crate::runner::Runner;
 use crate::session::{KeyRing, Sessions};
 use crate::snapshot::ExternalApp;
 use crate::telemetry::Telemetry;
@@ -39,6 +40,7 @@ pub(super) struct Parts {
     pub(super) rules: Arc<ArcSwap<AcceptRules>>,
     pub(super) admission: Arc<Places>,
     pub(super) secure: Vec<Secure>,
+    pub(super) runner: Arc<dyn Runner>,
     pub(super) previews: Arc<ArcSwap<PreviewPolicies>>,
 }
 
@@ -53,6 +55,7 @@ pub(super) fn prepare(parts: Parts) -> Prepare {
         let (hold, proxy) = (hold_limits(config), proxy_limits(config, &parts.secure));
         let (rules, most) = (accept_rules(config), max_connections(config));
         let tls = config.server.tls.clone();
+        let https = config.server.sees_https();
         let (ring, level) = (config.trace.ring, config.log.level);
         let bodies = config.limits.max_buffered_bytes;
         let secrets = config.clone();
@@ -74,6 +77,8 @@ pub(super) fn prepare(parts: Parts) -> Prepare {
                 secure.certificates.replace(&tls.certificates);
                 secure.hsts.store(Arc::new(tls.hsts));
             }
+            tell_expiry(&secrets, &parts.telemetry, &*parts.clock);
+            parts.runner.readiness_over_https(https);
             parts.telemetry.ring.resize(ring);
             crate::telemetry::set_log_level(level);
         });
@@ -96,6 +101,17 @@ pub(super) fn proxy_limits(config: &Config, secure: &[Secure]) -> ProxyLimits {
         sockets: config.limits.sockets,
         socket_idle: config.limits.socket_idle,
         body_timeout: config.limits.body_timeout,
+    }
+}
+
+/// Says until when each certificate is good, in a metric and, of those that are over or soon will be, in
+/// the log. They are served all the same: a client that minds says so itself.
+pub(super) fn tell_expiry(config: &Config, telemetry: &Telemetry, clock: &dyn Clock) {
+    let all = config.server.tls.iter().flat_map(|l| &l.certificates);
+    let known = all.filter_map(|c| Some((c.cert.as_path(), c.expires?)));
+    telemetry.metrics.connections.certificates(known);
+    for warning in config.warnings(clock.wall().0 / 1000) {
+        log::warn!("{warning}");
     }
 }
 
@@ -126,6 +142,7 @@ pub(super) fn pools(config: &Config) -> Vec<Pool> {
                 HealthCheck::Tcp => None,
                 HealthCheck::Http { path, host } => Some((path.clone(), host.clone())),
             },
+            https: config.server.sees_https(),
             interval: health.interval,
             timeout: health.timeout,
             unhealthy_after: health.unhealthy_after,

@@ -1,6 +1,8 @@
 //! Metrics of client connections: how many are open, and why others were cut off.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use std::path::Path;
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Why the edge ended a connection or a request that its client would have gone on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,7 @@ impl Cut {
 pub struct Connections {
     open: IntGauge,
     cuts: [IntCounter; Cut::ALL.len()],
+    expiry: IntGaugeVec,
 }
 
 impl Connections {
@@ -81,15 +84,32 @@ impl Connections {
             Opts::new("cutoffs_total", "Connections and requests that a limit ended."),
             &["limit"],
         )?;
+        let expiry = IntGaugeVec::new(
+            Opts::new(
+                "certificate_expiry_timestamp_seconds",
+                "Until when each certificate that is served is good.",
+            ),
+            &["certificate"],
+        )?;
+        registry.register(Box::new(expiry.clone()))?;
         registry.register(Box::new(open.clone()))?;
         registry.register(Box::new(cuts.clone()))?;
-        Ok(Self { open, cuts: Cut::ALL.map(|c| cuts.with_label_values(&[c.name()])) })
+        Ok(Self { open, cuts: Cut::ALL.map(|c| cuts.with_label_values(&[c.name()])), expiry })
     }
 
     /// One is open until the guard is dropped.
     pub fn opened(&self) -> OpenConnection {
         self.open.inc();
         OpenConnection(self.open.clone())
+    }
+
+    /// These certificates are served, by their files, until these seconds since 1970.
+    pub fn certificates<'a>(&self, all: impl Iterator<Item = (&'a Path, u64)>) {
+        self.expiry.reset();
+        for (file, expires) in all {
+            let gauge = self.expiry.with_label_values(&[&*file.to_string_lossy()]);
+            gauge.set(i64::try_from(expires).unwrap_or(i64::MAX));
+        }
     }
 
     /// One was cut off.

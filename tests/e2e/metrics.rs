@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 
 use crate::support::{Artifact, Connection, Edge, eventually};
+use crate::tls::edge_with;
 use crate::webhook::secrets;
 
 /// Each series, as it is written before its value; not the process's own, whose number is fixed.
@@ -68,7 +69,10 @@ fn every_metric_has_its_row_in_the_book_with_its_labels_and_every_row_its_metric
         "app = \"legacy\"\nhosts = [\"legacy.localhost\"]\nupstreams = [\"{}\"]\n",
         somebody.local_addr().unwrap()
     );
-    let edge = Edge::start_with_app("legacy", &app);
+    let (mut edge, _dir) = edge_with("");
+    assert!(edge.stop().success());
+    std::fs::write(edge.apps().join("legacy.toml"), app).unwrap();
+    edge.start_again();
     one_of_each(&edge);
     assert_eq!(exposed(&edge), documented());
 }

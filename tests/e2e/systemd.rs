@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::support::{Connection, PATIENCE, binary, eventually, write_config};
 
 /// What systemd does for a service with a socket: holds it, and hands it over at each start.
-struct Manager {
+pub struct Manager {
     dir: TempDir,
     socket: TcpListener,
     told: UnixDatagram,
@@ -22,15 +22,21 @@ struct Manager {
 
 impl Manager {
     fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("ve-").tempdir_in("/tmp").unwrap();
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = format!("\"{}\"", socket.local_addr().unwrap());
+        Self::with(socket, &listen)
+    }
+
+    /// One that holds `socket`, for an edge that is to listen on `listen`.
+    pub fn with(socket: TcpListener, listen: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("ve-").tempdir_in("/tmp").unwrap();
         // Its children have it too.
         fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
         let told = UnixDatagram::bind(dir.path().join("told")).unwrap();
         told.set_read_timeout(Some(PATIENCE)).unwrap();
         let config = write_config(dir.path(), "");
         let text = std::fs::read_to_string(&config).unwrap();
-        let listen = format!("listen = [\"{}\"]", socket.local_addr().unwrap());
+        let listen = format!("listen = [{listen}]");
         std::fs::write(config, text.replacen("listen = [\"127.0.0.1:0\"]", &listen, 1)).unwrap();
         Self { dir, socket, told }
     }
@@ -40,25 +46,34 @@ impl Manager {
     }
 
     fn start(&self) -> Child {
+        self.command().spawn().unwrap()
+    }
+
+    /// One that ends with the test.
+    pub fn run(&self) -> Ended {
+        Ended(self.start())
+    }
+
+    pub fn command(&self) -> Command {
         let script = format!(
             "exec 3<&{}; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" run -c \"$1\"",
             self.socket.as_raw_fd()
         );
         // Not sh: Debian's takes one digit for a descriptor, and other tests may have nine open.
-        Command::new("bash")
+        let mut command = Command::new("bash");
+        command
             .args(["-c", &script])
             .arg(binary())
             .arg(self.dir.path().join("edge.toml"))
             .env("NOTIFY_SOCKET", self.dir.path().join("told"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
+            .stderr(Stdio::null());
+        command
     }
 
     /// The next thing that it was told.
-    fn told(&self) -> String {
+    pub fn told(&self) -> String {
         let mut bytes = [0; 512];
         let n = self.told.recv(&mut bytes).expect("it is told in time");
         String::from_utf8_lossy(&bytes[..n]).into_owned()
@@ -70,7 +85,7 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 /// Ends the process with the test, however that ends.
-struct Ended(Child);
+pub struct Ended(Child);
 impl Drop for Ended {
     fn drop(&mut self) {
         let _ = self.0.kill();

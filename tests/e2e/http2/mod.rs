@@ -7,7 +7,7 @@
 //! conform fails until its note is removed.
 
 mod cases;
-mod peer;
+pub mod peer;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

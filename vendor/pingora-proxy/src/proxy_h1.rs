@@ -19,11 +19,24 @@ use super::*;
 use crate::proxy_cache::{range_filter::RangeBodyFilter, ServeFromCache};
 use crate::proxy_common::*;
 use pingora_cache::CachePhase;
+use pingora_core::protocols::http::v2::memory::READ_BYTES;
 use pingora_core::protocols::http::{
     authority::{raw_target_authority, validate_request_authority},
     custom::CUSTOM_MESSAGE_QUEUE_SIZE,
     v1::common::is_upgrade_req as is_h1_upgrade_req,
 };
+
+/// vango-edge: reads on only once there is room for what is read, where there is room for one.
+async fn read_as_taken(
+    client_session: &mut HttpSessionV1,
+    tx: &mpsc::Sender<HttpTask>,
+) -> Result<HttpTask> {
+    if tx.max_capacity() == 1 {
+        // Given back at once: nothing else is sent there. Once it is closed, sending says so.
+        drop(tx.reserve().await);
+    }
+    client_session.read_response_task().await
+}
 
 impl<SV, C> HttpProxy<SV, C>
 where
@@ -139,7 +152,14 @@ where
             Err(e) => return (false, false, Some(e)),
         };
 
-        let (tx_upstream, rx_upstream) = mpsc::channel::<HttpTask>(TASK_BUFFER_SIZE);
+        // vango-edge: a client that takes nothing has little read for it, of each of its streams
+        let ahead = if session.is_http2() {
+            client_session.set_body_buffer(READ_BYTES);
+            1
+        } else {
+            TASK_BUFFER_SIZE
+        };
+        let (tx_upstream, rx_upstream) = mpsc::channel::<HttpTask>(ahead);
         let (tx_downstream, rx_downstream) = mpsc::channel::<HttpTask>(TASK_BUFFER_SIZE);
 
         session.as_mut().enable_retry_buffering();
@@ -265,7 +285,7 @@ where
         /* duplex mode, wait for either to complete */
         while !request_done || !response_done {
             tokio::select! {
-                res = client_session.read_response_task(), if !response_done => {
+                res = read_as_taken(client_session, &tx), if !response_done => {
                     match res {
                         Ok(task) => {
                             response_done = task.is_end();

@@ -674,6 +674,12 @@ impl HttpSession {
         }
     }
 
+    /// vango-edge: how much of a body is read at a time, set before its head is read.
+    #[doc(hidden)]
+    pub fn set_body_buffer(&mut self, bytes: usize) {
+        self.body_reader.body_buf_size = bytes;
+    }
+
     fn init_body_reader(&mut self) {
         if self.body_reader.need_init() {
             // follow https://datatracker.ietf.org/doc/html/rfc9112#section-6.3

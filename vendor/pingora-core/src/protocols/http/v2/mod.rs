@@ -23,6 +23,8 @@ use bytes::Bytes;
 use h2::SendStream;
 
 pub mod client;
+// vango-edge: bounds what clients may have held for them, see there
+pub mod memory;
 pub mod server;
 
 async fn reserve_and_send(

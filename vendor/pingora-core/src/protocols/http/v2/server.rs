@@ -37,6 +37,7 @@ use crate::protocols::http::authority::{
 };
 use crate::protocols::http::body_buffer::FixedBuffer;
 use crate::protocols::http::date::get_cached_date;
+use crate::protocols::http::v2::memory::{H2Memory, Windows, LOOK};
 use crate::protocols::http::v1::client::{
     http_req_header_to_wire, request_target_has_forbidden_byte,
 };
@@ -130,11 +131,27 @@ pub async fn handshake(io: Stream, options: Option<H2Options>) -> Result<H2Conne
 /// that bound during drain.
 // TODO: add a per-connection drain timeout to bound how long a single
 // misbehaving client can keep this task alive after GOAWAY.
+#[cfg(test)]
 pub(crate) async fn accept_downstream_sessions<F>(
+    conn: H2Connection<Stream>,
+    digest: Arc<Digest>,
+    shutdown: ShutdownWatch,
+    idle_timeout: Option<Duration>,
+    on_session: F,
+) where
+    F: FnMut(HttpSession, StreamGuard),
+{
+    accept_downstream_sessions_within(conn, digest, shutdown, idle_timeout, None, on_session).await
+}
+
+/// vango-edge: the same with what its windows grow out of, and the window that a stream begins with;
+/// see `memory`.
+pub(crate) async fn accept_downstream_sessions_within<F>(
     mut conn: H2Connection<Stream>,
     digest: Arc<Digest>,
     mut shutdown: ShutdownWatch,
     idle_timeout: Option<Duration>,
+    memory: Option<(Arc<H2Memory>, u32)>,
     mut on_session: F,
 ) where
     F: FnMut(HttpSession, StreamGuard),
@@ -144,7 +161,16 @@ pub(crate) async fn accept_downstream_sessions<F>(
     let mut malformed_streams = 0usize;
     // In-flight sessions, decremented by the `StreamGuard` given to `on_session`.
     let active = Arc::new(ActiveSessions::new());
+    // vango-edge: windows follow what the readers take
+    let windows = memory
+        .as_ref()
+        .map(|(memory, window)| Windows::new(memory.clone(), *window));
+    let mut untold = None;
     loop {
+        // One change at a time: it fails while the client has not acknowledged the last one.
+        if untold.is_some_and(|window| conn.set_initial_window_size(window).is_ok()) {
+            untold = None;
+        }
         let h2_stream = if shutdown_initiated {
             HttpSession::from_h2_conn_with_malformed_budget(
                 &mut conn,
@@ -163,6 +189,18 @@ pub(crate) async fn accept_downstream_sessions<F>(
                     shutdown_initiated = true;
                     continue;
                 }
+                // vango-edge: raised before new streams are taken, which begin with it
+                (stream, connection) = async {
+                    match &windows {
+                        Some(windows) => windows.grown().await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    conn.set_target_window_size(connection);
+                    untold = Some(stream);
+                    continue;
+                }
+                _ = pingora_timeout::sleep(UNTOLD), if untold.is_some() => continue,
                 h2_stream = HttpSession::from_h2_conn_with_malformed_budget(
                     &mut conn,
                     digest.clone(),
@@ -191,7 +229,10 @@ pub(crate) async fn accept_downstream_sessions<F>(
             // The offending stream was already answered or reset; keep the
             // connection alive and continue accepting sibling streams.
             Ok(Some(H2Accept::Rejected)) => continue,
-            Ok(Some(H2Accept::Session(session))) => {
+            Ok(Some(H2Accept::Session(mut session))) => {
+                // vango-edge: as above
+                session.memory = memory.as_ref().map(|(memory, _)| memory.clone());
+                session.windows = windows.clone();
                 on_session(session, active.start_session());
             }
         }
@@ -291,6 +332,19 @@ pub struct HttpSession {
     pub write_timeout: Option<Duration>,
     // How long to wait when draining (discarding) request body
     total_drain_timeout: Option<Duration>,
+    // vango-edge: see `memory`
+    memory: Option<Arc<H2Memory>>,
+    windows: Option<Arc<Windows>>,
+}
+
+/// vango-edge: a window that could not be told yet is tried again so often.
+const UNTOLD: Duration = Duration::from_millis(20);
+
+fn write_timed_out(after: Duration) -> Result<()> {
+    Error::e_explain(
+        ErrorType::WriteTimedout,
+        format!("writing body, timeout: {after:?}"),
+    )
 }
 
 /// The outcome of accepting the next event on an HTTP/2 downstream connection.
@@ -499,6 +553,8 @@ impl HttpSession {
             digest,
             write_timeout: None,
             total_drain_timeout: None,
+            memory: None,
+            windows: None,
         })))
     }
 
@@ -521,12 +577,24 @@ impl HttpSession {
     /// Read request body bytes. `None` when there is no more body to read.
     pub async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
         // TODO: timeout
-        let data = self.request_body_reader.data().await.transpose().or_err(
+        // vango-edge: whether it had to be waited for says whether the window holds the client up
+        let mut waited = false;
+        let data = std::future::poll_fn(|cx| {
+            let data = self.request_body_reader.poll_data(cx);
+            waited |= data.is_pending();
+            data
+        })
+        .await
+        .transpose()
+        .or_err(
             ErrorType::ReadError,
             "while reading downstream request body",
         )?;
         if let Some(data) = data.as_ref() {
             self.body_read += data.len();
+            if let Some(windows) = &self.windows {
+                windows.drained(data.len(), waited);
+            }
             if let Some(buffer) = self.retry_buffer.as_mut() {
                 buffer.write_to_buffer(data);
             }
@@ -664,15 +732,36 @@ impl HttpSession {
 
     /// Write response body to the client. See [Self::write_response_header] for how to use `end`.
     pub async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        match self.write_timeout {
-            Some(t) => match timeout(t, self.do_write_body(data, end)).await {
-                Ok(res) => res,
-                Err(_) => Error::e_explain(
-                    ErrorType::WriteTimedout,
-                    format!("writing body, timeout: {t:?}"),
-                ),
-            },
-            None => self.do_write_body(data, end).await,
+        // vango-edge: a stream that waits for its client is counted, and waits for less once all of
+        // them hold too much
+        let (limit, memory, size) = (self.write_timeout, self.memory.clone(), data.len());
+        let mut write = std::pin::pin!(self.do_write_body(data, end));
+        let Some(memory) = memory else {
+            return match limit {
+                Some(t) => match timeout(t, write).await {
+                    Ok(res) => res,
+                    Err(_) => write_timed_out(t),
+                },
+                None => write.await,
+            };
+        };
+        // Almost always there is room, and nothing is counted.
+        let at_once = std::future::poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await;
+        if let Poll::Ready(res) = at_once {
+            return res;
+        }
+        let _waiting = memory.waits();
+        // The limit itself is for taking anything at all, and kept where it is waited for.
+        let longest = limit.map(|limit| memory.longest(limit, size));
+        let mut waited = Duration::ZERO;
+        loop {
+            match timeout(LOOK, write.as_mut()).await {
+                Ok(res) => return res,
+                Err(_) => waited += LOOK,
+            }
+            if memory.is_short() || longest.is_some_and(|longest| waited >= longest) {
+                return write_timed_out(waited);
+            }
         }
     }
 
