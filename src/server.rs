@@ -442,8 +442,8 @@ fn sessions(
 ) -> Result<Arc<Sessions>> {
     let affinity = &config.affinity;
     let ring = KeyRing::load(&affinity.keys, &config.state.dir, &**clock, &**entropy)?;
-    let (routes, queued) = SessionRoutes::new(Arc::clone(store), Arc::clone(clock));
-    runtime.spawn(Arc::clone(&routes).write(queued));
+    let routes = SessionRoutes::new(Arc::clone(store), Arc::clone(clock));
+    runtime.spawn(Arc::clone(&routes).write());
     let redis = Box::new(RedisStore::new(secrets));
     Ok(Arc::new(Sessions {
         tokens: Tokens::new(ring, affinity.lasts, Arc::clone(entropy)),

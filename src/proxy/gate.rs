@@ -191,7 +191,11 @@ impl Gate {
                 Next::AskStore(placement) => {
                     // With its place kept, so that the answer is about where it will be.
                     let placed = self.placed(journey, placement);
-                    let answer = self.ask_store(journey, &placed).await;
+                    let answer = tokio::select! {
+                        biased;
+                        () = session.left(false) => return Passed::Gone,
+                        answer = self.ask_store(journey, &placed) => answer,
+                    };
                     journey.store_answered(answer);
                     granted = placed.into_placement();
                 }
@@ -231,7 +235,8 @@ impl Gate {
         match (placed.placement(), journey.session()) {
             (Some(placement), Some(id)) => {
                 let target = &placement.allocation;
-                self.sessions.ask(&Ask { view: journey.view(), target, id }).await
+                let within = journey.deadline().since(self.clock.now());
+                self.sessions.ask(&Ask { view: journey.view(), target, id }, within).await
             }
             _ => StoreAnswer::Unavailable,
         }

@@ -1,12 +1,18 @@
 //! Asks an app's durable session store whether a session is there: one short question, under a
 //! deadline, through a circuit for each environment. What cannot be answered is
 //! [`StoreAnswer::Unavailable`], and the session starts fresh.
+//!
+//! A herd of sockets is no reason for that: [`AT_ONCE`] questions are open to a store at a time, the
+//! others wait in order for as long as their sockets may, and a question's time begins when it is sent.
+//! Time in which the edge itself did not run is not counted against the store ([`patience`]).
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::contract::SessionStore;
@@ -17,8 +23,10 @@ use crate::snapshot::{AllocationView, EnvView};
 
 use super::circuit::Circuit;
 
-/// How long a live socket waits for the store's answer, connecting included.
+/// How long a store has for its answer, connecting included, from when it is asked.
 pub const DEADLINE: Duration = Duration::from_millis(500);
+/// Questions that one environment's store is asked at a time.
+pub const AT_ONCE: usize = 32;
 
 /// Reads an operator's secret now.
 pub trait StoreSecrets: Send + Sync {
@@ -67,6 +75,8 @@ pub struct Stores {
     clock: Arc<dyn Clock>,
     /// Of environments whose store failed last; as many as there are environments.
     circuits: Mutex<HashMap<Environment, Circuit>>,
+    /// Of environments whose store is being asked.
+    turns: Mutex<HashMap<Environment, Arc<Semaphore>>>,
 }
 
 impl Stores {
@@ -76,23 +86,27 @@ impl Stores {
         http: Box<dyn DurableStore>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { redis, http, clock, circuits: Mutex::default() }
+        Self { redis, http, clock, circuits: Mutex::default(), turns: Mutex::default() }
     }
 
-    /// Asks, within [`DEADLINE`].
-    pub async fn ask(&self, ask: &Ask<'_>) -> StoreAnswer {
+    /// Asks when it is its turn, which it waits for until `within` is over; the answer has [`DEADLINE`].
+    pub async fn ask(&self, ask: &Ask<'_>, within: Duration) -> StoreAnswer {
         let store = match ask.view.contract.state.as_ref().and_then(|s| s.store.as_ref()) {
             Some(SessionStore::Redis { .. }) => &self.redis,
             Some(SessionStore::Http { .. }) => &self.http,
             None => return StoreAnswer::NotAsked,
         };
         let environment = &ask.view.environment;
+        let turns = self.turns(environment);
+        let Ok(Ok(_turn)) = tokio::time::timeout(within, turns.acquire()).await else {
+            return StoreAnswer::Unavailable;
+        };
         let now = self.clock.now();
         if !self.circuit(environment, |c| c.admit(now)) {
             return StoreAnswer::Unavailable;
         }
         let mut admitted = Admitted { stores: self, environment, reported: false };
-        let answer = tokio::time::timeout(DEADLINE, store.has(ask)).await;
+        let answer = patience(DEADLINE, store.has(ask)).await;
         admitted.reported = true;
         let failure = match answer {
             Ok(Ok(there)) => {
@@ -100,12 +114,24 @@ impl Stores {
                 return if there { StoreAnswer::Present } else { StoreAnswer::Absent };
             }
             Ok(Err(failure)) => failure.to_string(),
-            Err(_) => format!("no answer within {DEADLINE:?}"),
+            Err(OutOfPatience) => format!("no answer within {DEADLINE:?}"),
         };
         let now = self.clock.now();
         self.circuit(environment, |c| c.failed(now));
         log::warn!("{environment}: session store: {failure}");
         StoreAnswer::Unavailable
+    }
+
+    fn turns(&self, environment: &Environment) -> Arc<Semaphore> {
+        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turns) = all.get(environment) {
+            return Arc::clone(turns);
+        }
+        // Stores that are not being asked now: the map stays as small as what is going on.
+        all.retain(|_, turns| Arc::strong_count(turns) > 1);
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        all.insert(environment.clone(), Arc::clone(&turns));
+        turns
     }
 
     fn circuit<T>(&self, environment: &Environment, f: impl FnOnce(&mut Circuit) -> T) -> T {
@@ -117,6 +143,27 @@ impl Stores {
         }
         out
     }
+}
+
+/// The other side had its time.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OutOfPatience;
+
+/// Waits for `answer` for so long, counted in slices: one in which this process did not get to run, since
+/// the machine had other work, counts as one slice however long it took. An answer that came meanwhile
+/// is taken before the next slice begins.
+pub(super) async fn patience<T>(
+    time: Duration,
+    answer: impl Future<Output = T>,
+) -> Result<T, OutOfPatience> {
+    const SLICES: u32 = 10;
+    let mut answer = pin!(answer);
+    for _ in 0..SLICES {
+        if let Ok(answer) = tokio::time::timeout(time / SLICES, &mut answer).await {
+            return Ok(answer);
+        }
+    }
+    Err(OutOfPatience)
 }
 
 /// A call that was admitted and may be dropped before it ends.
@@ -163,6 +210,8 @@ mod tests {
             }
         }
     }
+
+    const LONG: Duration = Duration::from_secs(10);
 
     fn view() -> Arc<EnvView> {
         let environment: Environment = "a".parse().unwrap();
@@ -229,20 +278,74 @@ mod tests {
         let view = view();
         let id = SessionId::new("s-1", FoundIn::Query).unwrap();
         let ask = Ask { view: &view, target: &view.ready[0], id: &id };
-        assert_eq!(stores.ask(&ask).await, StoreAnswer::Present);
-        assert_eq!(stores.ask(&ask).await, StoreAnswer::Absent);
-        assert_eq!(stores.ask(&ask).await, StoreAnswer::Unavailable);
+        assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Present);
+        assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Absent);
+        assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Unavailable);
         // An answer closes the circuit; silence three times in a row opens it.
-        assert_eq!(stores.ask(&ask).await, StoreAnswer::Present);
+        assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Present);
         let began = tokio::time::Instant::now();
         for _ in 0..3 {
-            assert_eq!(stores.ask(&ask).await, StoreAnswer::Unavailable);
+            assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Unavailable);
         }
         assert_eq!(began.elapsed(), DEADLINE * 3);
-        assert_eq!(stores.ask(&ask).await, StoreAnswer::Unavailable);
+        assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Unavailable);
         assert_eq!((began.elapsed(), asked.load(Ordering::SeqCst)), (DEADLINE * 3, 7), "not asked");
         clock.advance(Duration::from_secs(1));
-        assert_eq!(stores.ask(&ask).await, StoreAnswer::Unavailable);
+        assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Unavailable);
         assert_eq!(asked.load(Ordering::SeqCst), 8, "one finds out");
+    }
+
+    /// Answers after 20 ms, and counts how many ask at once.
+    struct Slow(Arc<[AtomicUsize; 2]>);
+
+    #[async_trait]
+    impl DurableStore for Slow {
+        async fn has(&self, _: &Ask<'_>) -> Result<bool, StoreFailure> {
+            let [now, most] = &*self.0;
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(true)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_herd_waits_for_its_turn_and_not_on_the_stores_time() {
+        let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+        let store = || Box::new(Slow(Arc::clone(&counts)));
+        let stores = Stores::new(store(), store(), Arc::new(ManualClock::new()));
+        let view = view();
+        let id = SessionId::new("s-1", FoundIn::Query).unwrap();
+        let ask = Ask { view: &view, target: &view.ready[0], id: &id };
+        let began = tokio::time::Instant::now();
+        let herd = futures_util::future::join_all((0..2000).map(|_| stores.ask(&ask, LONG)));
+        assert!(herd.await.iter().all(|a| *a == StoreAnswer::Present));
+        // More than twice the store's own time, of which each question took 20 ms.
+        assert!(began.elapsed() > DEADLINE * 2);
+        assert_eq!(counts[1].load(Ordering::SeqCst), AT_ONCE);
+        // One whose turn does not come in its own time is not asked, and is no failure of the store's.
+        let mut late = futures_util::future::join_all(
+            (0..=AT_ONCE).map(|_| stores.ask(&ask, Duration::from_millis(10))),
+        )
+        .await;
+        assert_eq!(late.pop(), Some(StoreAnswer::Unavailable));
+        assert!(late.iter().all(|a| *a == StoreAnswer::Present));
+        assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Present);
+    }
+
+    #[tokio::test]
+    async fn time_in_which_the_edge_did_not_run_is_not_the_stores() {
+        let (send, receive) = tokio::sync::oneshot::channel();
+        let busy = async {
+            // This thread is the only one: nothing else runs meanwhile.
+            std::thread::sleep(DEADLINE * 2);
+            let _ = send.send(());
+        };
+        let (answer, ()) = tokio::join!(patience(DEADLINE, receive), busy);
+        assert_eq!(answer, Ok(Ok(())));
+        assert_eq!(
+            patience(Duration::from_millis(20), std::future::pending::<()>()).await,
+            Err(OutOfPatience)
+        );
     }
 }

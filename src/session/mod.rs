@@ -22,6 +22,7 @@ pub use routes::SessionRoutes;
 pub use token::{Tokens, cookie_name};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{HeaderMap, header};
 
@@ -73,8 +74,8 @@ impl Sessions {
         self.routes.find(environment, id.name()).await
     }
 
-    /// Asks the app's durable store for the session.
-    pub async fn ask(&self, ask: &Ask<'_>) -> StoreAnswer {
-        self.stores.ask(ask).await
+    /// Asks the app's durable store for the session, when it is its turn within that time.
+    pub async fn ask(&self, ask: &Ask<'_>, within: Duration) -> StoreAnswer {
+        self.stores.ask(ask, within).await
     }
 }

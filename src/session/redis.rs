@@ -69,8 +69,9 @@ impl RedisStore {
             StoreFailure::Configured(format!("secret {secret}: {why}"))
         })?;
         let config = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(DEADLINE))
-            .set_response_timeout(Some(DEADLINE));
+            // The question's own patience is shorter, and knows what time was the edge's own.
+            .set_connection_timeout(Some(DEADLINE * 10))
+            .set_response_timeout(Some(DEADLINE * 10));
         let made = client.get_multiplexed_async_connection_with_config(&config).await;
         let made = made.map_err(|e| match e.kind() {
             redis::ErrorKind::InvalidClientConfig => {

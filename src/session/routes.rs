@@ -1,15 +1,15 @@
-//! Session routing records, off every request's way: an accepted socket puts its record into a
-//! bounded queue, and one task writes what is queued, a transaction for many. A record that finds
-//! the queue full is left out: the browser's token says the same.
+//! Session routing records, off every request's way: an accepted socket leaves its record among those to
+//! be written, where it is found from then on, and one task writes them, a transaction for many. A record
+//! that finds no room there is left out: the browser's token says the same.
 //!
 //! Bounded by age ([`AGE`]) and by count ([`MOST`], exceeded by a quarter between two looks).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 use crate::clock::{Clock, Wall};
 use crate::id::Environment;
@@ -17,6 +17,8 @@ use crate::lifecycle::affinity::{KnownBy, Prior, SessionName};
 use crate::lifecycle::resume::Lookup;
 use crate::store::record::{Record, SessionRoute, key};
 use crate::store::{StateStore, StoreError, TXN_OPS, Txn};
+
+use super::durable::patience;
 
 /// How long a record is kept after its socket was accepted.
 pub const AGE: Duration = Duration::from_secs(24 * 3600);
@@ -35,28 +37,38 @@ const PAGE: usize = 1000;
 pub struct SessionRoutes {
     store: Arc<dyn StateStore>,
     clock: Arc<dyn Clock>,
-    queue: mpsc::Sender<(String, SessionRoute)>,
+    /// Not written yet, by key: a tab that is back before its record is on disk is known all the same.
+    waiting: Mutex<HashMap<String, SessionRoute>>,
+    /// There is something to be written.
+    noted: Notify,
     left_out: AtomicU64,
 }
 
-/// What is queued; [`SessionRoutes::write`] takes it.
-pub type Queued = mpsc::Receiver<(String, SessionRoute)>;
-
 impl SessionRoutes {
     /// Records in `store`. Nothing is written before [`Self::write`] runs.
-    pub fn new(store: Arc<dyn StateStore>, clock: Arc<dyn Clock>) -> (Arc<Self>, Queued) {
-        let (queue, queued) = mpsc::channel(QUEUE);
-        (Arc::new(Self { store, clock, queue, left_out: AtomicU64::new(0) }), queued)
+    pub fn new(store: Arc<dyn StateStore>, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let (waiting, noted, left_out) = Default::default();
+        Arc::new(Self { store, clock, waiting, noted, left_out })
     }
 
     /// Notes where a session's socket was accepted. Never waits.
     pub fn note(&self, environment: &Environment, name: SessionName, route: SessionRoute) {
-        if self.queue.try_send((key::session(environment, &name), route)).is_err() {
+        let at = key::session(environment, &name);
+        let mut waiting = self.waiting();
+        if waiting.len() >= QUEUE && !waiting.contains_key(&at) {
             self.left_out.fetch_add(1, Ordering::Relaxed);
+            return;
         }
+        waiting.insert(at, route);
+        drop(waiting);
+        self.noted.notify_one();
     }
 
-    /// Records that found the queue full.
+    fn waiting(&self) -> MutexGuard<'_, HashMap<String, SessionRoute>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that found no room among those to be written.
     pub fn left_out(&self) -> u64 {
         self.left_out.load(Ordering::Relaxed)
     }
@@ -64,16 +76,13 @@ impl SessionRoutes {
     /// Where the session was.
     pub async fn find(&self, environment: &Environment, name: SessionName) -> Lookup {
         let at = key::session(environment, &name);
-        match tokio::time::timeout(READ_WITHIN, self.store.get(&at)).await {
+        let waits = self.waiting().get(&at).cloned();
+        if let Some(route) = waits {
+            return self.found(route);
+        }
+        match patience(READ_WITHIN, self.store.get(&at)).await {
             Ok(Ok(Some(entry))) => match SessionRoute::decode(&entry.value) {
-                // Not deleted yet, but over.
-                Ok(route) if self.clock.wall().since(route.at) >= AGE => Lookup::Absent,
-                Ok(route) => Lookup::Found(Prior {
-                    allocation: route.allocation,
-                    generation: route.generation,
-                    schema: route.schema,
-                    known_by: KnownBy::Record,
-                }),
+                Ok(route) => self.found(route),
                 Err(e) => {
                     log::warn!("{at}: {e}");
                     Lookup::Unavailable
@@ -84,37 +93,65 @@ impl SessionRoutes {
         }
     }
 
-    /// Writes what is queued and takes off what is old, for as long as the process runs.
-    pub async fn write(self: Arc<Self>, mut queued: Queued) {
+    fn found(&self, route: SessionRoute) -> Lookup {
+        // Not deleted yet, but over.
+        if self.clock.wall().since(route.at) >= AGE {
+            return Lookup::Absent;
+        }
+        Lookup::Found(Prior {
+            allocation: route.allocation,
+            generation: route.generation,
+            schema: route.schema,
+            known_by: KnownBy::Record,
+        })
+    }
+
+    /// Writes what waits and takes off what is old, for as long as the process runs.
+    pub async fn write(self: Arc<Self>) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut since_look = 0;
         loop {
-            let mut some = Vec::with_capacity(TXN_OPS);
-            tokio::select! {
-                _ = look.tick() => {}
-                n = queued.recv_many(&mut some, TXN_OPS) => {
-                    if n == 0 {
-                        return;
-                    }
-                }
-            }
-            if some.is_empty() || since_look > MOST / 4 {
+            let looks = tokio::select! {
+                _ = look.tick() => true,
+                () = self.noted.notified() => false,
+            };
+            if looks || since_look > MOST / 4 {
                 since_look = 0;
                 if let Err(e) = self.trim().await {
                     log::warn!("old session records were not taken off: {e}");
                 }
             }
-            since_look += some.len();
-            // A session that was accepted twice is written once, as it was last.
-            let last: HashMap<String, SessionRoute> = some.into_iter().collect();
-            let txn = last.iter().fold(Txn::new(), |t, (at, r)| t.put(at, r.encode()));
-            if !last.is_empty()
-                && let Err(e) = self.store.txn(txn).await
-            {
-                self.left_out.fetch_add(last.len() as u64, Ordering::Relaxed);
-                log::warn!("{} session records were not written: {e}", last.len());
+            since_look += self.write_some().await;
+        }
+    }
+
+    /// Writes as much as one transaction takes. What is left rings again.
+    async fn write_some(&self) -> usize {
+        let some: Vec<_> = {
+            let waiting = self.waiting();
+            if waiting.len() > TXN_OPS {
+                self.noted.notify_one();
+            }
+            waiting.iter().take(TXN_OPS).map(|(at, r)| (at.clone(), r.clone())).collect()
+        };
+        if some.is_empty() {
+            return 0;
+        }
+        let txn = some.iter().fold(Txn::new(), |t, (at, r)| t.put(at, r.encode()));
+        if let Err(e) = self.store.txn(txn).await {
+            self.left_out.fetch_add(some.len() as u64, Ordering::Relaxed);
+            log::warn!("{} session records were not written: {e}", some.len());
+        }
+        let mut waiting = self.waiting();
+        for (at, written) in &some {
+            // One that was noted again meanwhile waits on.
+            if waiting.get(at) == Some(written) {
+                waiting.remove(at);
+            } else {
+                self.noted.notify_one();
             }
         }
+        some.len()
     }
 
     async fn trim(&self) -> Result<(), StoreError> {
@@ -169,23 +206,23 @@ mod tests {
     async fn a_record_is_written_found_and_taken_off_by_age() {
         let clock = Arc::new(ManualClock::new());
         let store = MemoryStore::new(clock.clone(), Options::default()).unwrap();
-        let (routes, queued) = SessionRoutes::new(Arc::new(store), clock.clone());
+        let routes = SessionRoutes::new(Arc::new(store), clock.clone());
         let environment: Environment = "studylab".parse().unwrap();
         for n in 0..300 {
             routes.note(&environment, SessionName(n), route(&*clock));
         }
         routes.note(&environment, SessionName(0), route(&*clock));
-        let writing = tokio::spawn(Arc::clone(&routes).write(queued));
-        let found = async {
-            loop {
-                match routes.find(&environment, SessionName(299)).await {
-                    Lookup::Found(prior) => return prior,
-                    _ => tokio::task::yield_now().await,
-                }
+        let found = async || routes.find(&environment, SessionName(299)).await;
+        let Lookup::Found(prior) = found().await else { panic!("before it is written") };
+        assert_eq!((prior.generation, prior.known_by), (Generation(2), KnownBy::Record));
+        let writing = tokio::spawn(Arc::clone(&routes).write());
+        let written = async {
+            while !routes.waiting().is_empty() {
+                tokio::task::yield_now().await;
             }
         };
-        let prior = tokio::time::timeout(Duration::from_secs(10), found).await.unwrap();
-        assert_eq!((prior.generation, prior.known_by), (Generation(2), KnownBy::Record));
+        tokio::time::timeout(Duration::from_secs(10), written).await.unwrap();
+        assert_eq!(found().await, Lookup::Found(prior));
         assert_eq!(routes.find(&environment, SessionName(400)).await, Lookup::Absent);
         clock.advance(AGE);
         assert_eq!(routes.find(&environment, SessionName(1)).await, Lookup::Absent);
@@ -201,7 +238,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let _in = runtime.enter();
         let store = MemoryStore::new(clock.clone(), Options::default()).unwrap();
-        let (routes, _queued) = SessionRoutes::new(Arc::new(store), clock.clone());
+        let routes = SessionRoutes::new(Arc::new(store), clock.clone());
         let environment: Environment = "studylab".parse().unwrap();
         for n in 0..=QUEUE as u128 {
             routes.note(&environment, SessionName(n), route(&*clock));

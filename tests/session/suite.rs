@@ -130,7 +130,7 @@ fn stores(backend: &impl Backend, clock: Arc<dyn Clock>) -> Stores {
 
 async fn ask(stores: &Stores, view: &EnvView, session: &str) -> StoreAnswer {
     let asked = id(session);
-    stores.ask(&Ask { view, target: &view.ready[0], id: &asked }).await
+    stores.ask(&Ask { view, target: &view.ready[0], id: &asked }, DEADLINE).await
 }
 
 pub async fn what_is_there_is_there_and_nothing_else_is(backend: impl Backend) {
