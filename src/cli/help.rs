@@ -187,7 +187,7 @@ Example:
 
 pub(super) const SLEEP: &str = "\
 Requests in flight finish within the contract's process.stop_timeout; live sockets are closed with 1012
-\"reconnect\". Then the process is stopped, or frozen where the contract says so. The owner and its epoch
+\"reconnect\", or rest where their route cuts (socket_end), until their users send something. Then the process is stopped, or frozen where the contract says so. The owner and its epoch
 stay, and the next request wakes it.
 
 Example:

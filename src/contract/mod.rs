@@ -9,7 +9,7 @@ mod route;
 pub use parse::{parse, routes};
 pub use route::{
     Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
-    Provider, Resume, Route, RouteClass, SessionSource, Source, Webhook, WhenCold,
+    Provider, Resume, Route, RouteClass, SessionSource, SocketEnd, Source, Webhook, WhenCold,
 };
 
 use std::collections::BTreeMap;

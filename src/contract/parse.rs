@@ -8,7 +8,7 @@ use crate::document::{Checked, Errors, Table};
 
 use super::route::{
     Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
-    Provider, Resume, Route, RouteClass, SessionSource, Source, Webhook, WhenCold,
+    Provider, Resume, Route, RouteClass, SessionSource, SocketEnd, Source, Webhook, WhenCold,
 };
 use super::{
     Assets, Contract, LivePolicy, Process, Ready, Scale, SessionStore, Sleep, SleepMode, State,
@@ -401,7 +401,7 @@ fn generic_hmac(t: Table<'_>) -> Option<GenericHmac> {
 }
 
 fn live(t: &Table<'_>) -> Live {
-    let session = t
+    let session: Vec<_> = t
         .texts("session")
         .iter()
         .filter_map(|text| match text.split_once(':') {
@@ -419,5 +419,15 @@ fn live(t: &Table<'_>) -> Live {
         ("same-allocation", Resume::SameAllocation),
         ("cross-allocation", Resume::CrossAllocation),
     ];
-    Live { session, resume: t.word("resume", &resumes, Resume::SameAllocation) }
+    // Vango's client comes back after a loss only: a close frame would end its page.
+    let end = match session.contains(&SessionSource::VangoHello) {
+        true => SocketEnd::Cut,
+        false => SocketEnd::Close,
+    };
+    let ends = [("close", SocketEnd::Close), ("cut", SocketEnd::Cut)];
+    Live {
+        session,
+        resume: t.word("resume", &resumes, Resume::SameAllocation),
+        end: t.word("socket_end", &ends, end),
+    }
 }

@@ -254,6 +254,17 @@ pub struct Live {
     pub session: Vec<SessionSource>,
     /// Whether a session may move.
     pub resume: Resume,
+    /// How a client is told that its socket has ended, where the app said nothing.
+    pub end: SocketEnd,
+}
+
+/// How the edge ends the client's side of a socket to which the app has sent no close frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketEnd {
+    /// With a close frame that says why.
+    Close,
+    /// By the end of the connection alone, which a client sees as a loss (code 1006, not clean).
+    Cut,
 }
 
 /// Where a session id may be found.

@@ -154,9 +154,12 @@ impl Control {
         for environment in &touched {
             // What was being put to sleep and was taken back gives out places again, before those who
             // wait are looked at.
-            let ready = snapshot.environment(environment).map(|v| v.ready.iter());
-            for allocation in ready.into_iter().flatten() {
+            let ready = snapshot.environment(environment).map_or(&[][..], |v| &v.ready[..]);
+            for allocation in ready {
                 allocation.load.unseal();
+            }
+            if !ready.is_empty() {
+                self.sockets.awake(environment);
             }
             self.worker.consider(environment);
             self.queues.pump(environment);

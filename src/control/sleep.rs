@@ -341,10 +341,7 @@ impl Control {
             let now = self.clock.now();
             if !routed && sockets > 0 && told.is_none_or(|at| now.since(at) >= TELL_AGAIN) {
                 // One that was being accepted meanwhile is told in the next round.
-                match plan::sockets_end(why, started, limit) {
-                    Some(by) => self.sockets.drain(allocation, by),
-                    None => self.sockets.asleep(allocation),
-                }
+                self.sockets.asleep(allocation, plan::sockets_end(why, started, limit));
                 told = Some(now);
             }
             // An idle app's sockets carry nothing, by its contract: they do not make it busy.

@@ -425,7 +425,11 @@ mod tests {
             assert_eq!(may_carry_token(&page, status, &empty), may, "{status}");
         }
         let resume = crate::contract::Resume::SameAllocation;
-        let live = RouteClass::Live(crate::contract::Live { session: Vec::new(), resume });
+        let live = RouteClass::Live(crate::contract::Live {
+            session: Vec::new(),
+            resume,
+            end: crate::contract::SocketEnd::Close,
+        });
         assert!(may_carry_token(&live, 101, &empty) && !may_carry_token(&live, 200, &empty));
         for (control, may) in [
             ("no-store", true),

@@ -1,15 +1,19 @@
-//! A Vango client's hello: the first binary message after the 101, in which the tab's session id is
-//! (Vango protocol 2.0; frame `type:u8 flags:u8 length:u16be payload`, type 0 is the handshake;
-//! hello `major:u8 minor:u8 csrf:varstr sid:varstr …`, a varstr is a LEB128 length and bytes).
+//! Vango's handshake, in which the tab's session id is: the first binary message of each side after the
+//! 101 (Vango protocol 2.0; frame `type:u8 flags:u8 length:u16be payload`, type 0 is the handshake;
+//! the client's hello `major:u8 minor:u8 csrf:varstr sid:varstr …`, the server's `status:u8 sid:varstr …`;
+//! a varstr is a LEB128 length and bytes). A new tab learns its id from the server's, and an old one
+//! that the server does not know is given a new id there.
 //!
-//! Only looked at, never changed: whatever it is, the app gets the same bytes. Pure.
+//! Only looked at, never changed: whatever it is, the other side gets the same bytes. Pure.
 
 use super::affinity::{FoundIn, SessionId};
 
 /// Longest first message that is looked at, in bytes: its head, and csrf and sid of any sane length.
 pub const HELLO_BYTES: usize = 16 * 1024;
+/// Longest first message of a server that is looked at: a status, a sid, and some 20 bytes more.
+pub const ANSWER_BYTES: usize = 1024;
 
-/// How far the first frame of a client has come.
+/// How far the first frame of a side has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FirstFrame {
     /// More bytes belong to it.
@@ -18,12 +22,35 @@ pub enum FirstFrame {
     Whole(Option<SessionId>),
 }
 
-/// Looks at what a client has sent so far.
+/// Looks at what a client has sent so far: the session that it comes with.
 pub fn first_frame(bytes: &[u8]) -> FirstFrame {
+    look(bytes, true, HELLO_BYTES, |hello| {
+        let [_major, _minor, rest @ ..] = hello else { return None };
+        let (_csrf, rest) = varstr(rest)?;
+        Some(varstr(rest)?.0)
+    })
+}
+
+/// Looks at what a server has sent so far: the session that its client has from now on.
+pub fn answer(bytes: &[u8]) -> FirstFrame {
+    look(bytes, false, ANSWER_BYTES, |hello| {
+        // Any other status is a refusal.
+        let [0, rest @ ..] = hello else { return None };
+        Some(varstr(rest)?.0)
+    })
+}
+
+/// Looks for one whole, uncompressed binary message (RFC 6455 §5.2) of at most `most` bytes that is
+/// masked as its side's are, and in it for the id that `sid` finds in the handshake's payload.
+fn look(
+    bytes: &[u8],
+    masked: bool,
+    most: usize,
+    sid: impl Fn(&[u8]) -> Option<&[u8]>,
+) -> FirstFrame {
     let nothing = FirstFrame::Whole(None);
     let [first, second, rest @ ..] = bytes else { return FirstFrame::Incomplete };
-    // One whole, masked, uncompressed binary message (RFC 6455 §5.2).
-    if *first != 0x82 || second & 0x80 == 0 {
+    if *first != 0x82 || (second & 0x80 != 0) != masked {
         return nothing;
     }
     let (length, rest) = match second & 0x7f {
@@ -34,29 +61,25 @@ pub fn first_frame(bytes: &[u8]) -> FirstFrame {
         127 => return nothing,
         n => (usize::from(n), rest),
     };
-    if length > HELLO_BYTES - 8 {
+    if length > most - 8 {
         return nothing;
     }
-    let Some((mask, payload)) = rest.split_first_chunk::<4>() else {
-        return FirstFrame::Incomplete;
+    let (mask, payload) = match (masked, rest.split_first_chunk::<4>()) {
+        (false, _) => ([0; 4], rest),
+        (true, Some((mask, payload))) => (*mask, payload),
+        (true, None) => return FirstFrame::Incomplete,
     };
     if payload.len() < length {
         return FirstFrame::Incomplete;
     }
     let message: Vec<u8> =
         payload[..length].iter().enumerate().map(|(i, b)| b ^ mask[i % 4]).collect();
-    FirstFrame::Whole(session(&message))
-}
-
-fn session(message: &[u8]) -> Option<SessionId> {
-    let [0, _flags, high, low, hello @ ..] = message else { return None };
+    let [0, _flags, high, low, hello @ ..] = &message[..] else { return nothing };
     if hello.len() != usize::from(u16::from_be_bytes([*high, *low])) {
-        return None;
+        return nothing;
     }
-    let [_major, _minor, rest @ ..] = hello else { return None };
-    let (_csrf, rest) = varstr(rest)?;
-    let (sid, _) = varstr(rest)?;
-    SessionId::new(std::str::from_utf8(sid).ok()?, FoundIn::Hello)
+    let sid = sid(hello).and_then(|sid| std::str::from_utf8(sid).ok());
+    FirstFrame::Whole(sid.and_then(|sid| SessionId::new(sid, FoundIn::Hello)))
 }
 
 fn varstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -119,6 +142,32 @@ mod tests {
             assert!(matches!(first_frame(&more), FirstFrame::Whole(Some(_))));
         }
         assert_eq!(first_frame(&hello("c", "")), FirstFrame::Whole(None), "a new tab");
+    }
+
+    #[test]
+    fn the_session_of_a_servers_hello_is_found_and_that_of_a_refusal_is_not() {
+        let hello = |status: u8, sid: &str| {
+            let mut body = vec![status, sid.len() as u8];
+            body.extend_from_slice(sid.as_bytes());
+            body.extend_from_slice(&[0; 14]);
+            let mut frame = vec![0x82, body.len() as u8 + 4, 0, 0, 0, body.len() as u8];
+            frame.extend(body);
+            frame
+        };
+        let good = hello(0, "0123456789abcdef0123456789abcdef");
+        for cut in 0..good.len() {
+            assert_eq!(answer(&good[..cut]), FirstFrame::Incomplete, "{cut}");
+        }
+        let more = [&good[..], b"\x82\x04\x02\0\0\0"].concat();
+        let FirstFrame::Whole(Some(found)) = answer(&more) else { panic!("found") };
+        assert!(found.is_one_tabs() && found.expose() == "0123456789abcdef0123456789abcdef");
+        let masked_one = masked(&good[2..]);
+        let long = vec![0x82, 126, 0xff, 0xff];
+        let patches = vec![0x82, 5, 2, 0, 0, 1, 0];
+        for other in [hello(3, "s-1"), hello(0, ""), masked_one, long, patches, b"\x89\0".to_vec()]
+        {
+            assert_eq!(answer(&other), FirstFrame::Whole(None), "{other:?}");
+        }
     }
 
     #[test]

@@ -4,9 +4,12 @@
 //! [`Sockets`] knows all of them. Nothing here is on a page's way, and nothing here decides whose a
 //! socket is: it is handed over, accepted, by the proxy.
 //!
+//! A client's leg may stay without its app's: it rests, until its user does something in it, its app is
+//! up again, or the edge stops. Whoever carries it decides that; here it is a seat without an allocation.
+//!
 //! Deliberately absent: compression, and any change of what the two sides say to each other. The
-//! edge adds one thing, a close frame of its own between two frames, when a socket ends in a way the
-//! client is to answer by coming back.
+//! edge adds one thing, where the contract has it, a close frame of its own between two frames, when a
+//! socket ends in a way the client is to answer by coming back.
 
 mod admission;
 pub mod frames;
@@ -37,7 +40,7 @@ pub enum Order {
     /// End at that time, so that the client comes back.
     EndAt(Mono),
     /// End now: the app sleeps, and nothing that the socket carried kept it awake. The client is to
-    /// come back when its user does something.
+    /// come back when its user does something; one that stays, rests until then.
     Asleep,
     /// End now, for good: a newer socket of the same session is here.
     Replaced,
@@ -91,8 +94,11 @@ impl Cause {
 #[derive(Debug)]
 struct Entry {
     environment: Environment,
-    allocation: AllocationId,
-    tab: Option<SessionName>,
+    /// `None` for a client that rests.
+    allocation: Option<AllocationId>,
+    tab: Mutex<Option<SessionName>>,
+    /// Its client stays when the app falls asleep.
+    stays: bool,
     /// Where in the time over which ends are spread its own is; drawn once, so that being told again
     /// moves nothing: of many draws the earliest would count, and all would end together after all.
     lot: f64,
@@ -106,6 +112,18 @@ struct Table {
     sockets: HashMap<u64, Arc<Entry>>,
     by_allocation: HashMap<AllocationId, HashSet<u64>>,
     by_tab: HashMap<(Environment, SessionName), u64>,
+    /// Those whose app sleeps.
+    resting: HashMap<Environment, HashSet<u64>>,
+}
+
+/// Takes `number` out of the set at `key`, and the set with its last one.
+fn take_out<K: std::hash::Hash + Eq>(sets: &mut HashMap<K, HashSet<u64>>, key: &K, number: u64) {
+    if let Some(numbers) = sets.get_mut(key) {
+        numbers.remove(&number);
+        if numbers.is_empty() {
+            sets.remove(key);
+        }
+    }
 }
 
 /// Every open live socket of the node.
@@ -136,7 +154,7 @@ impl Seat {
     pub async fn told(&self, heard: Option<Order>) -> Order {
         loop {
             let told = self.entry.told.notified();
-            let order = *self.entry.order.lock().unwrap_or_else(PoisonError::into_inner);
+            let order = *lock(&self.entry.order);
             if let Some(order) = order.filter(|_| order != heard) {
                 return order;
             }
@@ -147,8 +165,30 @@ impl Seat {
     /// How long to wait before the client is told that its allocation is gone: nothing for one
     /// socket, more for one of many, so that they do not come back together.
     pub fn apart(&self) -> Duration {
-        let many = self.sockets.of(&self.entry.allocation);
+        let many = self.entry.allocation.as_ref().map_or(0, |a| self.sockets.of(a));
         self.sockets.within(spread(many))
+    }
+
+    /// Whose socket it is.
+    pub fn environment(&self) -> &Environment {
+        &self.entry.environment
+    }
+
+    /// The app has given the tab this session: a newer socket of it ends this one.
+    pub fn rename(&self, tab: SessionName) {
+        let mut table = self.sockets.table();
+        let mut mine = lock(&self.entry.tab);
+        self.leave_tab(&mut table, *mine);
+        *mine = Some(tab);
+        table.by_tab.insert((self.entry.environment.clone(), tab), self.number);
+    }
+
+    fn leave_tab(&self, table: &mut Table, tab: Option<SessionName>) {
+        let Some(tab) = tab else { return };
+        let at = (self.entry.environment.clone(), tab);
+        if table.by_tab.get(&at) == Some(&self.number) {
+            table.by_tab.remove(&at);
+        }
     }
 }
 
@@ -156,22 +196,19 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut table = self.sockets.table();
         table.sockets.remove(&self.number);
-        let allocation = &self.entry.allocation;
-        if let Some(numbers) = table.by_allocation.get_mut(allocation) {
-            numbers.remove(&self.number);
-            if numbers.is_empty() {
-                table.by_allocation.remove(allocation);
-            }
+        match &self.entry.allocation {
+            Some(allocation) => take_out(&mut table.by_allocation, allocation, self.number),
+            None => take_out(&mut table.resting, &self.entry.environment, self.number),
         }
-        if let Some(tab) = self.entry.tab {
-            let at = (self.entry.environment.clone(), tab);
-            if table.by_tab.get(&at) == Some(&self.number) {
-                table.by_tab.remove(&at);
-            }
-        }
+        let tab = *lock(&self.entry.tab);
+        self.leave_tab(&mut table, tab);
         drop(table);
         self.sockets.gone.notify_waiters();
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Over how long the ends of `many` sockets are spread.
@@ -188,7 +225,7 @@ impl Sockets {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     /// Sockets open now.
@@ -205,17 +242,37 @@ impl Sockets {
         Duration::from_micros(self.entropy.next_u64() % most.saturating_add(1))
     }
 
-    /// Takes a socket in. `tab` is its session where each tab has its own.
+    /// Takes a socket in. `tab` is its session where each tab has its own; `stays`: its client rests
+    /// when the app falls asleep, and does not end.
     pub fn seat(
         self: &Arc<Self>,
         environment: &Environment,
         allocation: &AllocationId,
         tab: Option<SessionName>,
+        stays: bool,
+    ) -> Seat {
+        self.enter(environment, Some(allocation), tab, stays, false)
+    }
+
+    /// Takes a client's leg in that has no app: of one that sleeps, or of one whose tab has a newer
+    /// socket.
+    pub fn rest(self: &Arc<Self>, environment: &Environment, asleep: bool) -> Seat {
+        self.enter(environment, None, None, true, asleep)
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        environment: &Environment,
+        allocation: Option<&AllocationId>,
+        tab: Option<SessionName>,
+        stays: bool,
+        asleep: bool,
     ) -> Seat {
         let entry = Arc::new(Entry {
             environment: environment.clone(),
-            allocation: allocation.clone(),
-            tab,
+            allocation: allocation.cloned(),
+            tab: Mutex::new(tab),
+            stays,
             lot: self.entropy.next_u64() as f64 / u64::MAX as f64,
             order: Mutex::new(None),
             told: Notify::new(),
@@ -224,7 +281,12 @@ impl Sockets {
         let number = table.next;
         table.next += 1;
         table.sockets.insert(number, Arc::clone(&entry));
-        table.by_allocation.entry(allocation.clone()).or_default().insert(number);
+        if let Some(allocation) = allocation {
+            table.by_allocation.entry(allocation.clone()).or_default().insert(number);
+        }
+        if asleep {
+            table.resting.entry(environment.clone()).or_default().insert(number);
+        }
         if let Some(tab) = tab {
             table.by_tab.insert((environment.clone(), tab), number);
         }
@@ -262,10 +324,28 @@ impl Sockets {
         self.end(&self.entries_of(allocation), limit);
     }
 
-    /// The app falls asleep under the sockets of `allocation`: all end now.
-    pub fn asleep(&self, allocation: &AllocationId) {
-        for entry in self.entries_of(allocation) {
+    /// The app falls asleep under the sockets of `allocation`: those whose clients stay are told so at
+    /// once, the others end `by` then, and at once without it.
+    pub fn asleep(&self, allocation: &AllocationId, by: Option<Mono>) {
+        let (stay, end): (Vec<_>, Vec<_>) =
+            self.entries_of(allocation).into_iter().partition(|e| e.stays || by.is_none());
+        for entry in stay {
             tell(&entry, Order::Asleep);
+        }
+        if let Some(by) = by {
+            self.end(&end, by);
+        }
+    }
+
+    /// The app is up again: the clients that rest end, apart from each other, and come back to it.
+    pub fn awake(&self, environment: &Environment) {
+        let resting: Vec<_> = {
+            let table = self.table();
+            let numbers = table.resting.get(environment);
+            numbers.into_iter().flatten().filter_map(|n| table.sockets.get(n).cloned()).collect()
+        };
+        if !resting.is_empty() {
+            self.end(&resting, self.clock.now() + spread(resting.len()));
         }
     }
 
@@ -309,7 +389,7 @@ impl Sockets {
 
 /// An earlier end is kept: orders only come closer.
 fn tell(entry: &Entry, order: Order) {
-    let mut told = entry.order.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut told = lock(&entry.order);
     let keep = match (*told, order) {
         (Some(Order::Replaced), _) => true,
         (Some(Order::EndAt(before)), Order::EndAt(at)) => before <= at,
@@ -340,8 +420,8 @@ mod tests {
         let (_, sockets) = sockets();
         let environment: Environment = "studylab".parse().unwrap();
         let tab = SessionName(7);
-        let older = sockets.seat(&environment, &al('a'), Some(tab));
-        let other = sockets.seat(&environment, &al('a'), Some(SessionName(8)));
+        let older = sockets.seat(&environment, &al('a'), Some(tab), false);
+        let other = sockets.seat(&environment, &al('a'), Some(SessionName(8)), false);
         let told = async move {
             assert_eq!(older.told(None).await, Order::Replaced);
             drop(older);
@@ -350,7 +430,7 @@ mod tests {
         tokio::join!(sockets.replace(&environment, tab), told);
         assert_eq!(began.elapsed(), Duration::ZERO);
         assert_eq!(sockets.open(), 1);
-        let newer = sockets.seat(&environment, &al('b'), Some(tab));
+        let newer = sockets.seat(&environment, &al('b'), Some(tab), false);
         // One that does not go is not waited for longer than that.
         sockets.replace(&environment, tab).await;
         assert_eq!(began.elapsed(), REPLACED_WITHIN);
@@ -363,8 +443,9 @@ mod tests {
     async fn a_drain_ends_its_own_before_the_limit_and_apart() {
         let (clock, sockets) = sockets();
         let environment: Environment = "studylab".parse().unwrap();
-        let seats: Vec<_> = (0..1000).map(|_| sockets.seat(&environment, &al('a'), None)).collect();
-        let other = sockets.seat(&environment, &al('b'), None);
+        let seats: Vec<_> =
+            (0..1000).map(|_| sockets.seat(&environment, &al('a'), None, false)).collect();
+        let other = sockets.seat(&environment, &al('b'), None, false);
         let limit = clock.now() + Duration::from_secs(10);
         // However often they are told.
         for _ in 0..50 {
@@ -392,15 +473,61 @@ mod tests {
         let (clock, sockets) = sockets();
         let environment: Environment = "studylab".parse().unwrap();
         let (one, other) = (
-            sockets.seat(&environment, &al('a'), None),
-            sockets.seat(&environment, &al('b'), None),
+            sockets.seat(&environment, &al('a'), None, false),
+            sockets.seat(&environment, &al('b'), None, false),
         );
         sockets.drain(&al('a'), clock.now() + Duration::from_secs(10));
-        sockets.asleep(&al('a'));
+        sockets.asleep(&al('a'), None);
         assert_eq!(one.told(None).await, Order::Asleep);
         sockets.drain(&al('a'), clock.now());
         assert_eq!(one.told(None).await, Order::Asleep, "the first word counts");
         assert!(tokio::time::timeout(Duration::from_secs(60), other.told(None)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stays_rests_until_its_app_is_up_and_then_ends_apart_from_others() {
+        let (clock, sockets) = sockets();
+        let environment: Environment = "studylab".parse().unwrap();
+        let stays = sockets.seat(&environment, &al('a'), None, true);
+        let goes = sockets.seat(&environment, &al('a'), None, false);
+        let by = clock.now() + Duration::from_secs(9);
+        // An operator's word leaves time to those that end.
+        sockets.asleep(&al('a'), Some(by));
+        assert_eq!(stays.told(None).await, Order::Asleep);
+        assert_eq!(goes.told(None).await, Order::EndAt(by));
+        drop((stays, goes));
+        let resting: Vec<_> = (0..1001).map(|_| sockets.rest(&environment, true)).collect();
+        let replaced = sockets.rest(&environment, false);
+        sockets.awake(&environment);
+        let mut ends = HashSet::new();
+        for seat in &resting {
+            let Order::EndAt(at) = seat.told(None).await else { panic!("an end") };
+            assert!(at <= clock.now() + Duration::from_millis(500));
+            ends.insert(at);
+        }
+        assert!(ends.len() > 900, "apart from each other");
+        let quiet = tokio::time::timeout(Duration::from_secs(60), replaced.told(None)).await;
+        assert!(quiet.is_err(), "its app was up all the time");
+        drop((resting, replaced));
+        assert!(sockets.open() == 0 && sockets.table().resting.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tab_that_its_app_gave_a_session_is_replaced_under_that_name() {
+        let (_, sockets) = sockets();
+        let environment: Environment = "studylab".parse().unwrap();
+        let seat = sockets.seat(&environment, &al('a'), Some(SessionName(1)), true);
+        seat.rename(SessionName(2));
+        sockets.replace(&environment, SessionName(1)).await;
+        assert!(tokio::time::timeout(Duration::from_secs(60), seat.told(None)).await.is_err());
+        let replacing = tokio::time::timeout(
+            Duration::from_millis(1),
+            sockets.replace(&environment, SessionName(2)),
+        );
+        let _ = replacing.await;
+        assert_eq!(seat.told(None).await, Order::Replaced);
+        drop(seat);
+        assert!(sockets.table().by_tab.is_empty());
     }
 
     #[test]

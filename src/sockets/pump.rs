@@ -12,6 +12,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::lifecycle::affinity::SessionId;
+use crate::lifecycle::hello::{ANSWER_BYTES, FirstFrame, answer};
+
 use super::frames::{Frames, Protocol};
 
 /// Bytes read at a time.
@@ -32,6 +35,49 @@ pub enum Ended {
     App,
 }
 
+/// Why the pump stands still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Paused {
+    /// A leg ended; for good.
+    Ended(Ended),
+    /// The app has said which session the socket is of; once, and on it goes.
+    Named(SessionId),
+}
+
+/// The app's first frame, where that is Vango's answer to a hello.
+#[derive(Debug)]
+enum First {
+    /// So much of it has come.
+    Coming(Vec<u8>),
+    /// It names a session.
+    Names(SessionId),
+    /// It has passed, or is not looked at.
+    Passed,
+}
+
+impl First {
+    /// Copies what belongs to the first frame, and nothing after it.
+    fn look(&mut self, bytes: &[u8]) {
+        let Self::Coming(before) = self else { return };
+        before.extend_from_slice(&bytes[..bytes.len().min(ANSWER_BYTES - before.len())]);
+        match answer(before) {
+            FirstFrame::Incomplete => {}
+            FirstFrame::Whole(Some(session)) => *self = Self::Names(session),
+            FirstFrame::Whole(None) => *self = Self::Passed,
+        }
+    }
+
+    fn named(&mut self) -> Option<SessionId> {
+        match std::mem::replace(self, Self::Passed) {
+            Self::Names(session) => Some(session),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
 /// One direction.
 #[derive(Debug, Default)]
 struct Flow {
@@ -48,6 +94,7 @@ pub struct Pump<C, A> {
     app: A,
     up: Flow,
     down: Flow,
+    first: First,
 }
 
 impl<C, A> Pump<C, A>
@@ -68,23 +115,36 @@ where
             frames.follow(&held);
             Flow { frames, held, ..Flow::default() }
         };
-        Self { client, app, up: flow(from_client), down: flow(from_app) }
+        let mut first = match protocol {
+            Protocol::Vango => First::Coming(Vec::new()),
+            Protocol::Unknown => First::Passed,
+        };
+        first.look(&from_app);
+        Self { client, app, up: flow(from_client), down: flow(from_app), first }
     }
 
-    /// Carries until a leg ends. `passed` is told of each run of bytes, and whether it carried the
-    /// app's own traffic. May be dropped and called again.
-    pub async fn run(&mut self, mut passed: impl FnMut(bool) + Send) -> Ended {
-        let Self { client, app, up, down } = self;
+    /// Carries until a leg ends or the app names the session. `passed` is told of each run of bytes,
+    /// and whether it carried the app's own traffic. May be dropped and called again.
+    pub async fn run(&mut self, mut passed: impl FnMut(bool) + Send) -> Paused {
+        let Self { client, app, up, down, first } = self;
         poll_fn(|cx| {
             // Towards the app first: a client that is gone is noticed before more is written to it.
-            match up.poll(cx, client, app, &mut passed) {
-                Poll::Ready(Stopped::Reading) => return Poll::Ready(Ended::Client),
-                Poll::Ready(Stopped::Writing) => return Poll::Ready(Ended::App),
+            match up.poll(cx, client, app, &mut |data, _: &[u8]| passed(data)) {
+                Poll::Ready(Stopped::Reading) => return Poll::Ready(Paused::Ended(Ended::Client)),
+                Poll::Ready(Stopped::Writing) => return Poll::Ready(Paused::Ended(Ended::App)),
                 Poll::Pending => {}
             }
-            match down.poll(cx, app, client, &mut passed) {
-                Poll::Ready(Stopped::Reading) => Poll::Ready(Ended::App),
-                Poll::Ready(Stopped::Writing) => Poll::Ready(Ended::Client),
+            let down = down.poll(cx, app, client, &mut |data, bytes: &[u8]| {
+                first.look(bytes);
+                passed(data);
+            });
+            if let Some(session) = first.named() {
+                // An end that was seen in the same moment is seen again.
+                return Poll::Ready(Paused::Named(session));
+            }
+            match down {
+                Poll::Ready(Stopped::Reading) => Poll::Ready(Paused::Ended(Ended::App)),
+                Poll::Ready(Stopped::Writing) => Poll::Ready(Paused::Ended(Ended::Client)),
                 Poll::Pending => Poll::Pending,
             }
         })
@@ -97,20 +157,31 @@ where
     }
 
     /// The client's leg, once what the app had sent is written to it; the app's leg is closed.
-    /// Whether a frame of the edge's own may follow is the second of the pair.
     ///
     /// # Errors
     /// When the client is gone.
-    pub async fn into_client(self) -> io::Result<(C, bool)> {
-        let Self { mut client, app, down, .. } = self;
+    pub async fn into_client(self) -> io::Result<Parted<C>> {
+        let Self { mut client, app, up, down, .. } = self;
         drop(app);
         use tokio::io::AsyncWriteExt as _;
         if down.written < down.held.len() {
             client.write_all(&down.held[down.written..]).await?;
         }
         client.flush().await?;
-        Ok((client, down.frames.between_frames() && !down.frames.closing()))
+        let may_add = down.frames.between_frames() && !down.frames.closing();
+        Ok(Parted { client, frames: up.frames, may_add })
     }
+}
+
+/// A client's leg without its app's.
+#[derive(Debug)]
+pub struct Parted<C> {
+    /// The leg.
+    pub client: C,
+    /// Where the client is in its own frames.
+    pub frames: Frames,
+    /// Whether a frame of the edge's own may be written to it.
+    pub may_add: bool,
 }
 
 /// Why a direction carries no more.
@@ -127,7 +198,7 @@ impl Flow {
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        passed: &mut impl FnMut(bool),
+        passed: &mut impl FnMut(bool, &[u8]),
     ) -> Poll<Stopped> {
         for _ in 0..TURN {
             if ready!(self.poll_held(cx, to)).is_err() {
@@ -174,7 +245,7 @@ impl Flow {
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        passed: &mut impl FnMut(bool),
+        passed: &mut impl FnMut(bool, &[u8]),
     ) -> Poll<Result<(), Stopped>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut space = ReadBuf::new(&mut scratch[..]);
@@ -183,7 +254,7 @@ impl Flow {
             if read.is_err() || bytes.is_empty() {
                 return Poll::Ready(Err(Stopped::Reading));
             }
-            passed(self.frames.follow(bytes).data);
+            passed(self.frames.follow(bytes).data, bytes);
             self.unflushed = true;
             let written = match Pin::new(to).poll_write(cx, bytes) {
                 Poll::Ready(Ok(n)) => n,
@@ -234,7 +305,7 @@ mod tests {
         app = ar.unsplit(aw);
         drop(client);
         let (ended, pump) = pumping.await.unwrap();
-        assert_eq!(ended, Ended::Client);
+        assert_eq!(ended, Paused::Ended(Ended::Client));
         drop(pump);
         assert_eq!(app.read(&mut [0; 8]).await.unwrap(), 0, "the app's leg goes with it");
     }
@@ -255,7 +326,7 @@ mod tests {
         let stopped = tokio::time::timeout(std::time::Duration::from_millis(200), sending).await;
         assert!(stopped.is_err(), "it never gets further than the buffers");
         drop(app);
-        assert_eq!(pumping.await.unwrap(), Ended::App);
+        assert_eq!(pumping.await.unwrap(), Paused::Ended(Ended::App));
     }
 
     #[tokio::test]
@@ -272,11 +343,40 @@ mod tests {
             client.read_to_end(&mut got).await.map(|_| got)
         });
         // The client takes 16 bytes at a time, so that some are held when the app's end is seen.
-        assert_eq!(pump.run(|_| {}).await, Ended::App);
+        assert_eq!(pump.run(|_| {}).await, Paused::Ended(Ended::App));
         assert!(!pump.app_said_goodbye());
-        let (client, may_add) = pump.into_client().await.unwrap();
+        let Parted { client, may_add, .. } = pump.into_client().await.unwrap();
         assert!(may_add);
         drop(client);
         assert_eq!(reading.await.unwrap().unwrap(), frame);
+    }
+
+    #[tokio::test]
+    async fn the_session_that_the_app_names_is_told_once_and_every_byte_passes() {
+        let mut hello = vec![0x82, 10, 0, 0, 0, 6, 0, 3, b's', b'-', b'1', 0];
+        hello.extend([0x82, 1, 9]);
+        // Behind the 101, in one piece, and byte by byte.
+        for (before, piece) in [(hello.len(), 1), (0, hello.len()), (0, 1), (3, 2)] {
+            let (mut client, edge_client) = duplex(1024);
+            let (mut app, edge_app) = duplex(1024);
+            let held = hello[..before].to_vec();
+            let mut pump = Pump::new(edge_client, edge_app, Vec::new(), held, Protocol::Vango);
+            let rest = hello[before..].to_vec();
+            let sending = tokio::spawn(async move {
+                for piece in rest.chunks(piece) {
+                    app.write_all(piece).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            });
+            let Paused::Named(session) = pump.run(|_| {}).await else { panic!("a name") };
+            assert_eq!(session.expose(), "s-1");
+            assert_eq!(pump.run(|_| {}).await, Paused::Ended(Ended::App));
+            sending.await.unwrap();
+            let mut got = Vec::new();
+            let parted = pump.into_client().await.unwrap();
+            drop(parted);
+            client.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, hello);
+        }
     }
 }

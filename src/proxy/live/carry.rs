@@ -9,13 +9,16 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use crate::clock::{Clock, Mono};
+use crate::lifecycle::affinity::SessionName;
 use crate::snapshot::{Live, Pin};
 use crate::sockets::frames::Protocol;
-use crate::sockets::pump::{Ended, Pump};
+use crate::sockets::pump::{Ended, Parted, Paused, Pump};
 use crate::sockets::{Cause, Order, Seat};
+use crate::store::record::SessionRoute;
 
 use super::LiveParts;
 use super::client::Client;
+use super::rest::Resting;
 
 /// How long the client may take to accept the 101.
 const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
@@ -55,6 +58,12 @@ pub struct Accepted<A> {
     pub touches: bool,
     /// Whether its client keeps the app awake at all.
     pub wakes: bool,
+    /// Whether a message of its client wakes the app that fell asleep under it.
+    pub rouses: bool,
+    /// Ended without a close frame of the edge's own.
+    pub cut: bool,
+    /// Where its session is, for the record.
+    pub route: SessionRoute,
     /// Longest silence.
     pub idle: Duration,
 }
@@ -76,32 +85,46 @@ where
 {
     /// Carries until it ends.
     pub(super) async fn carry(self, client: Client, parts: Arc<LiveParts>) {
-        let Self {
-            app,
-            from_app,
-            from_client,
-            seat,
-            pin,
-            environment,
-            protocol,
-            touches,
-            wakes,
-            idle,
-        } = self;
+        let Self { app, from_app, from_client, seat, pin, environment, protocol, .. } = self;
+        let (wakes, rouses, cut, idle) = (self.wakes, self.rouses, self.cut, self.idle);
         let clock = Arc::clone(&parts.gate.clock);
         let mut pump = Pump::new(client, app, from_client, from_app, protocol);
-        let cause = pumped(&mut pump, &seat, &*clock, touches.then_some(&environment), idle).await;
-        let client = finish(pump, cause, &seat).await;
+        let touched = self.touches.then_some(&environment);
+        let cause = loop {
+            match pumped(&mut pump, &seat, &*clock, touched, idle).await {
+                Either::Ended(cause) => break cause,
+                Either::Named(name) => {
+                    seat.rename(name);
+                    let routes = &parts.gate.sessions.routes;
+                    routes.note(seat.environment(), name, self.route.clone());
+                }
+            }
+        };
+        let rests = cut && matches!(cause, Cause::Asleep | Cause::Replaced);
+        let parted = finish(pump, cause, cut, rests, &seat).await;
         parts.telemetry.metrics.socket_ended(cause);
         if wakes {
             environment.touch(clock.now());
         }
+        let Some(Parted { client, frames, may_add }) = parted else { return };
+        if rests && may_add {
+            let asleep = cause == Cause::Asleep;
+            let next = parts.sockets.rest(seat.environment(), asleep);
+            drop((pin, seat, environment));
+            let resting = Resting { client, frames, seat: next, asleep, wakes: rouses, idle };
+            return resting.run(&parts).await;
+        }
         // The app's leg is closed, and the client has been told: whoever waits for that goes on.
         drop((pin, seat));
-        if let Some(client) = client {
-            client.linger().await;
-        }
+        client.linger().await;
     }
+}
+
+/// Why a socket is not carried for now.
+enum Either {
+    Ended(Cause),
+    /// The app has told the tab its session.
+    Named(SessionName),
 }
 
 async fn pumped<A>(
@@ -110,7 +133,7 @@ async fn pumped<A>(
     clock: &dyn Clock,
     touched: Option<&Arc<Live>>,
     idle: Duration,
-) -> Cause
+) -> Either
 where
     A: AsyncRead + AsyncWrite + Unpin,
 {
@@ -129,24 +152,25 @@ where
         if let Some(Order::EndAt(at)) = heard
             && at <= now
         {
-            return Cause::Drained;
+            return Either::Ended(Cause::Drained);
         }
         if silent_until <= now {
-            return Cause::Idle;
+            return Either::Ended(Cause::Idle);
         }
         let next = match heard {
             Some(Order::EndAt(at)) => at.min(silent_until),
             _ => silent_until,
         };
         tokio::select! {
-            ended = pump.run(passed) => return match ended {
-                Ended::Client => Cause::Client,
-                Ended::App if pump.app_said_goodbye() => Cause::App,
-                Ended::App => Cause::AppLost,
+            paused = pump.run(passed) => return match paused {
+                Paused::Named(session) => Either::Named(session.name()),
+                Paused::Ended(Ended::Client) => Either::Ended(Cause::Client),
+                Paused::Ended(Ended::App) if pump.app_said_goodbye() => Either::Ended(Cause::App),
+                Paused::Ended(Ended::App) => Either::Ended(Cause::AppLost),
             },
             order = seat.told(heard) => match order {
-                Order::Replaced => return Cause::Replaced,
-                Order::Asleep => return Cause::Asleep,
+                Order::Replaced => return Either::Ended(Cause::Replaced),
+                Order::Asleep => return Either::Ended(Cause::Asleep),
                 order @ Order::EndAt(_) => heard = Some(order),
             },
             () = tokio::time::sleep(next.since(now)) => {}
@@ -154,8 +178,15 @@ where
     }
 }
 
-/// Ends both legs: the app's at once, the client's with what the client is to make of it.
-async fn finish<A>(pump: Pump<Client, A>, cause: Cause, seat: &Seat) -> Option<Client>
+/// Ends both legs: the app's at once, the client's with what the client is to make of it. The client's
+/// stays as it is if it `rests` and its next frame may be the edge's own.
+async fn finish<A>(
+    pump: Pump<Client, A>,
+    cause: Cause,
+    cut: bool,
+    rests: bool,
+    seat: &Seat,
+) -> Option<Parted<Client>>
 where
     A: AsyncRead + AsyncWrite + Unpin,
 {
@@ -163,7 +194,10 @@ where
         return None;
     }
     let flushed = tokio::time::timeout(FLUSH_WITHIN, pump.into_client()).await;
-    let Ok(Ok((mut client, may_add))) = flushed else { return None };
+    let Ok(Ok(mut parted)) = flushed else { return None };
+    if rests && parted.may_add {
+        return Some(parted);
+    }
     let close = match cause {
         Cause::Client | Cause::App => None,
         Cause::Idle => Some(code::IDLE),
@@ -177,6 +211,6 @@ where
         }
     };
     // Inside a frame nothing may be said: the connection just ends, which is no clean close either.
-    client.say_goodbye(close.filter(|_| may_add)).await;
-    Some(client)
+    parted.client.say_goodbye(close.filter(|_| parted.may_add && !cut)).await;
+    Some(parted)
 }

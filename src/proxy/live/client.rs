@@ -74,8 +74,8 @@ impl Client {
     }
 
     /// Both, one after the other.
-    pub async fn close(mut self, code: u16, reason: &str) {
-        self.say_goodbye(Some((code, reason))).await;
+    pub async fn close(mut self, close: Option<(u16, &str)>) {
+        self.say_goodbye(close).await;
         self.linger().await;
     }
 }

@@ -106,6 +106,7 @@ impl EdgeProxy {
             facts: journey.facts().clone(),
             head: session.req_header().clone(),
             limits: self.limits(),
+            cut: journey.route().is_some_and(|r| hello::is_cut(&r.class)),
         };
         take_over(session, Box::new(move |stream| Box::pin(hello.run(stream, accept))));
         Ok(())

@@ -14,7 +14,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::Stream;
 use tokio::io::AsyncReadExt as _;
 
-use crate::contract::{RouteClass, SessionSource};
+use crate::contract::{RouteClass, SessionSource, SocketEnd};
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::affinity::SessionId;
 use crate::lifecycle::classify::{Classified, classify};
@@ -24,8 +24,10 @@ use crate::lifecycle::reply::{Problem, Reply};
 use crate::proxy::gate::{Carried, Downstream, Passed};
 use crate::proxy::record::{self, End};
 use crate::proxy::service::ProxyLimits;
+use crate::sockets::frames::{Frames, Protocol};
 
 use super::client::Client;
+use super::rest::Resting;
 use super::upgrade::{Asked, accepted};
 use super::way::request_id;
 use super::{LiveParts, Way, carry};
@@ -36,6 +38,10 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const AHEAD_BYTES: usize = 64 * 1024;
 /// Try again later: the close code for what would be a 503 before the 101 (IANA's registry).
 const LATER: u16 = 1013;
+/// How long a client is kept that is to come back later, where the answer does not say when.
+const LATER_PAUSE: Duration = Duration::from_secs(1);
+/// Longest such time, and that of one that is refused: the longest pause of Vango's client.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// Policy violation: the client sent no hello in time.
 const SILENT: (u16, &str) = (1008, "no hello came");
 
@@ -45,11 +51,18 @@ pub(super) struct Hello {
     pub(super) facts: Facts,
     pub(super) head: RequestHeader,
     pub(super) limits: ProxyLimits,
+    /// How it ends where the app is not asked.
+    pub(super) cut: bool,
 }
 
 /// Whether a request's route wants its first frame looked at.
 pub(super) fn wanted(class: &RouteClass) -> bool {
     matches!(class, RouteClass::Live(live) if live.session.contains(&SessionSource::VangoHello))
+}
+
+/// Whether its sockets end without a close frame of the edge's own.
+pub(super) fn is_cut(class: &RouteClass) -> bool {
+    matches!(class, RouteClass::Live(live) if live.end == SocketEnd::Cut)
 }
 
 /// What the edge checks where the app is not asked yet (RFC 6455 §4.2.1, §10.2). `forwarded` is the
@@ -101,7 +114,8 @@ impl Hello {
             Ok(Some(session)) => self.facts.session = session,
             Ok(None) => return self.gone(),
             Err(_) => {
-                waiting.client.close(SILENT.0, SILENT.1).await;
+                let close = Some(SILENT).filter(|_| !self.cut);
+                waiting.client.close(close).await;
                 return self.gone();
             }
         }
@@ -133,9 +147,9 @@ impl Hello {
         // Nobody was asked about these when the socket was accepted.
         self.head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
         self.head.remove_header(&header::SEC_WEBSOCKET_PROTOCOL);
-        let Self { facts, head, limits, .. } = self;
+        let Self { facts, head, limits, cut, .. } = self;
         let Some(classified) = classify(&parts.gate.snapshots.load(), &facts) else {
-            return waiting.client.close(LATER, Problem::NoRoute.name()).await;
+            return waiting.turn_away((LATER, Problem::NoRoute.name()), cut, REFUSED_PAUSE).await;
         };
         let mut journey = Journey::begin(facts, classified);
         let way = Way { parts: &parts, head: &head, limits };
@@ -143,7 +157,9 @@ impl Hello {
             let placed =
                 match parts.gate.pass(&mut waiting, &mut journey, &mut Carried::default()).await {
                     Passed::Forward(placed) => placed,
-                    Passed::Reply(reply) => return refuse(&parts, journey, waiting, &reply).await,
+                    Passed::Reply(reply) => {
+                        return refuse(&parts, journey, waiting, &reply, cut).await;
+                    }
                     // A live route keeps no record, so that nothing is answered from one.
                     Passed::Gone | Passed::Replay(_) | Passed::Acknowledge => {
                         let end = End::Left { status: Some(101) };
@@ -165,9 +181,12 @@ impl Hello {
                     drop(answer);
                     let end = End::Answered { status: Some(status) };
                     record::close(&parts.gate, &parts.telemetry, journey, end);
-                    let code = if status < 500 { SILENT.0 } else { LATER };
+                    let (code, pause) = match status {
+                        ..500 => (SILENT.0, REFUSED_PAUSE),
+                        _ => (LATER, LATER_PAUSE),
+                    };
                     let reason = format!("the app answered {status}");
-                    return waiting.client.close(code, &reason).await;
+                    return waiting.turn_away((code, &reason), cut, pause).await;
                 }
                 // Choose again.
                 Ok(Some((_, Asked::Refused | Asked::Failed(_)))) => {}
@@ -175,17 +194,28 @@ impl Hello {
                     let end = End::Left { status: Some(101) };
                     return record::close(&parts.gate, &parts.telemetry, journey, end);
                 }
-                Err(reply) => return refuse(&parts, journey, waiting, &reply).await,
+                Err(reply) => return refuse(&parts, journey, waiting, &reply, cut).await,
             }
         }
     }
 }
 
-/// Says what would be an error's answer as a close, after which a client comes back.
-async fn refuse(parts: &LiveParts, journey: Journey, waiting: Waiting, reply: &Reply) {
+/// Says what would be an error's answer as a close, or by an end after the time that the answer would
+/// have named.
+async fn refuse(parts: &LiveParts, journey: Journey, waiting: Waiting, reply: &Reply, cut: bool) {
     let end = End::Replied { status: Some(101) };
+    let (environment, wakes) = (journey.view().environment.clone(), journey.wakes());
     record::close(&parts.gate, &parts.telemetry, journey, end);
-    waiting.client.close(LATER, reply.problem.name()).await;
+    if cut && reply.problem == Problem::Asleep {
+        let mut frames = Frames::of(Protocol::Vango);
+        frames.follow(&waiting.sent);
+        let (seat, idle) =
+            (parts.sockets.rest(&environment, true), parts.gate.limits.load().socket_idle);
+        let client = waiting.client;
+        return Resting { client, frames, seat, asleep: true, wakes, idle }.run(parts).await;
+    }
+    let pause = reply.retry_after.map_or(LATER_PAUSE, Duration::from_secs).min(REFUSED_PAUSE);
+    waiting.turn_away((LATER, reply.problem.name()), cut, pause).await;
 }
 
 /// A client that has been accepted and waits for its allocation.
@@ -196,6 +226,18 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Ends it by `close`; by `cut` after a pause, since a client that was accepted takes the end for a
+    /// new loss, and begins again with its shortest pause.
+    async fn turn_away(mut self, close: (u16, &str), cut: bool, pause: Duration) {
+        if cut {
+            tokio::select! {
+                () = self.left(false) => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        self.client.close(Some(close).filter(|_| !cut)).await;
+    }
+
     /// Reads until the first frame is whole; `None` when the client is gone.
     async fn first_frame(&mut self) -> Option<Option<SessionId>> {
         loop {

@@ -8,7 +8,7 @@
 //!
 //! [`filter`] is where a request becomes a socket, [`way`] leads it to its allocation, [`upgrade`] is
 //! the app's side of the handshake, [`client`] the client's leg, [`carry`] the life of a socket,
-//! [`hello`] the sockets whose first frame says whose they are.
+//! [`rest`] what may become of a client whose app is gone, [`hello`] the sockets whose first frame says whose they are.
 //!
 //! Deliberately absent: WebSocket over HTTP/2 (RFC 8441). Clients that speak HTTP/2 open a
 //! connection of HTTP/1.1 for it, as browsers do where the setting is not announced.
@@ -17,6 +17,7 @@ mod carry;
 mod client;
 mod filter;
 mod hello;
+mod rest;
 mod upgrade;
 mod way;
 

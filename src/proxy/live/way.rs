@@ -101,30 +101,33 @@ impl Way<'_> {
         // Of a route with `wakes = false` the upgrade wakes nothing; what an open socket means is the
         // contract's `sleep.live` for every route.
         let counts = !journey.facts().agent_has(&view.contract.wake.ignore_agents);
+        let route = SessionRoute {
+            allocation: target.id.clone(),
+            generation: target.generation,
+            digest: target.digest,
+            schema: view.schema,
+            at: gate.clock.wall(),
+        };
         if let Some(id) = session {
-            let route = SessionRoute {
-                allocation: target.id.clone(),
-                generation: target.generation,
-                digest: target.digest,
-                schema: view.schema,
-                at: gate.clock.wall(),
-            };
-            gate.sessions.routes.note(&view.environment, id.name(), route);
+            gate.sessions.routes.note(&view.environment, id.name(), route.clone());
         }
         let tab = session.filter(|s| s.is_one_tabs()).map(|s| s.name());
+        let (hello, cut) = journey
+            .route()
+            .map_or((false, false), |r| (hello::wanted(&r.class), hello::is_cut(&r.class)));
         Some(Accepted {
             app,
             from_app,
             from_client: Vec::new(),
-            seat: self.parts.sockets.seat(&view.environment, &target.id, tab),
+            seat: self.parts.sockets.seat(&view.environment, &target.id, tab, cut),
             pin: target.load.pin(),
             environment: Arc::clone(&view.live),
-            protocol: match journey.route() {
-                Some(route) if hello::wanted(&route.class) => Protocol::Vango,
-                _ => Protocol::Unknown,
-            },
+            protocol: if hello { Protocol::Vango } else { Protocol::Unknown },
             touches: counts && view.contract.sleep.live == LivePolicy::Traffic,
             wakes: counts,
+            rouses: journey.wakes(),
+            cut,
+            route,
             idle: self.limits.socket_idle,
         })
     }

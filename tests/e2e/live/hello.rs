@@ -9,7 +9,8 @@ use crate::support::{Edge, eventually};
 
 use super::{UPGRADE, echo, raw};
 
-const HELLO: &str = "session = [\"vango-hello\"]";
+/// With close frames; how such sockets end without is in `wire::tabs`.
+const HELLO: &str = "session = [\"vango-hello\"]\nsocket_end = \"close\"";
 
 /// A masked binary message with a ClientHello of protocol 2.0.
 fn hello(sid: &str) -> Vec<u8> {

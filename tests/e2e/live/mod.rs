@@ -1,7 +1,7 @@
 //! Live sockets through the real binary: where they come back to, what their app is told, and how
 //! they end.
 
-mod browser;
+pub mod browser;
 mod bytes;
 mod ends;
 mod hello;
