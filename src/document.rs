@@ -18,9 +18,9 @@ use toml::de::{DeTable, DeValue};
 pub struct Diagnostic {
     /// The file.
     pub file: PathBuf,
-    /// Line, from 1.
+    /// Line, from 1; 0 for the file itself.
     pub line: usize,
-    /// Column in characters, from 1.
+    /// Column in characters, from 1; 0 for the file itself.
     pub column: usize,
     /// Dotted path of the key; empty for the file as a whole.
     pub key: String,
@@ -30,7 +30,12 @@ pub struct Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.file.display(), self.line, self.column)?;
+        // What it says of a file's name may be hostile to a terminal.
+        write!(f, "{}:", self.file.display().to_string().replace(char::is_control, "\u{fffd}"))?;
+        if self.line > 0 {
+            write!(f, "{}:{}:", self.line, self.column)?;
+        }
+        f.write_str(" ")?;
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }

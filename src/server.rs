@@ -324,6 +324,7 @@ async fn compose(
         observer: Arc::clone(&telemetry) as _,
         runtime: runtime.handle().clone(),
         executing: std::sync::Mutex::default(),
+        doubted: std::sync::Mutex::default(),
         asking: std::sync::Mutex::default(),
     });
     let queues = {

@@ -56,6 +56,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "assets",
             "clock",
             "crash",
+            "document",
             "id",
             "config",
             "contract",

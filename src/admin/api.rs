@@ -275,12 +275,14 @@ pub async fn put_blob(
     }
 }
 
-/// Makes a deployment of an uploaded artifact.
+/// Makes a deployment of an uploaded artifact. What serves moves to it as by a promotion, and the answer waits
+/// for that; with a promotion policy, production's is stored and `next` says what brings it there.
 #[utoipa::path(post, path = "/v1/deployments", tag = "commands", request_body = DeployRequest,
     responses(
         (status = 200, description = "The deployment", body = Deployed),
         (status = 404, description = "The edge has no such app"),
-        (status = 409, description = "Another app owns a host, or the owners changed meanwhile"),
+        (status = 409, description = "Another app owns a host, the owners changed meanwhile, or the artifact \
+            did not become ready: what served before serves"),
         (status = 422, description = "The artifact or its contract is wrong"),
         (status = 503, description = "The store cannot be used")))]
 pub async fn deploy(
@@ -304,7 +306,7 @@ pub async fn deploy(
             DeployError::Static(_)
             | DeployError::HostTaken { .. }
             | DeployError::Raced
-            | DeployError::Moving(_) => StatusCode::CONFLICT,
+            | DeployError::Moving(..) => StatusCode::CONFLICT,
             DeployError::Store(_) | DeployError::Record(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         let detail = match &e {

@@ -1,17 +1,50 @@
 //! Reads a layer: checks every entry, and writes the tree if it is asked to. The caller checks the
 //! digest over all bytes before it uses anything of it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::id::Digest;
 
-use super::{CONTRACT, MAX_BYTES, MAX_CONTRACT, MAX_ENTRIES, MAX_PATH};
+use super::links::{self, Kind};
+use super::{CONTRACT, DIRECTORY, MAX_BYTES, MAX_CONTRACT, MAX_ENTRIES, MAX_PATH};
+
+/// Where a layer's entries are written.
+#[derive(Debug, Clone, Copy)]
+pub enum Into<'a> {
+    /// Nowhere: they are only checked.
+    Nowhere,
+    /// Below this empty directory.
+    Empty(&'a Path),
+    /// Below the directory of an earlier time: these of them, in place of whatever is there.
+    Again(&'a Path, &'a BTreeSet<String>),
+}
+
+impl<'a> Into<'a> {
+    fn root(self) -> Option<&'a Path> {
+        match self {
+            Self::Nowhere => None,
+            Self::Empty(root) | Self::Again(root, _) => Some(root),
+        }
+    }
+    /// Whether the entry is to be written; what is in its place is gone then.
+    fn wants(self, name: &str) -> io::Result<bool> {
+        match self {
+            Self::Nowhere => Ok(false),
+            Self::Empty(_) => Ok(true),
+            Self::Again(root, some) if some.contains(name) => {
+                super::tree::remove(&root.join(name))?;
+                Ok(true)
+            }
+            Self::Again(..) => Ok(false),
+        }
+    }
+}
 
 /// What was found in a layer.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,13 +74,10 @@ fn refused<T>(why: String) -> Result<T, LayerError> {
     Err(LayerError::Refused(why))
 }
 
-/// Reads a whole layer from `input`; with `into`, writes its entries below that empty directory,
-/// files as 0444 or 0555; with `digest`, hashes the files below that directory of the layer.
-pub fn read(
-    input: impl Read,
-    into: Option<&Path>,
-    digest: Option<&str>,
-) -> Result<Layer, LayerError> {
+/// Reads a whole layer from `input` and writes its entries to `into`, so that its own user cannot change
+/// them unless it is root: files as 0444 or 0555, directories as 0555. With `digest`, hashes the files below
+/// that directory of the layer.
+pub fn read(input: impl Read, into: Into<'_>, digest: Option<&str>) -> Result<Layer, LayerError> {
     let mut archive = tar::Archive::new(input);
     let mut reading = Reading {
         seen: HashMap::new(),
@@ -63,6 +93,7 @@ pub fn read(
     }
     // What follows the end-of-archive blocks belongs to the digest as well.
     io::copy(&mut archive.into_inner(), &mut io::sink())?;
+    reading.finish()?;
     match reading.contract {
         None => refused(format!("it has no {CONTRACT}")),
         Some(text) => match String::from_utf8(text) {
@@ -78,12 +109,11 @@ pub fn read(
 }
 
 struct Reading<'a> {
-    /// Path → whether it is a directory.
-    seen: HashMap<String, bool>,
+    seen: HashMap<String, Kind>,
     files: u64,
     bytes: u64,
     contract: Option<Vec<u8>>,
-    into: Option<&'a Path>,
+    into: Into<'a>,
     below: Option<String>,
     digests: BTreeMap<String, Digest>,
 }
@@ -91,20 +121,30 @@ struct Reading<'a> {
 impl Reading<'_> {
     fn entry<R: Read>(&mut self, mut entry: tar::Entry<'_, R>) -> Result<(), LayerError> {
         let name = checked_name(&entry.path_bytes())?;
-        let kind = entry.header().entry_type();
-        if !kind.is_dir() && kind != tar::EntryType::Regular {
-            return refused(format!(
-                "{name:?} is {kind:?}; an artifact holds directories and regular files only"
-            ));
-        }
-        self.check_place(&name, kind.is_dir())?;
-        let at = self.into.map(|root| root.join(&name));
-        if kind.is_dir() {
-            if let Some(at) = at {
-                fs::create_dir(at)?;
+        let kind = match entry.header().entry_type() {
+            tar::EntryType::Directory => Kind::Directory,
+            tar::EntryType::Regular => Kind::File,
+            tar::EntryType::Symlink => {
+                let target = entry.link_name_bytes().unwrap_or_default().into_owned();
+                // One that is not UTF-8 is refused with the others, as an empty one.
+                Kind::Link(String::from_utf8(target).unwrap_or_default())
             }
-            return Ok(());
+            kind => {
+                return refused(format!(
+                    "{name:?} is {kind:?}; an artifact holds directories, regular files and \
+                     symbolic links between them"
+                ));
+            }
+        };
+        self.check_place(&name, kind.clone())?;
+        match kind {
+            Kind::Directory => return self.directory(&name),
+            // Made at the end, when all of them were checked.
+            Kind::Link(_) => return Ok(()),
+            Kind::File => {}
         }
+        let at = self.into.root().map(|root| root.join(&name));
+        let at = if self.into.wants(&name)? { at } else { None };
         self.files += 1;
         self.bytes = self.bytes.saturating_add(entry.size());
         if self.bytes > MAX_BYTES {
@@ -132,17 +172,51 @@ impl Reading<'_> {
         Ok(())
     }
 
+    /// Made so that it can be written to until [`Self::finish`]. A link that took its place is not followed.
+    fn directory(&self, name: &str) -> Result<(), LayerError> {
+        let Some(root) = self.into.root() else { return Ok(()) };
+        let at = root.join(name);
+        if !fs::symlink_metadata(&at).is_ok_and(|m| m.is_dir()) {
+            super::tree::remove(&at)?;
+            fs::create_dir(&at)?;
+        }
+        Ok(fs::set_permissions(&at, Permissions::from_mode(0o700))?)
+    }
+
+    /// Checks the links, makes those that are wanted, and takes the right to write away.
+    fn finish(&self) -> Result<(), LayerError> {
+        let wrong = links::wrong(&self.seen);
+        if !wrong.is_empty() {
+            let all: Vec<_> =
+                wrong.into_iter().map(|(path, why)| format!("{path:?}: {why}")).collect();
+            return refused(all.join("; "));
+        }
+        let Some(root) = self.into.root() else { return Ok(()) };
+        for (name, kind) in &self.seen {
+            if let Kind::Link(target) = kind
+                && self.into.wants(name)?
+            {
+                symlink(target, root.join(name))?;
+            }
+        }
+        let directories = self.seen.iter().filter(|(_, kind)| **kind == Kind::Directory);
+        for name in directories.map(|(name, _)| name.as_str()).chain([""]) {
+            fs::set_permissions(root.join(name), Permissions::from_mode(DIRECTORY))?;
+        }
+        Ok(())
+    }
+
     /// Each name once, below directories that came before it.
-    fn check_place(&mut self, name: &str, directory: bool) -> Result<(), LayerError> {
+    fn check_place(&mut self, name: &str, kind: Kind) -> Result<(), LayerError> {
         if self.seen.len() as u64 >= MAX_ENTRIES {
             return refused(format!("it has more than {MAX_ENTRIES} files and directories"));
         }
         if let Some((parent, _)) = name.rsplit_once('/')
-            && self.seen.get(parent) != Some(&true)
+            && self.seen.get(parent) != Some(&Kind::Directory)
         {
             return refused(format!("{name:?} comes before its directory"));
         }
-        if self.seen.insert(name.to_owned(), directory).is_some() {
+        if self.seen.insert(name.to_owned(), kind).is_some() {
             return refused(format!("{name:?} is in it twice"));
         }
         Ok(())
@@ -194,17 +268,23 @@ fn checked_name(bytes: &[u8]) -> Result<String, LayerError> {
 mod tests {
     use super::*;
 
-    /// A layer of these entries, without the checks a well-behaved writer makes.
+    /// A layer of these entries, without the checks a well-behaved writer makes; the body of a link is its
+    /// target.
     fn layer(entries: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         for (name, kind, body) in entries {
             let mut header = tar::Header::new_gnu();
             header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
             header.set_entry_type(*kind);
+            let mut body = *body;
+            if matches!(kind, tar::EntryType::Symlink | tar::EntryType::Link) {
+                header.as_old_mut().linkname[..body.len()].copy_from_slice(body);
+                body = b"";
+            }
             header.set_size(body.len() as u64);
             header.set_mode(0o755);
             header.set_cksum();
-            tar.append(&header, *body).unwrap();
+            tar.append(&header, body).unwrap();
         }
         tar.into_inner().unwrap()
     }
@@ -220,8 +300,41 @@ mod tests {
             ("could leave", &[contract, ("a/../../evil", Regular, b"x")]),
             ("could leave", &[contract, ("./a", Regular, b"x")]),
             ("could leave", &[contract, ("a\nb", Regular, b"x")]),
-            ("Symlink", &[contract, ("a", Symlink, b"")]),
-            ("Link", &[contract, ("a", Link, b"")]),
+            ("plain", &[contract, ("a", Symlink, b"")]),
+            ("plain", &[contract, ("a", Symlink, b"b\xff")]),
+            ("absolute", &[contract, ("a", Symlink, b"/etc/passwd")]),
+            ("out of the artifact", &[contract, ("a", Symlink, b"../root/vango-edge.toml")]),
+            ("out of the artifact", &[contract, ("a", Symlink, b"../../etc/passwd")]),
+            ("circle", &[contract, ("a", Symlink, b"a")]),
+            // A file, and a link, behind a link that leads out.
+            ("before its directory", &[contract, ("a", Symlink, b".."), ("a/evil", Regular, b"x")]),
+            ("before its directory", &[contract, ("a", Symlink, b"."), ("a/b", Symlink, b"x")]),
+            (
+                "out of the artifact",
+                &[
+                    contract,
+                    ("d", Directory, b""),
+                    ("d/up", Symlink, b".."),
+                    ("e", Symlink, b"d/up/.."),
+                ],
+            ),
+            (
+                "through d/out",
+                &[
+                    contract,
+                    ("d", Directory, b""),
+                    ("d/out", Symlink, b"/etc"),
+                    ("e", Symlink, b"d/out/passwd"),
+                ],
+            ),
+            // The link comes first, what it is said to be later, and the other way round.
+            ("twice", &[contract, ("a", Symlink, b".."), ("a", Directory, b"")]),
+            (
+                "twice",
+                &[contract, ("a", Directory, b""), ("a", Symlink, b".."), ("a/x", Regular, b"")],
+            ),
+            ("Link", &[contract, ("a", Link, b"/etc/passwd")]),
+            ("no vango-edge.toml", &[("x", Regular, b"x"), (CONTRACT, Symlink, b"x")]),
             ("before its directory", &[contract, ("a/b", Regular, b"x")]),
             ("before its directory", &[contract, ("a", Regular, b"x"), ("a/b", Regular, b"x")]),
             ("twice", &[contract, ("a", Regular, b"x"), ("a", Directory, b"")]),
@@ -233,17 +346,37 @@ mod tests {
             let root = around.path().join("root");
             fs::create_dir(&root).unwrap();
             let bytes = layer(entries);
-            let error = read(&bytes[..], Some(&root), None).unwrap_err().to_string();
+            let error = read(&bytes[..], Into::Empty(&root), None).unwrap_err().to_string();
             assert!(error.contains(expected), "{error} instead of {expected}");
-            assert_eq!(read(&bytes[..], None, None).unwrap_err().to_string(), error);
+            assert_eq!(read(&bytes[..], Into::Nowhere, None).unwrap_err().to_string(), error);
             assert_eq!(fs::read_dir(around.path()).unwrap().count(), 1);
         }
     }
 
     #[test]
+    fn links_between_its_own_entries_are_kept() {
+        use tar::EntryType::{Directory, Regular, Symlink};
+        let bytes = layer(&[
+            (CONTRACT, Regular, b"x"),
+            ("bin", Directory, b""),
+            // Before what it leads to.
+            ("bin/tool", Symlink, b"../lib/tool.js"),
+            ("lib", Directory, b""),
+            ("lib/tool.js", Regular, b"tool"),
+        ]);
+        let root = tempfile::tempdir().unwrap();
+        read(&bytes[..], Into::Empty(root.path()), None).unwrap();
+        assert_eq!(fs::read(root.path().join("bin/tool")).unwrap(), b"tool");
+        let mode = |name: &str| fs::metadata(root.path().join(name)).unwrap().permissions().mode();
+        assert_eq!((mode("") & 0o777, mode("bin") & 0o777), (0o555, 0o555));
+        assert_eq!(mode("lib/tool.js") & 0o222, 0);
+        super::super::tree::remove(root.path()).unwrap();
+    }
+
+    #[test]
     fn a_broken_off_layer_is_an_error() {
         let whole = layer(&[(CONTRACT, tar::EntryType::Regular, &[b'x'; 2000])]);
-        assert!(read(&whole[..1500], None, None).is_err());
-        assert!(read(&whole[..], None, None).is_ok());
+        assert!(read(&whole[..1500], Into::Nowhere, None).is_err());
+        assert!(read(&whole[..], Into::Nowhere, None).is_ok());
     }
 }

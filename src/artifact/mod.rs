@@ -2,8 +2,8 @@
 //! before anything runs.
 //!
 //! Invariants: the same directory gives the same manifest digest on any machine and at any time;
-//! no byte reaches a tree's final place before the digest over all of them is right; an artifact
-//! holds directories and regular files only, all below its root.
+//! no tree is started from before the digest over all of its bytes is right; an artifact
+//! holds directories, regular files and symbolic links, and none of them leads out of its root.
 //!
 //! Static files are blobs of their own besides, with their encodings and an index that the manifest
 //! names, so that the edge can answer for them without unpacking or starting anything.
@@ -19,15 +19,19 @@ mod bytes;
 mod encode;
 mod layer;
 mod layout;
+mod links;
 mod pack;
 mod store;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub use assets::AssetSource;
 pub use bytes::{AssetBytes, Content};
-pub use pack::{Blob, PackProgress, Packed, Phase, pack};
-pub use store::Artifacts;
+pub use pack::{Blob, PackProgress, Packed, Phase, Refusal, check, pack};
+pub use store::{Artifacts, Tree};
+pub use tree::Wrote;
 
 use std::io;
 use std::path::PathBuf;
@@ -38,6 +42,10 @@ use crate::id::Digest;
 
 /// The contract's file in an artifact's root.
 pub const CONTRACT: &str = "vango-edge.toml";
+
+/// The mode of a tree's directories: nobody but root adds to them. The directory around all trees is the
+/// edge's user's alone.
+const DIRECTORY: u32 = 0o555;
 
 /// Directories and files of an artifact, at most.
 pub const MAX_ENTRIES: u64 = 100_000;
@@ -74,6 +82,14 @@ pub enum ArtifactError {
         path: PathBuf,
         /// Why, and what to do.
         why: String,
+    },
+    /// Several things cannot be.
+    #[error("{}: {} things in it cannot be part of an artifact\n{}", dir.display(), all.len(), listed(all))]
+    Several {
+        /// Where.
+        dir: PathBuf,
+        /// Each, and why.
+        all: Vec<Refusal>,
     },
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
@@ -126,7 +142,31 @@ pub enum ArtifactError {
     Task(#[from] tokio::task::JoinError),
 }
 
+/// Of so many refusals each is said; the rest is counted.
+const LISTED: usize = 100;
+
+fn listed(all: &[Refusal]) -> String {
+    let one = |(path, why): &Refusal| format!("{}: {why}", path.display());
+    let mut lines: Vec<_> = all.iter().take(LISTED).map(one).collect();
+    if all.len() > LISTED {
+        lines.push(format!("and {} more", all.len() - LISTED));
+    }
+    lines.join("\n")
+}
+
 impl ArtifactError {
+    /// All of them in one error; none is none.
+    pub(crate) fn of_refusals(dir: &std::path::Path, mut all: Vec<Refusal>) -> Result<(), Self> {
+        match (all.len(), all.pop()) {
+            (_, None) => Ok(()),
+            (1, Some((path, why))) => Err(Self::Refused { path, why }),
+            (_, Some(last)) => {
+                all.push(last);
+                Err(Self::Several { dir: dir.to_owned(), all })
+            }
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io { path: path.into(), source }
     }
@@ -140,9 +180,10 @@ impl ArtifactError {
         match self {
             Self::Missing(_) => "the artifact is missing",
             Self::Damaged { .. } => "the artifact is damaged",
-            Self::Refused { .. } | Self::TooLarge { .. } | Self::Malformed { .. } => {
-                "the artifact is not valid"
-            }
+            Self::Refused { .. }
+            | Self::Several { .. }
+            | Self::TooLarge { .. }
+            | Self::Malformed { .. } => "the artifact is not valid",
             Self::Io { .. } | Self::Interrupted { .. } | Self::Store(_) | Self::Task(_) => {
                 "the artifact could not be read"
             }

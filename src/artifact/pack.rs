@@ -1,6 +1,7 @@
 //! A directory → an OCI image layout. What is read is checked; what is written is the same on any
 //! machine: entries sorted by path, no time, no owner, modes 0755 and 0644 only.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,6 +13,7 @@ use crate::id::Digest;
 
 use super::assets::{self, AssetSource};
 use super::layout::{self, Descriptor, Image, Index, Manifest, RootFs, digest_of};
+use super::links::{self, Kind};
 use super::{ArtifactError, CONTRACT, MAX_BYTES, MAX_CONTRACT, MAX_ENTRIES, MAX_PATH};
 
 /// What packing is at.
@@ -66,30 +68,34 @@ struct Found {
     /// Within the artifact, `/` between names.
     name: String,
     path: PathBuf,
-    directory: bool,
+    kind: Kind,
     executable: bool,
     size: u64,
 }
+
+/// What cannot be part of an artifact, and why.
+pub type Refusal = (PathBuf, String);
 
 /// Packs `dir` into an OCI image layout in the existing directory `out`. A folder or file named
 /// `.git` in its root is left out. `assets` says which of its files the edge is to answer for.
 ///
 /// # Errors
-/// [`ArtifactError::Refused`] for what cannot be part of an artifact: symbolic links, devices,
-/// sockets, names that are not UTF-8 or have control characters, no contract, more than the limits
-/// of this module; [`ArtifactError::Io`] for what cannot be read or written.
+/// [`ArtifactError::Refused`] or [`ArtifactError::Several`] for what [`check`] finds; [`ArtifactError::Io`]
+/// for what cannot be read or written.
 pub fn pack(
     dir: &Path,
     out: &Path,
     assets: Option<&AssetSource<'_>>,
     progress: &mut dyn FnMut(PackProgress),
 ) -> Result<Packed, ArtifactError> {
-    let found = walk(dir)?;
+    let mut refused = Vec::new();
+    let found = survey(dir, assets.map(|a| a.dir), &mut refused)?;
+    ArtifactError::of_refusals(dir, refused)?;
     let contract = read_contract(dir, &found)?;
     let blobs_dir = out.join("blobs/sha256");
     fs::create_dir_all(&blobs_dir).map_err(|e| ArtifactError::io(&blobs_dir, e))?;
     let mut packing = Packing { progress, done: 0, total: 0, architecture: None };
-    packing.total = found.iter().filter(|f| !f.directory).count() as u64;
+    packing.total = found.iter().filter(|f| f.kind == Kind::File).count() as u64;
     let layer = packing.write_layer(&found, &blobs_dir)?;
     let image = Image {
         architecture: packing.architecture.unwrap_or("unknown").into(),
@@ -99,7 +105,7 @@ pub fn pack(
     let config = write_json(&blobs_dir, layout::CONFIG, &image)?;
     let total = packing.total;
     let files: Vec<(&str, &Path)> =
-        found.iter().filter(|f| !f.directory).map(|f| (&*f.name, &*f.path)).collect();
+        found.iter().filter(|f| f.kind == Kind::File).map(|f| (&*f.name, &*f.path)).collect();
     let mut blobs = match assets {
         None => Vec::new(),
         Some(source) => assets::write(dir, source, &files, &blobs_dir, &mut |done, of| {
@@ -133,6 +139,24 @@ pub fn pack(
     })
 }
 
+/// Everything in `dir` that cannot be part of an artifact: links that lead out of it or into its directory
+/// `assets` of static files, devices, sockets, names that are not UTF-8 or have control characters; no
+/// contract; more than the limits of this module.
+///
+/// # Errors
+/// [`ArtifactError`] where `dir` cannot be read.
+pub fn check(dir: &Path, assets: Option<&str>) -> Result<Vec<Refusal>, ArtifactError> {
+    let mut refused = Vec::new();
+    let found = survey(dir, assets, &mut refused)?;
+    if let Err(e) = read_contract(dir, &found) {
+        match e {
+            ArtifactError::Refused { path, why } => refused.push((path, why)),
+            e => return Err(e),
+        }
+    }
+    Ok(refused)
+}
+
 fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("these types hold nothing JSON cannot say")
 }
@@ -155,7 +179,7 @@ fn write_json(
 
 fn read_contract(dir: &Path, found: &[Found]) -> Result<String, ArtifactError> {
     let path = dir.join(CONTRACT);
-    let Some(file) = found.iter().find(|f| f.name == CONTRACT && !f.directory) else {
+    let Some(file) = found.iter().find(|f| f.name == CONTRACT && f.kind == Kind::File) else {
         return Err(ArtifactError::refused(
             dir,
             format!(
@@ -170,7 +194,11 @@ fn read_contract(dir: &Path, found: &[Found]) -> Result<String, ArtifactError> {
     String::from_utf8(bytes).map_err(|_| ArtifactError::refused(path, "it is not UTF-8"))
 }
 
-fn walk(dir: &Path) -> Result<Vec<Found>, ArtifactError> {
+fn survey(
+    dir: &Path,
+    assets: Option<&str>,
+    refused: &mut Vec<Refusal>,
+) -> Result<Vec<Found>, ArtifactError> {
     let root = fs::metadata(dir).map_err(|e| ArtifactError::io(dir, e))?;
     if !root.is_dir() {
         return Err(ArtifactError::refused(dir, "it is not a directory"));
@@ -185,12 +213,18 @@ fn walk(dir: &Path) -> Result<Vec<Found>, ArtifactError> {
             if prefix.is_empty() && entry.file_name() == ".git" {
                 continue;
             }
-            let one = look(path, &prefix, entry.file_name().to_str())?;
+            let one = match look(path.clone(), &prefix, entry.file_name().to_str())? {
+                Ok(one) => one,
+                Err(why) => {
+                    refused.push((path, why));
+                    continue;
+                }
+            };
             bytes = bytes.saturating_add(one.size);
             if bytes > MAX_BYTES {
                 return Err(ArtifactError::refused(dir, format!("more than {MAX_BYTES} bytes")));
             }
-            if one.directory {
+            if one.kind == Kind::Directory {
                 todo.push((one.path.clone(), format!("{}/", one.name)));
             }
             found.push(one);
@@ -201,38 +235,59 @@ fn walk(dir: &Path) -> Result<Vec<Found>, ArtifactError> {
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
+    let entries: HashMap<_, _> = found.iter().map(|f| (f.name.clone(), f.kind.clone())).collect();
+    refused.extend(links::wrong(&entries).into_iter().map(|(name, why)| (dir.join(name), why)));
+    if let Some(assets) = assets {
+        let below = format!("{assets}/");
+        let links = found.iter().filter(|f| matches!(f.kind, Kind::Link(_)));
+        for link in links.filter(|f| f.name == assets || f.name.starts_with(&below)) {
+            let why = "it is a symbolic link in [assets].dir, whose files the edge serves itself; put \
+                       the file itself here";
+            refused.push((link.path.clone(), why.to_owned()));
+        }
+    }
+    refused.sort();
+    refused.dedup_by(|a, b| a.0 == b.0);
     Ok(found)
 }
 
-fn look(path: PathBuf, prefix: &str, name: Option<&str>) -> Result<Found, ArtifactError> {
-    let refused = |why: &str| ArtifactError::refused(&path, why);
-    let name = name.ok_or_else(|| refused("its name is not UTF-8; rename it"))?;
+/// One entry, or why it cannot be one.
+fn look(
+    path: PathBuf,
+    prefix: &str,
+    name: Option<&str>,
+) -> Result<Result<Found, String>, ArtifactError> {
+    let refused = |why: &str| Ok(Err(why.to_owned()));
+    let Some(name) = name else { return refused("its name is not UTF-8; rename it") };
     if name.chars().any(char::is_control) {
-        return Err(refused("its name has a control character; rename it"));
+        return refused("its name has a control character; rename it");
     }
     let name = format!("{prefix}{name}");
     if name.len() > MAX_PATH {
-        return Err(refused("its path is longer than 1024 bytes"));
+        return refused("its path is longer than 1024 bytes");
     }
     let meta = fs::symlink_metadata(&path).map_err(|e| ArtifactError::io(&path, e))?;
-    let kind = meta.file_type();
-    if kind.is_symlink() {
-        return Err(refused(
-            "it is a symbolic link; an artifact holds directories and regular files only: put the file itself here",
-        ));
-    }
-    if !kind.is_dir() && !kind.is_file() {
-        return Err(refused(
-            "it is neither a directory nor a regular file; take it out of the directory",
-        ));
-    }
-    Ok(Found {
+    let file = meta.file_type();
+    let kind = if file.is_symlink() {
+        let target = fs::read_link(&path).map_err(|e| ArtifactError::io(&path, e))?;
+        Kind::Link(target.into_os_string().into_string().unwrap_or_default())
+    } else if file.is_dir() {
+        Kind::Directory
+    } else if file.is_file() {
+        Kind::File
+    } else {
+        return refused(
+            "it is neither a directory, a regular file nor a symbolic link; take it out",
+        );
+    };
+    let regular = kind == Kind::File;
+    Ok(Ok(Found {
         name,
-        directory: kind.is_dir(),
-        executable: kind.is_file() && meta.permissions().mode() & 0o111 != 0,
-        size: if kind.is_file() { meta.size() } else { 0 },
+        executable: regular && meta.permissions().mode() & 0o111 != 0,
+        size: if regular { meta.size() } else { 0 },
+        kind,
         path,
-    })
+    }))
 }
 
 struct Packing<'a> {
@@ -269,14 +324,21 @@ impl Packing<'_> {
         header.set_uid(0);
         header.set_gid(0);
         header.set_size(one.size);
-        header.set_mode(if one.directory || one.executable { 0o755 } else { 0o644 });
+        let plain = one.kind == Kind::File && !one.executable;
+        header.set_mode(if plain { 0o644 } else { 0o755 });
         let failed = |e| ArtifactError::io(&one.path, e);
-        if one.directory {
-            header.set_entry_type(tar::EntryType::Directory);
-            let name = format!("{}/", one.name);
-            return tar.append_data(&mut header, name, io::empty()).map_err(failed);
+        match &one.kind {
+            Kind::Directory => {
+                header.set_entry_type(tar::EntryType::Directory);
+                let name = format!("{}/", one.name);
+                return tar.append_data(&mut header, name, io::empty()).map_err(failed);
+            }
+            Kind::Link(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                return tar.append_link(&mut header, &one.name, target).map_err(failed);
+            }
+            Kind::File => header.set_entry_type(tar::EntryType::Regular),
         }
-        header.set_entry_type(tar::EntryType::Regular);
         let mut file = File::open(&one.path).map_err(failed)?;
         let mut start = [0u8; 20];
         let have = read_up_to(&mut file, &mut start).map_err(failed)?;

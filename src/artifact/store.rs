@@ -21,14 +21,23 @@ use crate::id::Digest;
 use crate::assets::{AssetIndex, MAX_INDEX};
 use crate::clock::Wall;
 
-use super::layer::{self, Layer, LayerError};
+use super::layer::{self, Into, Layer, LayerError};
 use super::layout::{self, Descriptor, Image, Index, Manifest, digest_of};
 use super::sweep;
-use super::tree::Trees;
+use super::tree::{Found, Trees, Wrote, named};
 use super::{ArtifactError, MAX_BYTES, MAX_MANIFEST, Verified, encode};
 
 /// Bytes of an upload that are kept in memory before they are written.
 const CHUNK: usize = 1 << 20;
+
+/// An unpacked artifact.
+#[derive(Debug)]
+pub struct Tree {
+    /// Its root.
+    pub root: PathBuf,
+    /// What was found in it that is not of the artifact.
+    pub wrote: Option<Wrote>,
+}
 
 /// The artifact store of a node.
 ///
@@ -203,7 +212,7 @@ impl Artifacts {
             None => None,
         };
         let dir = index.as_ref().map(|(_, index)| index.dir().to_owned());
-        let read = move |input: &mut dyn Read| layer::read(input, None, dir.as_deref());
+        let read = move |input: &mut dyn Read| layer::read(input, Into::Nowhere, dir.as_deref());
         let found = self.read_layer(layer, read).await?;
         if let Some((at, index)) = &index {
             self.verify_assets(*at, index, &found).await?;
@@ -254,13 +263,18 @@ impl Artifacts {
         Ok(())
     }
 
-    /// The unpacked tree of the artifact `digest`: every digest was checked before it was put in
-    /// place, and it is the same still. Made, or made again, from the layer if it is not. Those who
-    /// ask at the same time share one unpacking.
+    /// The unpacked tree of the artifact `digest`: every digest was checked before it was put in place, and
+    /// it is the same still. Made from the layer if there is none; where there is one, what was added to it
+    /// is removed, unless it is `in_use`, and what was changed is written again. Those who ask at the same
+    /// time share one unpacking.
     ///
     /// # Errors
     /// [`ArtifactError`]: what is missing, damaged or hostile, or why it could not be written.
-    pub async fn tree(&self, digest: &Digest) -> Result<PathBuf, ArtifactError> {
+    pub async fn tree(
+        &self,
+        digest: &Digest,
+        in_use: impl FnOnce() -> bool,
+    ) -> Result<Tree, ArtifactError> {
         let turn = {
             let mut unpacking = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
             unpacking.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -268,30 +282,70 @@ impl Artifacts {
         };
         let _turn = turn.lock().await;
         let (trees, name) = (self.trees.clone(), digest.hex());
-        let found = tokio::task::spawn_blocking({
-            let (trees, name) = (trees.clone(), name.clone());
-            move || trees.intact(&name)
-        });
-        if let Some(root) = found.await? {
-            return Ok(root);
+        let found = tokio::task::spawn_blocking(move || trees.look(&name)).await?;
+        if let Some(found) = found {
+            match self.put_right(digest, found, in_use).await {
+                // What cannot be put right is unpacked anew.
+                Err(e) if e.is_artifact() => return Err(e),
+                Err(e) => log::warn!("the tree of {digest} could not be repaired: {e}"),
+                Ok(tree) => return Ok(tree),
+            }
         }
         log::info!("unpacking {digest}");
+        let (trees, name) = (self.trees.clone(), digest.hex());
         let (layer, _) = self.parts_of(digest).await?;
         let (objects, handle) = (Arc::clone(&self.objects), tokio::runtime::Handle::current());
         let made = tokio::task::spawn_blocking(move || {
             trees.make(&name, |root| {
                 let input = handle.block_on(open(&*objects, layer))?;
-                checked(input, &handle, |input| layer::read(input, Some(root), None))
+                checked(input, &handle, |input| layer::read(input, Into::Empty(root), None))
             })
         });
-        Ok(made.await??.0)
+        Ok(Tree { root: made.await??.0, wrote: None })
     }
 
-    async fn read_layer(
+    async fn put_right(
+        &self,
+        digest: &Digest,
+        found: Found,
+        in_use: impl FnOnce() -> bool,
+    ) -> Result<Tree, ArtifactError> {
+        let root = found.root.clone();
+        if found.is_intact() {
+            return Ok(Tree { root, wrote: None });
+        }
+        let remove = !found.added.is_empty() && !in_use();
+        let tidied = tokio::task::spawn_blocking(move || {
+            let wrote = (!found.added.is_empty()).then(|| found.wrote(remove));
+            found.tidy(remove)?;
+            Ok::<_, ArtifactError>((wrote, found.changed))
+        });
+        let (wrote, changed) = tidied.await??;
+        if changed.is_empty() {
+            return Ok(Tree { root, wrote });
+        }
+        log::warn!(
+            "{} entries of the tree of {digest} were changed since it was unpacked, and are written \
+             again from the artifact: {}",
+            changed.len(),
+            named(&changed)
+        );
+        let (layer, _) = self.parts_of(digest).await?;
+        let (trees, name, at) = (self.trees.clone(), digest.hex(), root.clone());
+        let repaired = move |input: &mut dyn Read| {
+            let layer = layer::read(input, Into::Again(&at, &changed), None)?;
+            Ok((layer, changed))
+        };
+        let changed = self.read_layer(layer, repaired).await?.1;
+        tokio::task::spawn_blocking(move || trees.repaired(&name, &changed)).await??;
+        Ok(Tree { root, wrote })
+    }
+
+    async fn read_layer<T: Send + 'static>(
         &self,
         layer: Descriptor,
-        read: impl FnOnce(&mut dyn Read) -> Result<Layer, LayerError> + Send + 'static,
-    ) -> Result<Layer, ArtifactError> {
+        read: impl FnOnce(&mut dyn Read) -> Result<T, LayerError> + Send + 'static,
+    ) -> Result<T, ArtifactError> {
         let input = open(&*self.objects, layer).await?;
         let handle = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || checked(input, &handle, read)).await?

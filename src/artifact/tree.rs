@@ -1,12 +1,15 @@
-//! An unpacked artifact on disk, and the index that tells whether it is still what was unpacked.
+//! An unpacked artifact on disk, and the listing that tells whether it is still what was unpacked.
 //!
-//! The index holds what `stat` says of each file and directory. A change of content, mode or
-//! entries changes a `ctime`, which no program can set: a tree that was touched is found for the
-//! price of a `stat` a file, on every wake. What this does not find is a disk that returns other
-//! bytes than were written.
+//! The listing holds what `stat` says of each entry, and is written once everything was verified. A change
+//! of a file's content or mode changes its `ctime`, which no program can set: a tree that was touched is
+//! found for the price of a `stat` an entry, on every wake, without reading a file. What this does not find
+//! is a disk that returns other bytes than were written, and a root user who sets the clock back.
+//!
+//! Nobody but root can write to a tree without taking the right first. What is found in it all the same is
+//! removed if it was added, and written again if it was changed or is gone; the rest of the tree stays.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,8 +20,16 @@ use crate::crash;
 
 use super::ArtifactError;
 
-/// What `stat` says of one entry.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The listing's file, beside the tree's root. One of an earlier version had another name; its tree is
+/// unpacked once more, read-only.
+const LISTING: &str = "listing.json";
+
+/// Paths of what was found in a tree that are named in the log.
+const NAMED: usize = 5;
+
+/// What `stat` says of one entry. Of a directory only the mode counts: what was added to it or taken away
+/// is found by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Stat {
     inode: u64,
     mode: u32,
@@ -26,34 +37,65 @@ struct Stat {
     ctime: (i64, i64),
 }
 
-/// The index of a tree: path within it → its state after it was unpacked. The root is left out: it
-/// is renamed into place after the index is made.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Index(BTreeMap<String, Stat>);
+impl Stat {
+    fn of(meta: &fs::Metadata) -> Self {
+        if meta.is_dir() {
+            return Self { inode: 0, mode: meta.mode(), size: 0, ctime: (0, 0) };
+        }
+        let ctime = (meta.ctime(), meta.ctime_nsec());
+        Self { inode: meta.ino(), mode: meta.mode(), size: meta.size(), ctime }
+    }
+}
 
-impl Index {
-    fn of(root: &Path) -> io::Result<Self> {
-        let mut index = BTreeMap::new();
+/// Path within a tree → its state after it was unpacked. The root is left out: it is renamed into place
+/// after the listing is made.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Listing(BTreeMap<String, Stat>);
+
+impl Listing {
+    /// Of `root` as it is. What is below a directory that `skip` says is not looked at.
+    fn of(root: &Path, skip: impl Fn(&str) -> bool) -> io::Result<Self> {
+        let mut all = BTreeMap::new();
         let mut todo = vec![(root.to_owned(), String::new())];
         while let Some((dir, prefix)) = todo.pop() {
             for entry in fs::read_dir(&dir)? {
                 let entry = entry?;
                 let meta = entry.metadata()?;
                 let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-                if meta.is_dir() {
+                if meta.is_dir() && !skip(&name) {
                     todo.push((entry.path(), format!("{name}/")));
                 }
-                let stat = Stat {
-                    inode: meta.ino(),
-                    mode: meta.mode(),
-                    size: if meta.is_dir() { 0 } else { meta.size() },
-                    ctime: (meta.ctime(), meta.ctime_nsec()),
-                };
-                index.insert(name, stat);
+                all.insert(name, Stat::of(&meta));
             }
         }
-        Ok(Self(index))
+        Ok(Self(all))
     }
+}
+
+/// A tree that is there.
+#[derive(Debug)]
+pub struct Found {
+    /// Its root.
+    pub root: PathBuf,
+    /// What was added; of a directory that was, only itself.
+    pub added: BTreeSet<String>,
+    /// Directories with another mode.
+    opened: BTreeSet<String>,
+    /// What else is not as it was unpacked, or is gone.
+    pub changed: BTreeSet<String>,
+}
+
+/// What was written into a tree since it was unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrote {
+    /// Files and links.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The first few paths, as people read them.
+    pub paths: String,
+    /// Whether it was removed: not while another process runs from the tree.
+    pub removed: bool,
 }
 
 /// Where the trees of one node are.
@@ -66,7 +108,7 @@ impl Trees {
     pub fn open(dir: &Path) -> Result<Self, ArtifactError> {
         let failed = |e| ArtifactError::io(dir, e);
         fs::create_dir_all(dir).map_err(failed)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
         for entry in fs::read_dir(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if entry.file_name().to_string_lossy().contains('.') {
@@ -76,12 +118,49 @@ impl Trees {
         Ok(Self(dir.to_owned()))
     }
 
-    /// The root of the tree `name`, if it is there and still what was unpacked.
-    pub fn intact(&self, name: &str) -> Option<PathBuf> {
+    /// The tree `name`, and how it differs from what was unpacked; `None` where there is none.
+    pub fn look(&self, name: &str) -> Option<Found> {
         let dir = self.0.join(name);
-        let index: Index = serde_json::from_slice(&fs::read(dir.join("index.json")).ok()?).ok()?;
+        let listed: Listing = serde_json::from_slice(&fs::read(dir.join(LISTING)).ok()?).ok()?;
         let root = dir.join("root");
-        (Index::of(&root).ok()? == index).then_some(root)
+        let now = Listing::of(&root, |name| !listed.0.contains_key(name)).ok()?;
+        let added = now.0.keys().filter(|name| !listed.0.contains_key(*name));
+        let added = added.cloned().collect();
+        let (mut opened, mut changed) = (BTreeSet::new(), BTreeSet::new());
+        for (name, stat) in &listed.0 {
+            match now.0.get(name) {
+                Some(same) if same == stat => {}
+                // As only directories are told of.
+                Some(dir) if (dir.inode, stat.inode) == (0, 0) => {
+                    opened.insert(name.clone());
+                }
+                _ => {
+                    changed.insert(name.clone());
+                }
+            }
+        }
+        Some(Found { root, added, opened, changed })
+    }
+
+    /// Writes the listing of a tree anew of which `changed` was written again.
+    pub fn repaired(&self, name: &str, changed: &BTreeSet<String>) -> Result<(), ArtifactError> {
+        let dir = self.0.join(name);
+        let write = || {
+            let listed: Listing = serde_json::from_slice(&fs::read(dir.join(LISTING))?)?;
+            let now = Listing::of(&dir.join("root"), |_| false)?;
+            let kept = |all: &Listing| -> BTreeMap<String, Stat> {
+                let kept = all.0.iter().filter(|(name, _)| !changed.contains(*name));
+                kept.map(|(name, stat)| (name.clone(), stat.clone())).collect()
+            };
+            if kept(&listed) != kept(&now) {
+                return Err(io::Error::other("it changed while it was repaired"));
+            }
+            nix::unistd::syncfs(File::open(&dir)?)?;
+            let next = dir.join("listing.next");
+            fs::write(&next, serde_json::to_vec(&now)?)?;
+            fs::rename(next, dir.join(LISTING))
+        };
+        write().map_err(|e| ArtifactError::io(&dir, e))
     }
 
     /// Makes the tree `name` with `unpack`, which is given an empty directory. Nothing takes its
@@ -132,9 +211,9 @@ impl Trees {
     }
 
     fn finish(&self, name: &str, partial: &Path) -> io::Result<()> {
-        let index = Index::of(&partial.join("root"))?;
-        let bytes = serde_json::to_vec(&index).map_err(io::Error::other)?;
-        fs::write(partial.join("index.json"), bytes)?;
+        let listing = Listing::of(&partial.join("root"), |_| false)?;
+        let bytes = serde_json::to_vec(&listing).map_err(io::Error::other)?;
+        fs::write(partial.join(LISTING), bytes)?;
         // All of it at once: a file each would cost a flush each.
         nix::unistd::syncfs(File::open(partial)?)?;
         let at = self.0.join(name);
@@ -149,9 +228,76 @@ impl Trees {
     }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+impl Found {
+    /// What was added, counted.
+    pub fn wrote(&self, removed: bool) -> Wrote {
+        let (mut files, mut bytes) = (0, 0);
+        let mut todo: Vec<_> = self.added.iter().map(|name| self.root.join(name)).collect();
+        while let Some(path) = todo.pop() {
+            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+            if meta.is_dir() {
+                todo.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path()));
+            } else {
+                files += 1;
+                bytes += meta.len();
+            }
+        }
+        Wrote { files, bytes, paths: named(&self.added), removed }
     }
+
+    /// Whether it is what was unpacked.
+    pub fn is_intact(&self) -> bool {
+        self.added.is_empty() && self.opened.is_empty() && self.changed.is_empty()
+    }
+
+    /// Removes what was added, if `remove`, and takes the right to write away where it was taken.
+    pub fn tidy(&self, remove_added: bool) -> Result<(), ArtifactError> {
+        let set = |path: &Path, mode| {
+            let done = fs::set_permissions(path, Permissions::from_mode(mode));
+            done.map_err(|e| ArtifactError::io(path, e))
+        };
+        for path in self.added.iter().filter(|_| remove_added).map(|name| self.root.join(name)) {
+            let parent = path.parent().unwrap_or(&self.root);
+            set(parent, 0o700)?;
+            remove(&path).map_err(|e| ArtifactError::io(&path, e))?;
+            set(parent, super::DIRECTORY)?;
+        }
+        self.opened.iter().try_for_each(|name| set(&self.root.join(name), super::DIRECTORY))
+    }
+}
+
+/// The first few of `paths`, and how many there are besides. Control characters are escaped.
+pub fn named(paths: &BTreeSet<String>) -> String {
+    let mut all: Vec<_> = paths.iter().take(NAMED).map(|p| p.escape_debug().to_string()).collect();
+    if paths.len() > NAMED {
+        all.push(format!("and {} more", paths.len() - NAMED));
+    }
+    all.join(", ")
+}
+
+/// Removes a file, a link, or a directory with all that is in it, as far as the right to write can be had;
+/// follows no link.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let kind = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if !kind.is_dir() {
+        return fs::remove_file(path);
+    }
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+        done => return done,
+    }
+    let mut todo = vec![path.to_owned()];
+    while let Some(dir) = todo.pop() {
+        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(path)
 }

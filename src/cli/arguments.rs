@@ -54,7 +54,7 @@ pub enum Command {
         /// The edge's configuration
         #[arg(short, long, default_value = "conf/edge.toml")]
         config: PathBuf,
-        /// Also check the vango-edge.toml of this artifact directory
+        /// Also check this artifact directory, as `deploy` and its first start would
         #[arg(long)]
         artifact: Option<PathBuf>,
     },
@@ -66,7 +66,7 @@ pub enum Command {
         /// For the preview of this name instead of production
         #[arg(long)]
         preview: Option<EnvName>,
-        /// Then promote it; the app's promotion policy counts
+        /// Where the app has a promotion policy: then promote it; the policy counts
         #[arg(long, conflicts_with = "preview")]
         promote: bool,
     },

@@ -3,17 +3,21 @@
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::admin::types::DeployRequest;
+use crate::admin::types::{DeployRequest, PromotionRow};
 use crate::artifact::{self, AssetSource, Phase};
-use crate::contract::{self, Assets};
-use crate::control::Deployed;
-use crate::id::EnvName;
+use crate::contract::{self, Contract};
+use crate::control::{Deployed, Effect};
+use crate::id::{EnvName, Environment};
 
 use super::client::Client;
 use super::show;
+
+/// How often a move that goes on is asked about.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A folder that goes when this is dropped.
 struct Scratch(PathBuf);
@@ -43,12 +47,14 @@ pub fn deploy(
     client: &Client,
     dir: &Path,
     preview: Option<&EnvName>,
+    promote: bool,
     json: bool,
 ) -> Result<Deployed> {
     let scratch = Scratch::new()?;
     let progress = Progress::new(json);
-    let assets = assets(dir)?;
-    let source = assets.as_ref().map(|a| AssetSource {
+    let contract = contract_of(dir)?;
+    let assets = contract.as_ref().and_then(|c| c.assets.as_ref());
+    let source = assets.map(|a| AssetSource {
         dir: &a.dir,
         prefix: &a.prefix,
         manifest: a.manifest.as_deref(),
@@ -72,27 +78,42 @@ pub fn deploy(
     }
     progress.bar("uploading", done, total, "bytes");
     progress.say("verifying");
+    let environment = contract.map(|c| match preview {
+        None => Environment::production(c.app),
+        Some(name) => Environment::new(c.app, name.clone()),
+    });
     let request = DeployRequest {
         digest: packed.digest.to_string(),
         preview: preview.map(ToString::to_string),
     };
-    let deployed: Deployed = client.post("/v1/deployments", &request)?;
+    let deployed = make(client, &request, environment.as_ref(), &progress)?;
     drop(progress);
     if json {
         show::json(&deployed)?;
         return Ok(deployed);
     }
-    let what = match deployed.epoch {
-        Some(epoch) => {
-            let hosts: Vec<_> = deployed.hosts.iter().map(ToString::to_string).collect();
-            format!("owns {} under epoch {epoch}; it sleeps until asked for", hosts.join(", "))
-        }
-        None => format!(
-            "is stored; another deployment owns the app's hosts and goes on serving, until \
-             `vango-edge promote {} {}`",
-            deployed.environment.app(),
-            deployed.digest
+    let hosts: Vec<_> = deployed.hosts.iter().map(ToString::to_string).collect();
+    let (hosts, epoch) = (hosts.join(", "), deployed.epoch.map_or(0, |e| e.0));
+    let what = match deployed.effect {
+        Effect::Owns => format!("owns {hosts} under epoch {epoch}; it sleeps until asked for"),
+        Effect::Moved => format!(
+            "serves {hosts} under epoch {epoch}: a process of it was ready first, and what served \
+             before drains"
         ),
+        Effect::Unchanged => {
+            format!("serves this very artifact already, under epoch {epoch}: nothing was changed")
+        }
+        Effect::Stored if promote => "goes on with what it runs until this is promoted".to_owned(),
+        Effect::Stored => {
+            let dir = dir.display().to_string();
+            let next =
+                deployed.next.iter().map(|line| format!("\n  {}", line.replace("DIR", &dir)));
+            format!(
+                "goes on with what it runs: `promotion` in the app's file says what this needs \
+                 first. Next:{}",
+                next.collect::<String>()
+            )
+        }
     };
     show::text(&format!(
         "{} {} {}\n{} files, {} bytes\n{} {what}\n",
@@ -106,13 +127,40 @@ pub fn deploy(
     Ok(deployed)
 }
 
-/// What the contract says of static files. A contract that is missing is for [`artifact::pack`] to say.
-fn assets(dir: &Path) -> Result<Option<Assets>> {
+/// The contract. One that is missing is for [`artifact::pack`] to say.
+fn contract_of(dir: &Path) -> Result<Option<Contract>> {
     let file = dir.join(artifact::CONTRACT);
     let Ok(text) = std::fs::read_to_string(&file) else { return Ok(None) };
-    contract::parse(&file, &text).map(|c| c.assets).map_err(|errors| {
+    contract::parse(&file, &text).map(Some).map_err(|errors| {
         let all: Vec<_> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("the contract has {} errors\n{}", all.len(), all.join("\n"))
+    })
+}
+
+/// Asks for the deployment. Where it moves what serves, that takes as long as a start: a terminal sees how
+/// far it is.
+fn make(
+    client: &Client,
+    request: &DeployRequest,
+    environment: Option<&Environment>,
+    progress: &Progress,
+) -> Result<Deployed> {
+    let Some(environment) = environment.filter(|_| progress.shown) else {
+        return client.post("/v1/deployments", request);
+    };
+    let path = format!("/v1/environments/{environment}/promotion");
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| client.post("/v1/deployments", request));
+        while !asking.is_finished() {
+            let moving = client.get::<PromotionRow>(&path).ok();
+            match moving.filter(|p| p.in_progress && p.digest == request.digest) {
+                Some(p) if p.state == "edge_propagating" => progress.say("moving the hosts to it"),
+                Some(_) => progress.say("starting it beside what serves"),
+                None => {}
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        asking.join().unwrap_or_else(|_| bail!("asking for the deployment was interrupted"))
     })
 }
 

@@ -40,18 +40,24 @@ Example:
   vango-edge reload";
 
 pub(super) const CHECK: &str = "\
-It reads the files as `run` would, with the apps' files below apps.dir, and starts nothing. Every error is
-said at once, as FILE:LINE:COLUMN: KEY: WHY; with --json each is an object. It exits with 0 only where
-there is none.
+It reads the files as `run` would, with the apps' files below apps.dir, and starts nothing. With --artifact
+it says what `deploy` would refuse and what the first start would fail for: links that lead out, a program
+that is not there or not executable, a missing folder of static files, an app or a secret that the operator
+does not have (values in the environment are not looked at). Every error is said at once, as
+FILE:LINE:COLUMN: KEY: WHY; with --json each is an object. It exits with 0 only where there is none.
 
 Examples:
   vango-edge check -c conf/edge.toml
   vango-edge check -c conf/edge.toml --artifact app/";
 
 pub(super) const DEPLOY: &str = "\
-The same directory makes the same digest anywhere. What the edge has is not uploaded again. The first
-deployment of an app owns its hosts at once; a later one waits for `promote`, unless --promote is given.
-A preview's deployment owns the preview's host at once, and needs preview_hosts in the app's file.
+The same directory makes the same digest anywhere; symbolic links between its files are kept. What the edge
+has is not uploaded again. The first deployment of an app owns its hosts at once, and sleeps until asked for.
+A later one takes them over: a process of it is made ready first, then it serves, then what served before
+drains; where it does not become ready nothing changes, and the command exits with 1. What is served already
+changes nothing. If the app's file has `promotion`, production moves only by `promote`: the deployment is
+stored, and the commands that come next are printed; --promote asks for it at once. A preview's deployment
+needs preview_hosts in the app's file.
 
 Examples:
   vango-edge deploy app/

@@ -21,7 +21,7 @@ use crate::admin::types::{
 use crate::admin::{AuditRow, ConfigRow, LedgerRow, Resolve};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Diagnostic, Secret, SecretSource};
-use crate::contract;
+use crate::control::Effect;
 use crate::id::Environment;
 use crate::lifecycle::idempotency::key_hash;
 
@@ -65,8 +65,8 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)?,
         Command::Deploy { dir, preview, promote } => {
-            let deployed = deploy::deploy(&client, dir, preview.as_ref(), json)?;
-            if *promote && deployed.epoch.is_none() {
+            let deployed = deploy::deploy(&client, dir, preview.as_ref(), *promote, json)?;
+            if *promote && deployed.effect == Effect::Stored {
                 let wanted = release::wanted(&deployed.digest.to_string())?;
                 release::promote(&client, deployed.environment.app(), &wanted, json)?;
             }
@@ -246,13 +246,9 @@ fn check(config: &Path, artifact: Option<&Path>, json: bool) -> Result<ExitCode>
     for warning in loaded.iter().flat_map(|config| config.warnings(now)) {
         eprintln!("warning: {warning}");
     }
-    let mut errors = loaded.err().unwrap_or_default();
+    let mut errors = loaded.as_ref().err().cloned().unwrap_or_default();
     if let Some(dir) = artifact {
-        let file = dir.join("vango-edge.toml");
-        match std::fs::read_to_string(&file) {
-            Ok(text) => errors.extend(contract::parse(&file, &text).err().unwrap_or_default()),
-            Err(e) => anyhow::bail!("{}: {e}", file.display()),
-        }
+        errors.extend(crate::control::check(dir, loaded.as_ref().ok())?);
     }
     print_diagnostics(&errors, json)?;
     if errors.is_empty() {

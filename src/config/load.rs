@@ -437,6 +437,7 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
         preview_access,
         preview_age,
         promotion,
+        gated: top.has("promotion"),
         upstreams,
     })
 }

@@ -302,6 +302,8 @@ pub struct App {
     pub preview_age: Option<Duration>,
     /// What a promotion needs.
     pub promotion: Promotion,
+    /// The app's file says so itself: production moves by a promotion only, and a deployment is stored.
+    pub gated: bool,
     /// An app that somebody else runs.
     pub upstreams: Option<Upstreams>,
 }

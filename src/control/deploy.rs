@@ -1,4 +1,6 @@
-//! From an uploaded artifact to a deployment. The first one of an app owns the app's hosts.
+//! From an uploaded artifact to a deployment. The first one of an app owns the app's hosts; a later one
+//! takes them over as a promotion does, unless the operator gave the app a promotion policy: then it is
+//! stored, and production moves by `promote`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,19 +9,20 @@ use std::time::Duration;
 
 use crate::artifact::ArtifactError;
 use crate::assets::AssetIndex;
-use crate::config::{self, App, Diagnostic};
+use crate::config::{self, App, Config, Diagnostic};
 use crate::contract::{self, Contract};
 use crate::id::{AppName, DeploymentId, Digest, EnvName, Environment, Epoch, Host};
 use crate::store::record::{
-    Deployment, OwnerSeen, PromotionState, Record, RecordError, RouteOwner, key,
+    Deployment, OwnerSeen, Promotion, PromotionState, Record, RecordError, RouteOwner, key,
 };
 use crate::store::{StoreError, Txn};
 
 use super::hosts::HostsError;
-use super::promotion::PromoteError;
+use super::promotion::{PromoteError, judge};
+use super::read::ReadError;
 use super::{Control, plan};
 
-/// How long who deploys waits for a preview that is awake to move.
+/// How long a command that deploys waits for the move to its artifact.
 const MOVING: Duration = Duration::from_secs(300);
 
 /// Why a deployment was refused. Nothing was changed then.
@@ -48,9 +51,9 @@ pub enum DeployError {
         /// The preview.
         preview: EnvName,
     },
-    /// The preview is awake, and did not come to run the artifact.
-    #[error("the preview goes on with what it ran: {0}")]
-    Moving(String),
+    /// It did not come to run the artifact.
+    #[error("{0} goes on with what it ran: {1}")]
+    Moving(Environment, String),
     /// The operator has no such app.
     #[error(
         "this edge has no app {app}: add conf/apps/{app}.toml with `app = \"{app}\"` and its hosts; \
@@ -113,6 +116,18 @@ impl From<HostsError> for DeployError {
     }
 }
 
+impl From<PromoteError> for DeployError {
+    fn from(e: PromoteError) -> Self {
+        match e {
+            PromoteError::Store(e) => e.into(),
+            PromoteError::Record(e) => e.into(),
+            PromoteError::Read(ReadError::Store(e)) => e.into(),
+            PromoteError::Read(ReadError::Record(e)) => e.into(),
+            _ => Self::Raced,
+        }
+    }
+}
+
 /// What a deployment came to.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct Deployed {
@@ -131,6 +146,28 @@ pub struct Deployed {
     /// The hosts it owns.
     #[schema(value_type = Vec<String>)]
     pub hosts: Vec<Host>,
+    /// What that changed.
+    pub effect: Effect,
+    /// For `stored`: the commands that bring it to production, one a line, where `DIR` is the artifact's
+    /// directory and `NAME` a preview's name of your choice. Lines that begin with `#` say what else is
+    /// needed in between.
+    pub next: Vec<String>,
+}
+
+/// What a deployment changed.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Effect {
+    /// It owns the environment's hosts. Nothing was started.
+    Owns,
+    /// An allocation of it was made ready, then it took the hosts over from what served before.
+    Moved,
+    /// The environment serves this very artifact already; no deployment was made.
+    Unchanged,
+    /// Another deployment owns the hosts: the app has a promotion policy.
+    Stored,
 }
 
 /// An artifact without an index is one that another tool made: its app answers for its static files.
@@ -144,9 +181,9 @@ fn check_assets(contract: &Contract, index: Option<&AssetIndex>) -> Result<(), D
 }
 
 impl Control {
-    /// Makes a deployment of the uploaded artifact `digest`, for production or for `preview`. A preview
-    /// takes its hosts at once; one that is awake moves as a promotion does, so that no request fails for
-    /// it.
+    /// Makes a deployment of the uploaded artifact `digest`, for production or for `preview`. What serves
+    /// moves as a promotion does, so that no request fails for it: production always, so that what does not
+    /// start changes nothing, and a preview that is awake; one that sleeps takes its hosts at once.
     ///
     /// # Errors
     /// [`DeployError`]; nothing is half done: owners and deployment are one transaction.
@@ -163,8 +200,8 @@ impl Control {
         self.app(&contract.app)?;
         check_assets(&contract, verified.assets.as_ref().map(|(_, index)| &**index))?;
         // Unpacked now, so that the first wake need not, and a full disk is told to who deploys.
-        let tree = self.artifacts.tree(&digest).await?;
-        let schema = schema_of(&contract, &tree).await?;
+        let tree = self.worker.tree(&digest).await?;
+        let schema = schema_of(&contract, &tree)?;
         let environment = match preview {
             None => Environment::production(contract.app.clone()),
             Some(name) => Environment::new(contract.app.clone(), name.clone()),
@@ -213,11 +250,15 @@ impl Control {
             }
             seen.insert(host.clone(), found);
         }
-        if let (Some(_), Some(from)) = (preview, &owner)
-            && self.is_awake(&environment)
-        {
-            drop(_owners);
-            return self.deploy_awake(deployment, from.clone(), hosts).await;
+        if let Some(from) = &owner {
+            if preview.is_none() && from.digest == digest {
+                return self.unchanged(&environment, from, hosts).await;
+            }
+            let moves = if preview.is_some() { self.is_awake(&environment) } else { !app.gated };
+            if moves {
+                drop(_owners);
+                return self.deploy_moving(deployment, from.clone(), hosts).await;
+            }
         }
         let at = key::deployment(&environment, &deployment.id);
         let mut txn = Txn::new().absent(&at).put(&at, deployment.encode());
@@ -242,17 +283,86 @@ impl Control {
         self.flush_evidence().await;
         self.store.txn(txn.synced()).await?;
         self.note(&deployment).await;
+        let stored = epoch.is_none();
         Ok(Deployed {
             deployment: deployment.id,
             environment,
             digest,
-            hosts: if epoch.is_some() { hosts } else { Vec::new() },
+            hosts: if stored { Vec::new() } else { hosts },
             epoch,
+            effect: if stored { Effect::Stored } else { Effect::Owns },
+            next: if stored { self.to_production(&app, digest).await? } else { Vec::new() },
         })
     }
 
-    /// Moves a preview that is awake to its next artifact, and waits for it.
-    async fn deploy_awake(
+    /// The environment serves this artifact. What follows the store is told of its deployment again, so
+    /// that parts of it that were damaged and were just uploaded are read.
+    async fn unchanged(
+        &self,
+        environment: &Environment,
+        owner: &OwnerSeen,
+        hosts: Vec<Host>,
+    ) -> Result<Deployed, DeployError> {
+        if let Some(entry) = self.store.get(&key::promotion(environment)).await? {
+            let p = Promotion::decode(&entry.value)?;
+            if p.state.in_progress() {
+                let why = format!("{} moves it to {} just now; wait for it", p.id, p.digest);
+                return Err(DeployError::Moving(environment.clone(), why));
+            }
+        }
+        let at = key::deployment(environment, &owner.deployment);
+        if let Some(entry) = self.store.get(&at).await? {
+            let txn = Txn::new().unchanged(&at, entry.mod_revision);
+            self.store.txn(txn.put(&at, entry.value.to_vec())).await?;
+        }
+        Ok(Deployed {
+            deployment: owner.deployment.clone(),
+            environment: environment.clone(),
+            digest: owner.digest,
+            epoch: Some(owner.epoch),
+            hosts,
+            effect: Effect::Unchanged,
+            next: Vec::new(),
+        })
+    }
+
+    /// The commands by which `digest` comes to production of an app with a promotion policy.
+    async fn to_production(&self, app: &App, digest: Digest) -> Result<Vec<String>, DeployError> {
+        let name = &app.name;
+        for one in self.deployments_of(name).await?.iter().filter(|d| d.digest == digest) {
+            let evidence = self.evidence_of(one).await?;
+            if judge::missing(&app.promotion, evidence.as_ref()).is_empty() {
+                return Ok(vec![format!("vango-edge promote {name} {digest}")]);
+            }
+        }
+        let mut next = Vec::new();
+        if app.preview_hosts.is_empty() {
+            next.push(format!(
+                "# add `preview_hosts = [\"{{preview}}.preview.…\"]` to conf/apps/{name}.toml, then: \
+                 vango-edge reload"
+            ));
+        }
+        next.push("vango-edge deploy DIR --preview NAME".into());
+        let asked = app.promotion.min_requests;
+        if asked > 0 {
+            let host = app.preview_hosts.first().map(|p| format!("{}NAME{}", p.before, p.after));
+            let at = host.map_or_else(String::new, |host| format!(" at {host}"));
+            next.push(format!(
+                "# let it answer {asked} requests{at}; errors among them at most: {}",
+                app.promotion.max_error_rate
+            ));
+        }
+        if !app.promotion.checks.is_empty() {
+            let checks: Vec<_> =
+                app.promotion.checks.iter().map(|c| format!("--check {c}=passed")).collect();
+            next.push(format!("vango-edge evidence {name} NAME {}", checks.join(" ")));
+        }
+        next.push(format!("vango-edge promote {name} NAME"));
+        Ok(next)
+    }
+
+    /// Moves an environment to its next artifact, and waits for it.
+    async fn deploy_moving(
         self: &Arc<Self>,
         deployment: Deployment,
         from: OwnerSeen,
@@ -261,16 +371,27 @@ impl Control {
         let (id, environment) = (deployment.id.clone(), deployment.environment.clone());
         let digest = deployment.digest;
         self.note(&deployment).await;
-        let failed = |e: PromoteError| DeployError::Moving(e.to_string());
+        let failed = |e: PromoteError| DeployError::Moving(environment.clone(), e.to_string());
         let moving = self.redeploy(deployment, from).await.map_err(failed)?;
         let over = self.promoted(&environment, &moving.id, MOVING).await.map_err(failed)?;
         match over {
             Some(p) if p.state == PromotionState::Healthy => {
-                Ok(Deployed { deployment: id, environment, digest, epoch: p.epoch, hosts })
+                let (epoch, effect) = (p.epoch, Effect::Moved);
+                let next = Vec::new();
+                Ok(Deployed { deployment: id, environment, digest, epoch, hosts, effect, next })
+            }
+            Some(p) if p.state.in_progress() => {
+                let why = format!(
+                    "the move to {digest} takes longer than {MOVING:?} and goes on; `vango-edge ops` \
+                     says how it ends ({})",
+                    p.id
+                );
+                Err(DeployError::Moving(environment, why))
             }
             Some(p) => {
-                let why = p.failure.map_or("it goes on".to_owned(), |f| f.detail);
-                Err(DeployError::Moving(format!("{} is {}: {why}", p.id, p.state.name())))
+                let why = p.failure.map_or("no reason".to_owned(), |f| f.detail);
+                let why = format!("{} is {}: {why}", p.id, p.state.name());
+                Err(DeployError::Moving(environment, why))
             }
             None => Err(DeployError::Raced),
         }
@@ -329,25 +450,29 @@ impl Control {
     }
 
     fn app(&self, name: &AppName) -> Result<App, DeployError> {
-        let config = self.config.load();
-        let Some(app) = config.apps.get(name) else {
-            let known: Vec<_> = config.apps.keys().map(ToString::to_string).collect();
-            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-            return Err(DeployError::UnknownApp { app: name.clone(), known });
-        };
-        if app.upstreams.is_some() {
-            return Err(DeployError::Static(name.clone()));
-        }
-        Ok(app.clone())
+        app_of(&self.config.load(), name).cloned()
     }
+}
+
+/// The app that takes deployments of this name.
+pub(super) fn app_of<'c>(config: &'c Config, name: &AppName) -> Result<&'c App, DeployError> {
+    let Some(app) = config.apps.get(name) else {
+        let known: Vec<_> = config.apps.keys().map(ToString::to_string).collect();
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+        return Err(DeployError::UnknownApp { app: name.clone(), known });
+    };
+    if app.upstreams.is_some() {
+        return Err(DeployError::Static(name.clone()));
+    }
+    Ok(app)
 }
 
 /// Largest schema file that is read.
 const MAX_SCHEMA: u64 = 1024 * 1024;
 
 /// The hash in the artifact's `state.schema_file`, where the contract names one: Vango's
-/// `vango_state_schema.json` has it under `schemaHash`.
-async fn schema_of(contract: &Contract, tree: &Path) -> Result<Option<Digest>, DeployError> {
+/// `vango_state_schema.json` has it under `schemaHash`. Blocks for reading at most a mebibyte.
+pub(super) fn schema_of(contract: &Contract, tree: &Path) -> Result<Option<Digest>, DeployError> {
     let Some(file) = contract.state.as_ref().and_then(|s| s.schema_file.clone()) else {
         return Ok(None);
     };
@@ -358,11 +483,11 @@ async fn schema_of(contract: &Contract, tree: &Path) -> Result<Option<Digest>, D
     }
     let wrong = |why: String| DeployError::Schema { file: file.clone(), why };
     let path = tree.join(&file);
-    let size = tokio::fs::metadata(&path).await.map_err(|e| wrong(e.to_string()))?.len();
+    let size = std::fs::metadata(&path).map_err(|e| wrong(e.to_string()))?.len();
     if size > MAX_SCHEMA {
         return Err(wrong(format!("larger than {MAX_SCHEMA} bytes")));
     }
-    let text = tokio::fs::read(&path).await.map_err(|e| wrong(e.to_string()))?;
+    let text = std::fs::read(&path).map_err(|e| wrong(e.to_string()))?;
     let schema: Schema = serde_json::from_slice(&text)
         .map_err(|e| wrong(format!("expected an object with \"schemaHash\": \"sha256:…\": {e}")))?;
     Ok(Some(schema.hash))

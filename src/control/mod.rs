@@ -4,6 +4,7 @@
 //! [`plan`] is pure: which records change. The other files perform.
 
 mod age;
+mod check;
 mod collect;
 mod deploy;
 mod evidence;
@@ -20,8 +21,9 @@ mod retire;
 mod sleep;
 mod trim;
 
+pub use check::check;
 pub use collect::{CollectError, Collected};
-pub use deploy::{DeployError, Deployed};
+pub use deploy::{DeployError, Deployed, Effect};
 pub use evidence::{Counting, EvidenceError, MAX_CHECKS};
 pub use follow::Externals;
 pub use inherit::TakenOver;

@@ -37,6 +37,8 @@ pub enum Problem {
     HoldQueueFull,
     /// 503: the last start failed; no new one before the back-off ends.
     WakeFailed,
+    /// 503: the node runs as many processes as it may.
+    NodeFull,
     /// 503: every allocation was at its concurrency for the whole budget.
     Saturated,
     /// 503: nothing was sent, because nothing could be connected to or decided.
@@ -91,7 +93,7 @@ pub enum Problem {
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
@@ -103,6 +105,7 @@ impl Problem {
         Self::WakeTimeout,
         Self::HoldQueueFull,
         Self::WakeFailed,
+        Self::NodeFull,
         Self::Saturated,
         Self::NotForwarded,
         Self::AppCold,
@@ -144,6 +147,7 @@ impl Problem {
             Self::WakeTimeout => "wake-timeout",
             Self::HoldQueueFull => "hold-queue-full",
             Self::WakeFailed => "wake-failed",
+            Self::NodeFull => "node-full",
             Self::Saturated => "app-saturated",
             Self::NotForwarded => "not-forwarded",
             Self::AppCold => "app-cold",
@@ -185,6 +189,7 @@ impl Problem {
             Self::WakeTimeout => "The app is still starting",
             Self::HoldQueueFull => "Too many requests are waiting for this app",
             Self::WakeFailed => "The app could not be started",
+            Self::NodeFull => "This node has no place for the app",
             Self::Saturated => "The app is busy",
             Self::NotForwarded => "The app could not be reached; nothing was sent to it",
             Self::AppCold => "The app was asleep; nothing was sent to it",
@@ -249,7 +254,7 @@ impl Problem {
             | Self::WakeDeferred
             | Self::ShuttingDown
             | Self::Asleep => "destination_unavailable",
-            Self::HoldQueueFull | Self::Saturated => "connection_limit_reached",
+            Self::HoldQueueFull | Self::NodeFull | Self::Saturated => "connection_limit_reached",
             Self::NotForwarded => "connection_refused",
             Self::UpstreamClosed => "connection_terminated",
             Self::UpstreamTimeout => "http_response_timeout",
@@ -442,7 +447,10 @@ impl Reply {
         let mut out = String::with_capacity(1500);
         let refresh = match (self.problem, self.retry_after) {
             // A page that is on its way comes by itself; a refused action must not be sent again.
-            (Problem::WakeTimeout | Problem::WakeFailed | Problem::Saturated, Some(s)) => {
+            (
+                Problem::WakeTimeout | Problem::WakeFailed | Problem::NodeFull | Problem::Saturated,
+                Some(s),
+            ) => {
                 format!("<meta http-equiv=\"refresh\" content=\"{s}\">")
             }
             _ => String::new(),

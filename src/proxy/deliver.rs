@@ -45,7 +45,6 @@ pub async fn deliver(
     carried: &mut Carried,
     placed: Placed,
 ) -> pingora::Result<Tried> {
-    let now = || gate.clock.now();
     let limits = gate.limits.load_full();
     let Some((placement, claim)) = placed.placement().zip(journey.claim().cloned()) else {
         return Err(Error::explain(ErrorType::InternalError, "nothing was placed"));
@@ -57,7 +56,7 @@ pub async fn deliver(
     let connection = match exchange::connect(address, limits.connect_timeout).await {
         Ok(connection) => connection,
         Err(_) => {
-            return Ok(match journey.connect_failed(placement, now()) {
+            return Ok(match gate.connect_failed(journey, placement) {
                 Some(reply) => Tried::Reply(reply),
                 None => Tried::Again,
             });

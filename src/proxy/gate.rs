@@ -305,6 +305,14 @@ impl Gate {
         }
     }
 
+    /// A connection to `placed` could not be made: whoever runs it looks why. `Some` is the answer to give.
+    pub fn connect_failed(&self, journey: &mut Journey, placed: &Placement) -> Option<Reply> {
+        if !placed.allocation.external {
+            self.worker.doubt(&journey.view().environment, &placed.allocation.id);
+        }
+        journey.connect_failed(placed, self.clock.now())
+    }
+
     fn placed(&self, journey: &Journey, placement: Placement) -> Placed {
         let view = journey.view();
         Placed {

@@ -398,10 +398,9 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut Box<Ctx>,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        let now = self.now();
         let placed = ctx.placed.take();
         let refused = match (&mut ctx.journey, placed.as_ref().and_then(Placed::placement)) {
-            (Some(journey), Some(placement)) => journey.connect_failed(placement, now),
+            (Some(journey), Some(placement)) => self.parts.gate.connect_failed(journey, placement),
             _ => None,
         };
         e.set_retry(refused.is_none() && ctx.journey.is_some());

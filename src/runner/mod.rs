@@ -24,6 +24,7 @@ mod running;
 mod spawn;
 
 pub use process::{ProcessRunner, ProcessRunnerOptions};
+pub use spawn::PATH;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -31,7 +32,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::id::{AllocationId, Digest, Environment, Epoch, Generation};
 
@@ -296,17 +297,30 @@ pub enum StopError {
     },
 }
 
+/// A place for one more process on the node; given back when it is dropped.
+#[derive(Debug)]
+pub struct Room(OwnedSemaphorePermit);
+
 /// Starts, watches and ends allocations.
 #[async_trait]
 pub trait Runner: Send + Sync {
     /// Whether readiness requests of later starts say that they came over HTTPS.
     fn readiness_over_https(&self, _https: bool) {}
 
+    /// A place for one more process, if there is one and nobody waits for it.
+    ///
+    /// # Errors
+    /// [`StartError::Full`].
+    fn try_room(&self) -> Result<Room, StartError>;
+
+    /// The next place that is free; first come, first served. Cancel safe.
+    async fn room(&self) -> Room;
+
     /// Starts a process; returns as soon as it runs.
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.
-    async fn start(&self, spec: StartSpec) -> Result<Started, StartError>;
+    async fn start(&self, spec: StartSpec, room: Room) -> Result<Started, StartError>;
 
     /// Waits until a started allocation is ready, has ended, or its `start_timeout` is over.
     ///
@@ -345,6 +359,10 @@ pub trait Runner: Send + Sync {
     /// # Errors
     /// [`FreezeError`]; the caller stops it.
     async fn thaw(&self, allocation: &AllocationId) -> Result<(), FreezeError>;
+
+    /// Whether anything of an allocation listens on its port; `None` where it has ended, is not known, or
+    /// the system does not say. Reads files of `/proc`.
+    async fn listens(&self, allocation: &AllocationId) -> Option<bool>;
 
     /// Bytes of memory that an allocation's processes hold, shared pages counted in proportion; 0 for
     /// one that is not known. Reads files of `/proc`.

@@ -21,7 +21,7 @@ use super::pidfd::PidFd;
 use super::running::{AFTER_KILL, Ended, Running, end_process, kill_marked};
 use super::spawn::{self, Place, Port};
 use super::{
-    AdoptError, AdoptSpec, Exit, FreezeError, ProcessIdentity, Runner, StartError, StartSpec,
+    AdoptError, AdoptSpec, Exit, FreezeError, ProcessIdentity, Room, Runner, StartError, StartSpec,
     Started, StopError, log, proc,
 };
 
@@ -264,21 +264,31 @@ impl Runner for ProcessRunner {
         self.shared.https.store(https, Ordering::Relaxed);
     }
 
-    async fn start(&self, spec: StartSpec) -> Result<Started, StartError> {
+    fn try_room(&self) -> Result<Room, StartError> {
+        let slot = Arc::clone(&self.shared.slots).try_acquire_owned();
+        slot.map(Room).map_err(|_| StartError::Full(self.shared.options.max_processes))
+    }
+
+    async fn room(&self) -> Room {
+        match Arc::clone(&self.shared.slots).acquire_owned().await {
+            Ok(slot) => Room(slot),
+            // It is never closed.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    async fn start(&self, spec: StartSpec, room: Room) -> Result<Started, StartError> {
         let closed = Arc::clone(&self.shared.closed).read_owned().await;
         if *closed {
             return Err(StartError::Stopped);
         }
-        let Ok(slot) = Arc::clone(&self.shared.slots).try_acquire_owned() else {
-            return Err(StartError::Full(self.shared.options.max_processes));
-        };
         self.shared.fence(&spec)?;
         let (shared, allocation) = (Arc::clone(&self.shared), spec.allocation.clone());
         // On a blocking thread: a fork of a large process takes its time. Not given up when the
         // caller is: what was started is watched.
         let started = tokio::task::spawn_blocking(move || {
             let _open = closed;
-            shared.launch(spec, slot)
+            shared.launch(spec, room.0)
         });
         let started = started.await;
         let started = started
@@ -373,6 +383,15 @@ impl Runner for ProcessRunner {
 
     async fn thaw(&self, allocation: &AllocationId) -> Result<(), FreezeError> {
         self.running(allocation).ok_or(FreezeError::Gone)?.thaw()
+    }
+
+    async fn listens(&self, allocation: &AllocationId) -> Option<bool> {
+        let running = self.running(allocation)?;
+        let asked = move || {
+            let held = running.holds_port().ok();
+            held.filter(|_| !proc::ended(running.identity.pid))
+        };
+        tokio::task::spawn_blocking(asked).await.ok()?
     }
 
     async fn memory(&self, allocation: &AllocationId) -> u64 {

@@ -168,7 +168,7 @@ impl Running {
     }
 
     /// Whether the port is held by the process or by something it started.
-    fn holds_port(&self) -> std::io::Result<bool> {
+    pub fn holds_port(&self) -> std::io::Result<bool> {
         let inodes = proc::listeners(self.port.address().port())?;
         Ok(proc::holds_socket(self.identity.pid, &inodes)
             || self.pids().into_iter().any(|pid| proc::holds_socket(pid, &inodes)))

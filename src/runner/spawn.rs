@@ -20,6 +20,9 @@ use crate::id::{AllocationId, Environment};
 use super::cgroup::{Cgroup, Cgroups};
 use super::{ReadyCheck, StartError, StartSpec, log};
 
+/// Where an app's programs are looked for, unless its contract sets another.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// In the environment of everything an allocation starts; also how a leftover is found.
 pub const MARK: &str = "VANGO_EDGE_ALLOCATION";
 
@@ -138,12 +141,11 @@ impl Place {
         } else {
             Command::new(program)
         };
-        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         command
             .args(arguments)
             .current_dir(&spec.root)
             .env_clear()
-            .env("PATH", path)
+            .env("PATH", PATH)
             .env("LANG", "C.UTF-8")
             .env("HOME", &self.home)
             .env("TMPDIR", self.dir.join("tmp"))

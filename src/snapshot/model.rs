@@ -345,6 +345,7 @@ impl Tally {
 #[derive(Debug, Default)]
 pub struct Live {
     waiting: AtomicUsize,
+    no_room: AtomicBool,
     last_request: AtomicU64,
     /// Requests by class and outcome; made with the first request, since most environments sleep.
     served: OnceLock<Box<[[AtomicU64; MAX_OUTCOMES]; MAX_CLASSES]>>,
@@ -363,6 +364,14 @@ impl Live {
     /// `n` requests are held. Only the hold queue calls this.
     pub fn set_waiting(&self, n: usize) {
         self.waiting.store(n, Ordering::SeqCst);
+    }
+    /// Whether its start waits, or waited in vain, for a place among the node's processes.
+    pub fn no_room(&self) -> bool {
+        self.no_room.load(Ordering::Relaxed)
+    }
+    /// It does, or it has a place. Only who starts it calls this.
+    pub fn set_no_room(&self, no_room: bool) {
+        self.no_room.store(no_room, Ordering::Relaxed);
     }
     /// Remembers that a request came or ended.
     pub fn touch(&self, now: Mono) {

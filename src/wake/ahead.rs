@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::SemaphorePermit;
+
 use crate::id::AllocationId;
 use crate::runner::{StartError, StartSpec};
 use crate::store::record::{Allocation, AllocationState, Failure, Record, RecordError, key};
@@ -42,9 +44,9 @@ impl Worker {
     /// [`AheadError`]; nothing runs then.
     pub async fn start_ahead(self: &Arc<Self>, wanted: &Wanted) -> Result<Allocation, AheadError> {
         // The semaphore is never closed; a start is a start, whoever asks for it.
-        let _permit = self.starts.acquire().await.ok();
+        let mut turn = self.starts.acquire().await.ok();
         let allocation = AllocationId::random(&*self.entropy);
-        match self.try_ahead(wanted, &allocation).await {
+        match self.try_ahead(wanted, &allocation, &mut turn).await {
             Ok(record) => Ok(record),
             Err(e) => {
                 self.forget_ahead(wanted, &allocation).await;
@@ -63,10 +65,11 @@ impl Worker {
         }
     }
 
-    async fn try_ahead(
-        &self,
+    async fn try_ahead<'w>(
+        &'w self,
         wanted: &Wanted,
         allocation: &AllocationId,
+        turn: &mut Option<SemaphorePermit<'w>>,
     ) -> Result<Allocation, AheadError> {
         let spec = self.spec::<AheadError>(wanted, allocation).await?.map_err(cannot)?;
         let mut tries = 0;
@@ -74,7 +77,8 @@ impl Worker {
             tries += 1;
             let record = self.plan_ahead(wanted, allocation).await?;
             let spec = StartSpec { generation: record.generation, ..spec.clone() };
-            match self.runner.start(spec).await {
+            let room = self.room(&wanted.environment, turn).await.map_err(cannot)?;
+            match self.runner.start(spec, room).await {
                 Ok(started) => break (record, started),
                 // A wake of the same environment was quicker.
                 Err(StartError::Fenced { .. }) if tries < TRIES => {}

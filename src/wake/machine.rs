@@ -42,6 +42,12 @@ pub enum WakeEvent {
         /// Microseconds.
         thaw_us: u64,
     },
+    /// The node has no place for it, and nobody waits for it any more. That says nothing of the app: no
+    /// back-off, and no failure is counted.
+    NoRoom {
+        /// What is said of it.
+        failure: Failure,
+    },
     /// It cannot be started, or ended right after it was ready.
     Failed {
         /// Why.
@@ -102,6 +108,11 @@ pub fn advance(
             next.phases.thaw_us = Some(thaw_us);
             // What is typical stays: the next wake may be a start again.
         }
+        (s, WakeEvent::NoRoom { failure }) if s.in_progress() => {
+            next.state = WakeState::Failed;
+            next.failure = Some(failure);
+            next.backoff_ms = 0;
+        }
         // `hot` fails only when its allocation ends right after it was ready.
         (s, WakeEvent::Failed { failure, backoff }) if s != WakeState::Failed => {
             next.state = WakeState::Failed;
@@ -116,6 +127,7 @@ pub fn advance(
                 WakeEvent::Spawned { .. } => "spawn",
                 WakeEvent::Ready { .. } => "readiness",
                 WakeEvent::Resumed { .. } => "resumption",
+                WakeEvent::NoRoom { .. } => "want of a place",
                 WakeEvent::Failed { .. } => "failure",
             };
             return Err(IllegalTransition { id: operation.id.clone(), state, event });
@@ -259,6 +271,12 @@ pub fn backoff(policy: BackoffPolicy, failures_before: u32, pick: u64) -> Durati
     full - Duration::from_millis(if quarter == 0 { 0 } else { pick % quarter })
 }
 
+/// The same for one that ran and did not listen on its port any more soon after it was ready: the first time
+/// it is replaced at once.
+pub fn deaf_backoff(policy: BackoffPolicy, failures_before: u32, pick: u64) -> Duration {
+    failures_before.checked_sub(1).map_or(Duration::ZERO, |n| backoff(policy, n, pick))
+}
+
 /// What those who wait are to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiters {
@@ -386,6 +404,23 @@ mod tests {
         ];
         assert_eq!(resumable(&operation(), &all).map(|a| a.generation.0), Some(2));
         assert_eq!(resumable(&operation(), &all[2..]), None);
+    }
+
+    #[test]
+    fn a_full_node_is_no_failure_of_the_app() {
+        let before = Operation { failures: 3, ..operation() };
+        let claimed = advance(&before, WakeEvent::Claimed { reserve_us: 0 }, Wall(2)).unwrap();
+        let failure = Failure { safe: "full".into(), detail: "full".into(), artifact: false };
+        let over = advance(&claimed, WakeEvent::NoRoom { failure }, Wall(3)).unwrap();
+        assert_eq!((over.state, over.failures, over.backoff_ms), (WakeState::Failed, 3, 0));
+    }
+
+    #[test]
+    fn an_app_that_stops_listening_is_replaced_at_once_and_backs_off_if_that_goes_on() {
+        let policy = BackoffPolicy { first: Duration::from_secs(1), max: Duration::from_secs(60) };
+        assert_eq!(deaf_backoff(policy, 0, 0), Duration::ZERO);
+        assert_eq!(deaf_backoff(policy, 1, 0), Duration::from_secs(1));
+        assert_eq!(deaf_backoff(policy, 2, 0), Duration::from_secs(2));
     }
 
     #[test]

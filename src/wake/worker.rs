@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use crate::artifact::Artifacts;
 use crate::clock::{Clock, Entropy, Mono};
@@ -85,6 +85,8 @@ pub struct Worker {
     pub runtime: tokio::runtime::Handle,
     /// Environments whose operation this process executes now.
     pub executing: Mutex<HashSet<Environment>>,
+    /// Allocations that refused a connection and are being looked at.
+    pub doubted: Mutex<HashSet<AllocationId>>,
     /// Environments for which a wake is being asked for now, and where its answer comes.
     pub asking: Mutex<HashMap<Environment, watch::Receiver<Option<Woke>>>>,
 }
@@ -250,11 +252,11 @@ impl Worker {
     async fn execute(&self, environment: &Environment) -> Result<(), Lost> {
         let began = self.clock.now();
         // The semaphore is never closed.
-        let Ok(_permit) = self.starts.acquire().await else { return Err(Lost::Claim) };
+        let Ok(turn) = self.starts.acquire().await else { return Err(Lost::Claim) };
         let mut claim = self.claim(environment, began).await?;
         // Dropped, and so ended, with this function.
         let renewing = AbortOnDrop(tokio::spawn(renew(Arc::clone(&self.store), claim.lease)));
-        let outcome = self.perform(&mut claim).await;
+        let outcome = self.perform(&mut claim, &mut Some(turn)).await;
         drop(renewing);
         let _ = self.store.lease_revoke(claim.lease).await;
         outcome
@@ -317,7 +319,11 @@ impl Worker {
         Ok(())
     }
 
-    async fn perform(&self, claim: &mut Claim) -> Result<(), Lost> {
+    async fn perform<'w>(
+        &'w self,
+        claim: &mut Claim,
+        turn: &mut Option<SemaphorePermit<'w>>,
+    ) -> Result<(), Lost> {
         let environment = claim.operation.environment.clone();
         self.end_earlier_attempts(claim).await?;
         if self.resume(claim).await? {
@@ -330,7 +336,7 @@ impl Worker {
             return Ok(());
         }
         let allocation = AllocationId::random(&*self.entropy);
-        match self.start(claim, &allocation).await {
+        match self.start(claim, &allocation, turn).await {
             Ok(Ok(())) => {
                 log::info!(
                     "{environment} is awake: {} {} in {:?}",
@@ -359,6 +365,16 @@ impl Worker {
         trouble: Trouble,
     ) -> Result<(), Lost> {
         let environment = claim.operation.environment.clone();
+        if trouble.no_room {
+            log::warn!(
+                "{environment} did not start, and nobody waits for it: {}",
+                trouble.failure.detail
+            );
+            let event = WakeEvent::NoRoom { failure: trouble.failure };
+            self.commit(claim, event, |txn| txn).await?;
+            self.observer.finished(&claim.operation);
+            return Ok(());
+        }
         let pause = backoff(self.backoff, claim.operation.failures, self.entropy.next_u64());
         let tail = self.runner.log_tail(allocation, 2048).unwrap_or_default();
         log::warn!(

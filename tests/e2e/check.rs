@@ -1,6 +1,7 @@
 //! `check`: everything that is wrong, at once, with its place.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -58,10 +59,13 @@ fn every_default_that_the_shipped_files_name_is_one() {
     }
     let config = dir.path().join("edge.toml");
     fs::write(&config, node).unwrap();
+    let secrets = "secrets = { SESSION_STORE_URL = { env = \"SESSION_STORE_URL\" },";
+    let app = app.replace("secrets = { STRIPE", &format!("{secrets} STRIPE"));
     fs::write(dir.path().join("apps/studylab.toml"), app).unwrap();
     assert_passes(&check(&config, &[]));
-    let artifact = dir.path().join("artifact");
-    fs::create_dir(&artifact).unwrap();
+    // What the contract names has to be there: so it is in the sample app.
+    let sample = Artifact::new();
+    let artifact = sample.write();
     fs::write(artifact.join("vango-edge.toml"), contract).unwrap();
     assert_passes(&check(&config, &["--artifact", artifact.to_str().unwrap()]));
 }
@@ -95,6 +99,64 @@ fn everything_that_is_wrong_is_said_at_once_with_its_place() {
         assert!(line.is_some_and(|l| l.contains(words)), "{start}{words}\nin:\n{said}");
     }
     assert_eq!(said.lines().last(), Some("6 errors"));
+}
+
+#[test]
+fn what_deploy_and_the_first_start_would_meet_is_said_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_config(dir.path(), "");
+    let artifact = Artifact::new();
+    assert_passes(&check(&config, &["--artifact", artifact.write().to_str().unwrap()]));
+    let artifact = artifact
+        .set("process", "secrets", "[\"NO_SUCH\", \"IN_A_FILE\"]")
+        .set("assets", "dir", "\"gone\"")
+        .set("wake", "budget", "\"10m\"")
+        .replace("vango_state_schema.json", "no_schema.json");
+    let at = artifact.write().to_owned();
+    fs::set_permissions(at.join("studylab"), fs::Permissions::from_mode(0o644)).unwrap();
+    symlink("/usr/bin/python3", at.join("python3")).unwrap();
+    let app = dir.path().join("apps/studylab.toml");
+    let text = fs::read_to_string(&app).unwrap();
+    fs::write(
+        &app,
+        text.replace("secrets = { STRIPE", "secrets = { IN_A_FILE = { file = \"/none\" }, STRIPE"),
+    )
+    .unwrap();
+    let output = check(&config, &["--artifact", at.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let contract = at.join("vango-edge.toml").display().to_string();
+    for (start, words) in [
+        (at.join("python3").display().to_string(), "symbolic link to /usr/bin/python3"),
+        (contract.clone(), "process.command: ./studylab is not executable"),
+        (contract.clone(), "process.secrets: the operator has no secret NO_SUCH"),
+        (contract.clone(), "process.secrets: secret IN_A_FILE: /none"),
+        (contract.clone(), "assets.dir: the artifact has no directory gone"),
+        (contract.clone(), "wake.budget: server.grace is 300s"),
+        (contract.clone(), "state.schema_file: no_schema.json"),
+    ] {
+        let found = said.lines().any(|l| l.starts_with(&start) && l.contains(words));
+        assert!(found, "{start} … {words} in:\n{said}");
+    }
+    assert_eq!(said.lines().last(), Some("7 errors"), "{said}");
+
+    let other = Artifact::new()
+        .set("process", "command", "[\"studylab\"]")
+        .replace("name = \"studylab\"", "name = \"other\"");
+    let output = check(&config, &["--artifact", other.write().to_str().unwrap(), "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found: Vec<_> =
+        found.as_array().unwrap().iter().map(|d| d["message"].to_string()).collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().any(|m| m.contains("this edge has no app other")), "{found:?}");
+    assert!(found.iter().any(|m| m.contains("the artifact's own is ./studylab")), "{found:?}");
+
+    // The program is gone, and so is the contract: the links are said all the same.
+    fs::remove_file(at.join("vango-edge.toml")).unwrap();
+    let output = check(&config, &["--artifact", at.to_str().unwrap()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("no vango-edge.toml") && said.contains("2 errors"), "{said}");
 }
 
 #[test]

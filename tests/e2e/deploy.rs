@@ -24,18 +24,19 @@ fn the_same_directory_is_the_same_artifact() {
     let edge = Edge::start();
     let (one, copy) = (Artifact::new(), Artifact::new());
     let first = edge.deploy(&one);
-    let again = edge.deploy(&one);
-    let elsewhere = edge.deploy(&copy);
-    assert_eq!(first["digest"], again["digest"]);
-    assert_eq!(first["digest"], elsewhere["digest"], "another place and time");
-    assert_ne!(first["deployment"], again["deployment"]);
-    assert_eq!((&first["epoch"], &again["epoch"]), (&json!(1), &Value::Null));
+    assert_eq!((&first["effect"], &first["epoch"]), (&json!("owns"), &json!(1)));
+    for same in [edge.deploy(&one), edge.deploy(&copy)] {
+        assert_eq!(first["digest"], same["digest"], "another place and time");
+        assert_eq!(first["deployment"], same["deployment"], "nothing was deployed anew");
+        assert_eq!((&same["effect"], &same["epoch"]), (&json!("unchanged"), &json!(1)));
+    }
+    assert_eq!(edge.processes(), [] as [u32; 0], "nothing was started either");
     let other = edge.deploy(&Artifact::new().env("LOG", "debug"));
     assert_ne!(first["digest"], other["digest"]);
     let all = edge.list(&["deployments"]);
     let current: Vec<_> = all.iter().filter(|d| d["current"] == true).collect();
-    assert_eq!((all.len(), current.len()), (4, 1));
-    assert_eq!(current[0]["id"], first["deployment"], "the first one owns the app's hosts");
+    assert_eq!((all.len(), current.len()), (2, 1));
+    assert_eq!(current[0]["id"], other["deployment"], "the second one took the hosts over");
 }
 
 #[test]

@@ -182,6 +182,12 @@ impl Journey {
         let budget = self.view.contract.wake.budget;
         let operation = self.view.operation.as_ref();
         match operation {
+            _ if self.view.live.no_room() && self.view.ready.is_empty() => Reply::refused(
+                Problem::NodeFull,
+                503,
+                "This node runs as many apps as it may. This one is started when there is a place.",
+            )
+            .retry_after(jittered(Duration::from_secs(1), pick)),
             Some(o) if o.state == WakeState::Failed && o.epoch == self.view.owner.epoch => {
                 wake_failed(o, now, pick)
             }

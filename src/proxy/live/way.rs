@@ -79,7 +79,7 @@ impl Way<'_> {
         drop(turn);
         match asked {
             Asked::Refused => {
-                let refused = placed.placement().and_then(|p| journey.connect_failed(p, now()));
+                let refused = placed.placement().and_then(|p| gate.connect_failed(journey, p));
                 refused.map_or(Ok(Some((placed, Asked::Refused))), Err)
             }
             Asked::Failed(failure) => Err(journey.upstream_failed(failure, now())),

@@ -1,6 +1,7 @@
-//! Processes that outlived the one that started them, and processes that end: adopted, ended, or
-//! taken off the registry.
+//! Processes that outlived the one that started them, processes that end, and such as run without listening:
+//! adopted, ended, or taken off the registry.
 
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::id::{AllocationId, Environment};
@@ -9,7 +10,7 @@ use crate::store::record::{
     Allocation, AllocationState, Failure, Operation, Process, Record, RouteOwner, WakeState, key,
 };
 use crate::store::{StoreError, Txn};
-use crate::wake::machine::{self, WakeEvent, backoff};
+use crate::wake::machine::{self, BackoffPolicy, WakeEvent, backoff};
 
 use super::start::ready_check;
 use super::{CLAIM_TTL, Lost, SUPERSEDED, Worker};
@@ -121,32 +122,99 @@ impl Worker {
             // Its executor is waiting for it and will say what happened, in the log too.
             return Ok(false);
         }
-        let mut txn = Txn::new().unchanged(&at, entry.mod_revision).delete(&at);
-        let operation_key = key::operation(environment);
-        let lived = record.ready.map(|r| self.clock.wall().since(r));
-        if lived.is_some_and(|d| d < machine::PROVED)
-            && let Some(stored) = self.store.get(&operation_key).await?
-        {
-            let operation = Operation::decode(&stored.value)?;
-            if operation.allocation.as_ref() == Some(allocation)
-                && operation.state == WakeState::Hot
-            {
-                let pause = backoff(self.backoff, operation.failures, self.entropy.next_u64());
-                let failure = Failure {
-                    safe: "it ended right after it became ready".into(),
-                    detail: format!("{allocation}: {how}, right after it became ready"),
-                    artifact: false,
-                };
-                let next = self.step(&operation, WakeEvent::Failed { failure, backoff: pause })?;
-                txn = txn
-                    .unchanged(&operation_key, stored.mod_revision)
-                    .put(&operation_key, next.encode())
-                    .put(key::history(next.requested, &next.id), next.encode());
-            }
-        }
+        let txn = Txn::new().unchanged(&at, entry.mod_revision).delete(&at);
+        let failure = Failure {
+            safe: "it ended right after it became ready".into(),
+            detail: format!("{allocation}: {how}, right after it became ready"),
+            artifact: false,
+        };
+        let txn = self.failed_early(txn, &record, failure, backoff).await?;
         self.store.txn(txn).await?;
         log::warn!("{environment}: {allocation} ended: {how}");
         Ok(true)
+    }
+
+    /// Adds to `txn`, which takes `record` out of service, that the wake that started it has failed after
+    /// all, if it was ready for a short time only.
+    async fn failed_early(
+        &self,
+        txn: Txn,
+        record: &Allocation,
+        failure: Failure,
+        pause: fn(BackoffPolicy, u32, u64) -> Duration,
+    ) -> Result<Txn, Lost> {
+        let at = key::operation(&record.environment);
+        let lived = record.ready.map(|r| self.clock.wall().since(r));
+        if lived.is_none_or(|d| d >= machine::PROVED) {
+            return Ok(txn);
+        }
+        let Some(stored) = self.store.get(&at).await? else { return Ok(txn) };
+        let operation = Operation::decode(&stored.value)?;
+        if operation.allocation.as_ref() != Some(&record.id) || operation.state != WakeState::Hot {
+            return Ok(txn);
+        }
+        let backoff = pause(self.backoff, operation.failures, self.entropy.next_u64());
+        let next = self.step(&operation, WakeEvent::Failed { failure, backoff })?;
+        Ok(txn
+            .unchanged(&at, stored.mod_revision)
+            .put(&at, next.encode())
+            .put(key::history(next.requested, &next.id), next.encode()))
+    }
+
+    /// An allocation refused a connection. If it runs on and nothing of it listens on its port any more, it
+    /// is taken out of service and ended, so that the requests that wait start another. Returns at once.
+    pub fn doubt(self: &Arc<Self>, environment: &Environment, allocation: &AllocationId) {
+        let mut doubted = self.doubted.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of a crowd that is refused, one asks.
+        if !doubted.insert(allocation.clone()) {
+            return;
+        }
+        drop(doubted);
+        let (worker, environment) = (Arc::clone(self), environment.clone());
+        let allocation = allocation.clone();
+        self.runtime.spawn(async move {
+            match worker.end_deaf(&environment, &allocation).await {
+                // Somebody else changed its record: the next connection that is refused asks again.
+                Ok(()) | Err(Lost::Claim) => {}
+                Err(e) => log::warn!("{environment}: {allocation} was not replaced: {e}"),
+            }
+            worker.doubted.lock().unwrap_or_else(PoisonError::into_inner).remove(&allocation);
+        });
+    }
+
+    async fn end_deaf(
+        &self,
+        environment: &Environment,
+        allocation: &AllocationId,
+    ) -> Result<(), Lost> {
+        // One that has ended is told by its exit.
+        if self.runner.listens(allocation).await != Some(false) {
+            return Ok(());
+        }
+        let at = key::allocation(environment, allocation);
+        let Some(entry) = self.store.get(&at).await? else { return Ok(()) };
+        let record = Allocation::decode(&entry.value)?;
+        if record.state != AllocationState::Ready {
+            return Ok(());
+        }
+        let stopping = Allocation { state: AllocationState::Stopping, ..record.clone() };
+        let txn = Txn::new().unchanged(&at, entry.mod_revision).put(&at, stopping.encode());
+        let failure = Failure {
+            safe: "it stopped listening right after it became ready".into(),
+            detail: format!("{allocation} runs, and nothing of it listens on its port any more"),
+            artifact: false,
+        };
+        let txn = self.failed_early(txn, &record, failure, machine::deaf_backoff).await?;
+        let revision = self.store.txn(txn).await?;
+        let port = record.address.map_or(0, |a| a.port());
+        log::warn!(
+            "{environment}: {allocation} runs, and nothing of it listens on its port {port} any more: it \
+             is ended, and the next request starts another"
+        );
+        self.end_recorded(&record, SUPERSEDED).await;
+        // A wake that came meanwhile has taken it off.
+        self.store.txn(Txn::new().unchanged(&at, revision).delete(&at)).await?;
+        Ok(())
     }
 }
 

@@ -1,10 +1,16 @@
 //! From a claimed operation to a ready allocation, and what every start needs: how it is started and
 //! which generation it is. Nothing here decides whether to start.
 
-use crate::artifact::ArtifactError;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::sync::SemaphorePermit;
+
+use crate::artifact::{ArtifactError, Tree, Wrote};
 use crate::contract::{self, Contract, Ready};
 use crate::id::{AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, OperationId};
-use crate::runner::{ProcessIdentity, ReadyCheck, ResourceLimits, StartError, StartSpec};
+use crate::runner::{ProcessIdentity, ReadyCheck, ResourceLimits, Room, StartError, StartSpec};
 use crate::store::record::{
     Allocation, AllocationState, Deployment, Failure, Operation, Process, Record, RecordError,
     Starts, key,
@@ -18,26 +24,33 @@ use super::{Claim, Lost, Worker, micros};
 pub(in crate::wake) struct Trouble {
     /// In the operation's record.
     pub failure: Failure,
+    /// The node has no place for it: nothing is known of the app.
+    pub no_room: bool,
 }
 
 impl Trouble {
     pub(super) fn new(safe: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { failure: Failure { safe: safe.into(), detail: detail.into(), artifact: false } }
+        let failure = Failure { safe: safe.into(), detail: detail.into(), artifact: false };
+        Self { failure, no_room: false }
     }
 }
 
 impl From<ArtifactError> for Trouble {
     fn from(e: ArtifactError) -> Self {
         let (safe, detail) = (e.safe_cause().into(), e.to_string());
-        Self { failure: Failure { safe, detail, artifact: e.is_artifact() } }
+        Self { failure: Failure { safe, detail, artifact: e.is_artifact() }, no_room: false }
     }
 }
 
 impl From<StartError> for Trouble {
     fn from(e: StartError) -> Self {
-        Self::new(e.safe_cause(), e.to_string())
+        let no_room = matches!(e, StartError::Full(_));
+        Self { no_room, ..Self::new(e.safe_cause(), e.to_string()) }
     }
 }
+
+/// How often a start that waits for a place looks whether anybody waits for it.
+const ROOM_LOOK: Duration = Duration::from_millis(500);
 
 /// What is to be started, and for what.
 #[derive(Debug, Clone)]
@@ -77,11 +90,12 @@ impl NextStart {
 }
 
 impl Worker {
-    /// From a claimed operation to a ready allocation.
-    pub(super) async fn start(
-        &self,
+    /// From a claimed operation to a ready allocation. `turn` is given back while it waits for a place.
+    pub(super) async fn start<'w>(
+        &'w self,
         claim: &mut Claim,
         allocation: &AllocationId,
+        turn: &mut Option<SemaphorePermit<'w>>,
     ) -> Result<Result<(), Trouble>, Lost> {
         let Operation { environment, deployment, digest, epoch, id, .. } = claim.operation.clone();
         let wanted = Wanted { environment, deployment, digest, epoch, operation: id };
@@ -89,12 +103,19 @@ impl Worker {
             Ok(spec) => spec,
             Err(trouble) => return Ok(Err(trouble)),
         };
+        let asked = self.clock.now();
+        let room = match self.room(&wanted.environment, turn).await {
+            Ok(room) => room,
+            Err(trouble) => return Ok(Err(trouble)),
+        };
+        // What is typical of the app is told without it.
+        claim.began = claim.began + self.clock.now().since(asked);
         // Recorded before anything is spawned: a crash from here on leaves no process that no
         // record names.
         let mut record = self.plan(claim, &wanted, allocation).await?;
         let spec = StartSpec { generation: record.generation, ..spec };
         let at = self.clock.now();
-        let started = match self.runner.start(spec).await {
+        let started = match self.runner.start(spec, room).await {
             Ok(started) => started,
             Err(e) => return Ok(Err(e.into())),
         };
@@ -119,6 +140,41 @@ impl Worker {
         Ok(Ok(()))
     }
 
+    /// A place for one more process. Where the node is full it waits for one, first come, first served: at
+    /// least for the app's wake budget, and for as long as a request waits for it.
+    pub(in crate::wake) async fn room<'w>(
+        &'w self,
+        environment: &Environment,
+        turn: &mut Option<SemaphorePermit<'w>>,
+    ) -> Result<Room, Trouble> {
+        let full = match self.runner.try_room() {
+            Ok(room) => return Ok(room),
+            Err(full) => full,
+        };
+        let view = self.snapshots.load().environment(environment).cloned();
+        let Some(view) = view else { return Err(full.into()) };
+        log::warn!("{environment} waits for a place: {full}");
+        // What is in memory can be taken back meanwhile: that needs no place.
+        drop(turn.take());
+        view.live.set_no_room(true);
+        let until = self.clock.now() + view.contract.wake.budget;
+        let mut next = pin!(self.runner.room());
+        loop {
+            tokio::select! {
+                room = &mut next => {
+                    // The semaphore is never closed.
+                    *turn = self.starts.acquire().await.ok();
+                    view.live.set_no_room(false);
+                    return Ok(room);
+                }
+                () = tokio::time::sleep(ROOM_LOOK) => {}
+            }
+            if self.clock.now() >= until && view.live.waiting() == 0 {
+                return Err(full.into());
+            }
+        }
+    }
+
     /// How `wanted` is started. Its generation is given out with its record, later.
     pub(in crate::wake) async fn spec<E: From<StoreError> + From<RecordError>>(
         &self,
@@ -129,7 +185,7 @@ impl Worker {
             Ok(contract) => contract,
             Err(trouble) => return Ok(Err(trouble)),
         };
-        let root = match self.artifacts.tree(&wanted.digest).await {
+        let root = match self.tree(&wanted.digest).await {
             Ok(root) => root,
             Err(e) => return Ok(Err(e.into())),
         };
@@ -155,6 +211,32 @@ impl Worker {
             limits: ResourceLimits::default(),
             host: self.host_of(&wanted.environment),
         }))
+    }
+
+    /// The unpacked tree of `digest`. What an app wrote beside itself is said in the log.
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: it cannot be had.
+    pub async fn tree(&self, digest: &Digest) -> Result<PathBuf, ArtifactError> {
+        let snapshots = &self.snapshots;
+        let in_use = || {
+            let snapshot = snapshots.load();
+            let mut all = snapshot.environments().flat_map(|v| v.ready.iter().chain(&v.others));
+            all.any(|a| a.digest == *digest && a.pid.is_some())
+        };
+        let Tree { root, wrote } = self.artifacts.tree(digest, in_use).await?;
+        if let Some(Wrote { files, bytes, paths, removed }) = wrote {
+            let what = if removed {
+                "removed: each start gets exactly the artifact"
+            } else {
+                "left there while another process runs from it"
+            };
+            log::warn!(
+                "an app wrote {files} files ({bytes} bytes) beside itself, into the tree of {digest}, and \
+                 they are {what}: {paths}. What is to stay belongs below $HOME, what is not below $TMPDIR"
+            );
+        }
+        Ok(root)
     }
 
     pub(super) async fn contract<E: From<StoreError> + From<RecordError>>(
