@@ -8,13 +8,14 @@
 //! may use of it, below [`OWN`], asks for an allocation's credential instead of a token.
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::config::{self, Role, SecretError, read_secret};
+use crate::lifecycle::facts::host_of_authority;
 
 use super::Admin;
 use super::own::OWN;
@@ -73,9 +74,15 @@ impl Access {
         Ok(Self { tokens, hosts: config.hosts.clone(), loopback })
     }
 
-    fn check(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
+    fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let forbidden = |why: &str| Err(Problem::new(StatusCode::FORBIDDEN, why));
-        let host = text(headers, header::HOST).unwrap_or_default();
+        let path = uri.path();
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let host = hosts.next().and_then(|v| v.to_str().ok()).unwrap_or_default();
+        // RFC 9112 §3.2: what is in front of this listener may have looked at another one.
+        if hosts.next().is_some() || uri.authority().is_some_and(|a| a.as_str() != host) {
+            return Err(Problem::bad("the request names more than one host: send exactly one"));
+        }
         if !self.is_own(host) {
             return forbidden(
                 "this Host is not a name of the admin API: use 127.0.0.1, [::1], localhost, or \
@@ -123,10 +130,8 @@ impl Access {
     }
 
     fn is_own(&self, host: &str) -> bool {
-        let name = match host.strip_prefix('[') {
-            Some(rest) => rest.split(']').next().unwrap_or_default(),
-            None => host.split(':').next().unwrap_or_default(),
-        };
+        let Some(name) = host_of_authority(host) else { return false };
+        let name = name.trim_start_matches('[').trim_end_matches(']');
         // Rebinding needs a name: an address in Host is where the client really connected to.
         let address = name.parse::<std::net::IpAddr>();
         name == "localhost"
@@ -152,7 +157,7 @@ fn needed(method: &Method, path: &str) -> Role {
 
 /// Refuses what [`Access`] does not allow, before anything reads the request.
 pub async fn checked(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    match admin.access.load().check(request.method(), request.uri().path(), request.headers()) {
+    match admin.access.load().check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }
@@ -171,9 +176,9 @@ mod tests {
     fn status(access: &Access, method: &Method, path: &str, headers: &[(&str, &str)]) -> u16 {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.insert(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+            map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
-        match access.check(method, path, &map) {
+        match access.check(method, &path.parse().unwrap(), &map) {
             Ok(()) => 200,
             Err(problem) => problem.into_response().status().as_u16(),
         }
@@ -185,12 +190,33 @@ mod tests {
         for own in ["127.0.0.1:9901", "localhost", "[::1]:9901", "127.0.0.2", "edge-1.example:1"] {
             assert!(near.is_own(own), "{own}");
         }
-        for foreign in ["", "evil.example", "127.0.0.1.evil.example", "10.0.0.1", "localhost.evil"]
-        {
+        for foreign in [
+            "",
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "10.0.0.1",
+            "localhost.evil",
+            "[::1]evil",
+            "[::1]:x",
+            "[::1",
+            "127.0.0.1:80:80",
+            "evil@127.0.0.1",
+            "localhost:evil",
+        ] {
             assert!(!near.is_own(foreign), "{foreign}");
         }
         let far = access("10.0.0.1", &[]);
         assert!(far.is_own("10.0.0.1:9901") && !far.is_own("evil.example"));
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let access = access("127.0.0.1", &[]);
+        let hosts = [("host", "127.0.0.1"), ("host", "evil.example")];
+        assert_eq!(status(&access, &Method::GET, "/v1/routes", &hosts), 400);
+        let asked = |target| status(&access, &Method::GET, target, &hosts[..1]);
+        assert_eq!(asked("http://evil.example/v1/routes"), 400);
+        assert_eq!(asked("http://127.0.0.1/v1/routes"), 200);
     }
 
     #[test]

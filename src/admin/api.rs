@@ -1,12 +1,13 @@
 //! The resources under `/v1`.
 
+use std::borrow::Cow;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
@@ -20,7 +21,7 @@ use crate::lifecycle::facts::Facts;
 use crate::lifecycle::hop;
 use crate::lifecycle::origin::Origin;
 use crate::lifecycle::resume::Lookup;
-use crate::lifecycle::trace::Outcome;
+use crate::lifecycle::trace::{Outcome, Trace};
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::{AllocationState, Deployment, Operation, Record, WakeState, key};
 use crate::telemetry::TraceRecord;
@@ -402,47 +403,66 @@ pub async fn explain(
     Json(request): Json<ExplainRequest>,
 ) -> Answer<Explanation> {
     let c = &admin.control;
-    let mut builder =
-        axum::http::Request::builder().method(request.method.as_str()).uri(&request.url);
+    // Taken apart here, since a URI's parser would mend what is to be explained.
+    let (tls, authority, target) = take_apart(&request.url);
+    let mut builder = axum::http::Request::builder().method(request.method.as_str());
     for (name, value) in &request.headers {
         builder = builder.header(name, value);
     }
     let (mut parts, ()) = builder.body(()).map_err(Problem::bad)?.into_parts();
-    if parts.uri.authority().is_none() && !parts.headers.contains_key(header::HOST) {
-        return Err(Problem::bad("the URL needs a host: http://studylab.localhost/dashboard"));
-    }
-    let tls = parts.uri.scheme() == Some(&axum::http::uri::Scheme::HTTPS);
     // What `curl -H 'Host: …' URL` sends: the header wins over the URL's own.
-    if parts.headers.contains_key(header::HOST)
-        && let Some(path) = parts.uri.path_and_query().cloned()
-    {
-        parts.uri = path.into();
-    }
-    let target = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
-    if parts.uri.authority().is_some() {
-        parts.version = axum::http::Version::HTTP_2;
+    if !parts.headers.contains_key(header::HOST) {
+        let Some(authority) = authority else {
+            let needed = "the URL needs a host: http://studylab.localhost/dashboard";
+            return Err(Problem::bad(needed));
+        };
+        let authority = HeaderValue::try_from(authority).map_err(Problem::bad)?;
+        parts.headers.insert(header::HOST, authority);
     }
     let now = c.clock.now();
     let id = RequestId::random(&*c.entropy);
-    let mut facts = Facts::parse(&parts, target.as_bytes(), id, now).map_err(Problem::bad)?;
+    let mut facts = match Facts::parse(&parts, target.as_bytes(), id, now) {
+        Ok(facts) => facts,
+        Err(why) => return Ok(Json(explanation(&Trace::unreadable(id, now, why, now).0))),
+    };
     hop::strip(&mut parts.headers);
     facts.origin = Some(Arc::new(Origin::new(Ipv4Addr::LOCALHOST.into(), tls)));
     let (headers, wall) = (&parts.headers, c.clock.wall());
     let snapshot = Arc::clone(&c.snapshots.load());
     let mut record = Lookup::NotAsked;
-    if let Some(classified) = classify(&snapshot, &facts) {
+    if let Ok(classified) = classify(&snapshot, &facts) {
         admin.sessions.recognise(&classified, headers, || wall, &mut facts);
         if let Some(id) = facts.session.as_ref().filter(|_| facts.websocket) {
             record = admin.sessions.look_up(&classified.view.environment, id).await;
         }
     }
     let trace = core::explain_session(&snapshot, facts, headers, record, now, wall);
-    Ok(Json(Explanation {
+    Ok(Json(explanation(&trace)))
+}
+
+fn explanation(trace: &Trace) -> Explanation {
+    Explanation {
         risk: trace.risk().name().into(),
         outcome: trace.outcome.name().into(),
         decision: trace.decision().into(),
         steps: trace.steps.iter().map(crate::lifecycle::trace::Step::text).collect(),
-    }))
+    }
+}
+
+/// Whether a URL is for HTTPS, its host and port, and the target that is sent for it, byte by byte.
+fn take_apart(url: &str) -> (bool, Option<&str>, Cow<'_, str>) {
+    let (tls, rest) = match url.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
+        _ => return (false, None, url.into()),
+    };
+    let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let target = match target {
+        "" => "/".into(),
+        target if target.starts_with('/') => target.into(),
+        target => format!("/{target}").into(),
+    };
+    (tls, Some(authority), target)
 }
 
 /// Puts an environment to sleep now; answers when it sleeps.

@@ -1,5 +1,6 @@
 //! How answers are printed: tables for people, JSON for programs.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use anyhow::Result;
@@ -12,12 +13,33 @@ use crate::admin::types::{
 use crate::admin::{AuditRow, LedgerRow};
 use crate::lifecycle::trace::StepText;
 
-/// Prints text as it is.
+/// Prints text. What an app or a client wrote may be in it: a terminal would take it for commands, so
+/// control characters, and those that turn the direction of writing, are shown by their numbers. JSON
+/// has the same notation.
 pub fn text(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
+    out.write_all(escaped(text).as_bytes())?;
     out.flush()?;
     Ok(())
+}
+
+pub(super) fn escaped(text: &str) -> Cow<'_, str> {
+    let is_command = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(is_command) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_command(c) {
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out.into()
 }
 
 /// Prints JSON.

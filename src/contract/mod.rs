@@ -5,12 +5,14 @@
 
 mod parse;
 mod route;
+mod spelling;
 
 pub use parse::{parse, routes};
 pub use route::{
     Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
-    Provider, Resume, Route, RouteClass, SessionSource, SocketEnd, Source, Webhook, WhenCold,
+    Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook, WhenCold,
 };
+pub use spelling::{Loose, LoosePattern};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -72,22 +74,35 @@ impl Contract {
         }
     }
 
-    /// The first route that matches a normalised path, with its index. `None` for the path by which
-    /// the edge asks the app for its sessions: that one is nobody else's.
-    pub fn route(&self, path: &str) -> Option<(usize, &Route)> {
-        if self.is_session_path(path) {
-            return None;
+    /// The first route that matches `path`, normalised, with its index. `sent` is the path as the client
+    /// sent it, for which other readings are looked at where a guard could be walked around: of an action
+    /// or a webhook unless `safe`, of the app's sessions always.
+    ///
+    /// # Errors
+    /// [`Unrouted`]
+    pub fn route(&self, path: &str, sent: &str, safe: bool) -> Result<(usize, &Route), Unrouted> {
+        let sessions = self.state.as_ref().and_then(|s| match &s.store {
+            Some(SessionStore::Http { path }) => Some(path),
+            _ => None,
+        });
+        if sessions.is_some_and(|s| s.takes(path)) {
+            return Err(Unrouted::NoRoute);
         }
-        self.routes.iter().enumerate().find(|(_, r)| r.path.matches(path))
-    }
-
-    fn is_session_path(&self, path: &str) -> bool {
-        let Some(SessionStore::Http { path: asked }) =
-            self.state.as_ref().and_then(|s| s.store.as_ref())
-        else {
-            return false;
-        };
-        asked.split_once("{id}").is_some_and(|(before, _)| path.starts_with(before))
+        let found = self.routes.iter().enumerate().find(|(_, r)| r.path.matches(path));
+        // What the contract spells out is what it says.
+        let spelled_out = found.is_some_and(|(_, r)| r.path.is_exactly(sent));
+        let routes = (!safe && !spelled_out).then_some(self.routes.as_slice());
+        if routes.is_some() || sessions.is_some() {
+            let index = found.map(|(index, _)| index);
+            let of_routes = routes.into_iter().flatten().enumerate();
+            let of_routes =
+                of_routes.map(|(i, r)| (r.path.loose(), r.class.is_guarded() && index != Some(i)));
+            let of_sessions = sessions.into_iter().map(|s| (s.loose(), true));
+            if Loose::of(sent).meets(of_sessions.chain(of_routes)) {
+                return Err(Unrouted::Spelling);
+            }
+        }
+        found.ok_or(Unrouted::NoRoute)
     }
 
     /// The first live route, whose session sources count for the app's pages too.
@@ -97,6 +112,15 @@ impl Contract {
             _ => None,
         })
     }
+}
+
+/// Why a path goes by no route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unrouted {
+    /// None takes it, or it is the one by which the edge asks the app for its sessions.
+    NoRoute,
+    /// It is spelled so that an app may take it for a path that is guarded and that it is not.
+    Spelling,
 }
 
 /// `[process]`
@@ -208,10 +232,10 @@ pub enum SessionStore {
         /// The key.
         key: String,
     },
-    /// The app's runtime service; `{id}` in the path is the session's.
+    /// The app's runtime service.
     Http {
-        /// The path.
-        path: String,
+        /// Where it is asked.
+        path: RuntimePath,
     },
 }
 

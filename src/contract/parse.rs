@@ -8,7 +8,7 @@ use crate::document::{Checked, Errors, Table};
 
 use super::route::{
     Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
-    Provider, Resume, Route, RouteClass, SessionSource, SocketEnd, Source, Webhook, WhenCold,
+    Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook, WhenCold,
 };
 use super::{
     Assets, Contract, LivePolicy, Process, Ready, Scale, SessionStore, Sleep, SleepMode, State,
@@ -173,19 +173,19 @@ fn state(t: Table<'_>) -> State {
 
 fn session_store(t: Table<'_>) -> Option<SessionStore> {
     let kind = t.required("kind");
-    let with_id = |key: &'static str| {
-        let text = t.required(key)?;
-        if !text.contains("{id}") {
-            t.error(key, "expected {id} where the session's id belongs");
-        }
-        Some(text)
-    };
     let store = match kind.as_deref() {
         Some("redis") => {
-            let (secret, key) = (t.required("secret"), with_id("key"));
+            let (secret, key) = (t.required("secret"), t.required("key"));
+            if key.as_ref().is_some_and(|key| !key.contains("{id}")) {
+                t.error("key", "expected {id} where the session's id belongs");
+            }
             secret.zip(key).map(|(secret, key)| SessionStore::Redis { secret, key })
         }
-        Some("http") => with_id("path").map(|path| SessionStore::Http { path }),
+        Some("http") => {
+            let path = t.required("path").map(|text| RuntimePath::parse(&text));
+            path.and_then(|p| p.map_err(|e| t.error("path", e)).ok())
+                .map(|path| SessionStore::Http { path })
+        }
         Some(other) => {
             t.error("kind", format!("expected \"redis\" or \"http\", found {other:?}"));
             return None;

@@ -3,12 +3,15 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::spelling::LoosePattern;
+
 /// An exact path, or a prefix that ends in `/*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathPattern {
     /// Without the `*`.
     text: String,
     prefix: bool,
+    loose: LoosePattern,
 }
 
 impl PathPattern {
@@ -38,7 +41,18 @@ impl PathPattern {
         if path.split('/').any(|s| s == "." || s == "..") {
             return bad("requests are matched after . and .. are resolved");
         }
-        Ok(Self { text: path.to_owned(), prefix })
+        let loose = if prefix { LoosePattern::below(path) } else { LoosePattern::exact(path) };
+        Ok(Self { text: path.to_owned(), prefix, loose })
+    }
+
+    /// What its other spellings are looked for by.
+    pub(super) fn loose(&self) -> &LoosePattern {
+        &self.loose
+    }
+
+    /// Whether it is one path, and `sent` is that, byte by byte.
+    pub(super) fn is_exactly(&self, sent: &str) -> bool {
+        !self.prefix && self.text == sent
     }
 
     /// Whether a normalised path matches. Allocates nothing.
@@ -49,6 +63,67 @@ impl PathPattern {
     /// Whether every path that `other` matches is matched by this one.
     pub fn covers(&self, other: &Self) -> bool {
         if self.prefix { other.text.starts_with(&self.text) } else { self == other }
+    }
+}
+
+/// The path of an app's runtime service, by which the edge asks for a session. No other request gets
+/// there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimePath {
+    text: String,
+    /// Bytes of its path before the session's id.
+    before: usize,
+    /// The id is in the query.
+    whole: bool,
+    loose: LoosePattern,
+}
+
+impl RuntimePath {
+    const ID: &str = "{id}";
+
+    /// `{id}` in it is where the session's id belongs.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let bad = |why: &str| {
+            Err(format!(
+                "expected a path such as \"/internal/sessions/{{id}}\", found {text:?}: {why}"
+            ))
+        };
+        let Some(id) = text.find(Self::ID) else {
+            return bad("it has no {id} where the session's id belongs");
+        };
+        if !text.starts_with('/') {
+            return bad("it does not begin with /");
+        }
+        if !text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'\\')) {
+            return bad("it has a character that a path cannot have");
+        }
+        let path = text.find('?').unwrap_or(text.len());
+        let (before, whole) = (id.min(path), path < id);
+        let fixed = &text[..before];
+        if fixed.bytes().all(|b| b == b'/') {
+            return bad("nothing is before {id}, and every request would be one for a session");
+        }
+        let loose = if whole { LoosePattern::exact(fixed) } else { LoosePattern::begins(fixed) };
+        Ok(Self { text: text.to_owned(), before, whole, loose })
+    }
+
+    /// Path and query for a session.
+    pub fn of(&self, id: &str) -> String {
+        self.text.replace(Self::ID, id)
+    }
+
+    /// Whether a normalised path is one of its.
+    pub(super) fn takes(&self, path: &str) -> bool {
+        let fixed = &self.text[..self.before];
+        if self.whole { path == fixed } else { path.starts_with(fixed) }
+    }
+
+    /// What its other spellings are looked for by.
+    pub(super) fn loose(&self) -> &LoosePattern {
+        &self.loose
     }
 }
 
@@ -87,6 +162,11 @@ pub enum RouteClass {
 }
 
 impl RouteClass {
+    /// Whether something is asked of its requests that change something, such as a key or a signature.
+    pub fn is_guarded(&self) -> bool {
+        matches!(self, Self::Action(_) | Self::Webhook(_))
+    }
+
     /// Its name in contracts, metrics and traces.
     pub fn name(&self) -> &'static str {
         match self {
@@ -302,6 +382,18 @@ mod tests {
         assert!(!p("/a").covers(&p("/a/*")) && !p("/a/*").covers(&p("/a")));
         for bad in ["", "a", "/a*", "/*/a", "/a/../b", "/a?b", "/ä"] {
             assert!(PathPattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_runtime_services_path_is_its_own() {
+        let path = RuntimePath::parse("/internal/sessions/{id}/state").unwrap();
+        assert_eq!(path.of("s-1"), "/internal/sessions/s-1/state");
+        assert!(path.takes("/internal/sessions/a") && !path.takes("/internal/sessions"));
+        let query = RuntimePath::parse("/sessions?id={id}").unwrap();
+        assert!(query.takes("/sessions") && !query.takes("/sessions/a"));
+        for bad in ["/sessions", "sessions/{id}", "/{id}", "//{id}", "/a b/{id}", "/?id={id}"] {
+            assert!(RuntimePath::parse(bad).is_err(), "{bad}");
         }
     }
 }

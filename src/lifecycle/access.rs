@@ -79,8 +79,8 @@ pub fn check(
             "{COOKIE}={expires}.{}; Path=/; Max-Age={COOKIE_AGE}; HttpOnly; SameSite=Lax{secure}",
             proof(token, &facts.host, expires)
         );
-        let location =
-            if query.is_empty() { facts.path.clone() } else { format!("{}?{query}", facts.path) };
+        let path = facts.sent();
+        let location = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         // A path that begins with // would be read as another host.
         let location = format!("/{}", location.trim_start_matches('/'));
         return Verdict::Welcome { location, cookie };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Mono;
-use crate::contract::{Route, RouteClass};
+use crate::contract::{Route, RouteClass, Unrouted};
 use crate::id::{AllocationId, OperationId};
 use crate::snapshot::EnvView;
 
@@ -212,9 +212,10 @@ impl Journey {
         pick: u64,
     ) -> Next {
         // The contract that counts is that of the owner who would get it, not of one before.
-        let found = view.and_then(|v| Some((v, under(v, &self.facts)?)));
-        let Some((view, (route, posture))) = found else {
-            return self.answer(now, Reply::no_route(&self.facts.host));
+        let found = view.ok_or(Unrouted::NoRoute).and_then(|v| Ok((v, under(v, &self.facts)?)));
+        let (view, (route, posture)) = match found {
+            Ok(found) => found,
+            Err(why) => return self.answer(now, Reply::unrouted(why, &self.facts.host)),
         };
         let first = self.trace.steps.is_empty();
         let changed = posture != self.posture;

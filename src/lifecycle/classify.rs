@@ -3,10 +3,13 @@
 
 use std::sync::Arc;
 
-use crate::contract::{Idempotency, Route, RouteClass};
+use http::Method;
+
+use crate::contract::{Idempotency, Route, RouteClass, Unrouted};
 use crate::snapshot::{EnvView, Snapshot};
 
 use super::facts::Facts;
+use super::reply::{Problem, Reply};
 
 /// What a request's class means for the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,19 +49,25 @@ impl Classified {
     }
 }
 
-/// `None` when nobody owns the host, or its contract has no route for the path.
-pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Option<Classified> {
-    let view = snapshot.host(&facts.host)?;
+/// Whose the request is, and what it means there.
+///
+/// # Errors
+/// [`Unrouted`], also when nobody owns the host.
+pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Result<Classified, Unrouted> {
+    let view = snapshot.host(&facts.host).ok_or(Unrouted::NoRoute)?;
     let (route, posture) = under(view, facts)?;
     let wakes = wakes(view, route, facts);
-    Some(Classified { view: Arc::clone(view), route, posture, wakes })
+    Ok(Classified { view: Arc::clone(view), route, posture, wakes })
 }
 
 /// Route and posture under one owner's contract: also for a request that was classified before,
-/// since its owner may have changed while it waited. `None` when the contract has no such route.
-pub fn under(view: &EnvView, facts: &Facts) -> Option<(usize, Posture)> {
-    let (route, found) = view.contract.route(&facts.path)?;
-    Some((route, posture(&found.class, facts)))
+/// since its owner may have changed while it waited.
+///
+/// # Errors
+/// [`Unrouted`]
+pub fn under(view: &EnvView, facts: &Facts) -> Result<(usize, Posture), Unrouted> {
+    let (route, found) = view.contract.route(&facts.path, facts.sent(), is_safe(facts))?;
+    Ok((route, posture(&found.class, facts)))
 }
 
 /// Whether the request is safe: it asks for no change, so that no key, no signature and no guard is
@@ -72,6 +81,18 @@ pub fn is_safe(facts: &Facts) -> bool {
     let method = facts.method.as_str();
     matches!(method, "GET" | "HEAD" | "OPTIONS" | "PROPFIND" | "REPORT" | "SEARCH" | "QUERY")
         && !facts.method_overridden
+}
+
+/// The edge's own answer to a request that goes to no app, whoever owns it (RFC 9110 §7.6.2, §9.3.8):
+/// TRACE, which would tell a client the fields that only the app is to see, and OPTIONS that has passed
+/// as many intermediaries as it may.
+pub fn own_answer(facts: &Facts) -> Option<Reply> {
+    if facts.method == Method::TRACE {
+        let detail = "TRACE is answered by no app behind this edge.";
+        return Some(Reply::refused(Problem::MethodRefused, 501, detail));
+    }
+    let last = facts.max_forwards == Some(0);
+    last.then(|| Reply::refused(Problem::MaxForwards, 200, "Max-Forwards is 0: this edge answers."))
 }
 
 /// Whether the contract lets a request of this route and this client wake the app.

@@ -11,7 +11,7 @@ use crate::store::record::{WakePhases, WakeState};
 
 use super::admit::{Journey, Next};
 use super::asset::{Action, Visit};
-use super::classify::{Posture, classify};
+use super::classify::{Posture, classify, own_answer};
 use super::facts::Facts;
 use super::reply::Problem;
 use super::resume::Lookup;
@@ -37,8 +37,12 @@ pub fn explain_session(
     now: Mono,
     wall: Wall,
 ) -> Trace {
-    let Some(classified) = classify(snapshot, &facts) else {
-        return Trace::unowned(&facts, now).0;
+    if let Some(reply) = own_answer(&facts) {
+        return Trace::apart(reply, &facts, now).0;
+    }
+    let classified = match classify(snapshot, &facts) {
+        Ok(classified) => classified,
+        Err(why) => return Trace::unrouted(why, &facts, now).0,
     };
     let view = std::sync::Arc::clone(&classified.view);
     let facts = match Visit::begin(facts, &view, headers, false, now) {

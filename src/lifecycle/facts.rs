@@ -1,11 +1,11 @@
 //! What a request says of itself: parsed once, where it enters, into values that cannot be wrong
 //! afterwards.
 //!
-//! The path is normalised once, for classification **and** for the app, so that the two cannot
-//! disagree about which route a request takes: percent-encoded unreserved characters are decoded
+//! The path is normalised for classification: percent-encoded unreserved characters are decoded
 //! (RFC 3986 §6.2.2.2), dot segments are resolved (§5.2.4), `%2f` is never decoded, slashes are
 //! not merged. What has no safe reading (control characters, a backslash, a broken escape, `..`
-//! above the root) is refused.
+//! above the root) is refused. The app gets the bytes that the client sent, and may read them otherwise:
+//! where that could walk around a guard, [`crate::contract::Loose`] knows its other readings.
 
 use std::sync::Arc;
 
@@ -45,12 +45,33 @@ pub enum BadRequest {
         "the path has no safe reading: control characters, a backslash, a broken percent escape or .. above the root"
     )]
     Path,
+    /// See [`crate::contract::Unrouted::Spelling`].
+    #[error(
+        "an app may take this path for one of an action, a webhook or its session store, which is spelled \
+         otherwise: send it exactly as the app's contract has it"
+    )]
+    Spelling,
     /// RFC 9112: it cannot be parsed, or its length has two readings.
-    #[error("the head is none of HTTP/1.1, or has two readings, or asks for a tunnel")]
+    #[error(
+        "the head is none of HTTP/1.1, or has two readings (a space or # in its target has), or asks for a \
+         tunnel"
+    )]
     Malformed,
+    /// RFC 9110 §15.5.15.
+    #[error("the request target is too long")]
+    TargetTooLong,
     /// RFC 6585 §5.
     #[error("the header fields are too many or too long")]
     HeadTooLarge,
+}
+
+/// Bytes of a target at most: more, and the crate `http` makes no URI of it.
+pub const LONGEST_TARGET: usize = 65_534;
+
+/// A target that has no one reading, as a trace shows it: its path, and of that the begin.
+pub fn shown(target: &[u8]) -> String {
+    let path = target.split(|b| *b == b'?').next().unwrap_or_default();
+    String::from_utf8_lossy(&path[..path.len().min(1024)]).into_owned()
 }
 
 /// Whether a head keeps to the bounds: bytes of target, names and values, and number of fields. Lines
@@ -58,13 +79,16 @@ pub enum BadRequest {
 /// names no more fields than there may be.
 ///
 /// # Errors
-/// [`BadRequest::HeadTooLarge`]
+/// [`BadRequest::HeadTooLarge`], [`BadRequest::TargetTooLong`]
 pub fn check_head(
     headers: &HeaderMap,
     target: usize,
     most_bytes: usize,
     most_fields: usize,
 ) -> Result<(), BadRequest> {
+    if target > most_bytes {
+        return Err(BadRequest::TargetTooLong);
+    }
     // Four bytes more for each: colon, space and line end.
     let fields = headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4);
     let bytes: usize = fields.sum::<usize>() + target;
@@ -110,10 +134,10 @@ pub struct Facts {
     pub method_overridden: bool,
     /// Lower-case host without port.
     pub host: String,
-    /// Normalised path.
+    /// Normalised path, for matching.
     pub path: String,
-    /// Whether normalising changed it.
-    pub path_changed: bool,
+    /// The path as it was sent, where that is another.
+    pub spelled: Option<String>,
     /// Query without `?`.
     pub query: Option<String>,
     /// Asks for a WebSocket (RFC 6455 §4.1), until it is known that its route carries none.
@@ -124,6 +148,8 @@ pub struct Facts {
     pub content_length: Option<u64>,
     /// Bytes of header names and values; what holding it costs at least.
     pub header_bytes: usize,
+    /// Of `OPTIONS`: how many more intermediaries it may pass (RFC 9110 §7.6.2).
+    pub max_forwards: Option<u32>,
     /// What the client calls itself, where it says it first.
     pub user_agent: Option<HeaderValue>,
     /// How errors are told.
@@ -152,6 +178,15 @@ impl Facts {
         id: RequestId,
         received: Mono,
     ) -> Result<Self, BadRequest> {
+        if target.len() > LONGEST_TARGET {
+            return Err(BadRequest::TargetTooLong);
+        }
+        // RFC 9112 §3.2: a client that sends these has not made a target of what it was given, and every
+        // repair is a guess.
+        let broken = target.iter().any(|b| matches!(b, 0..=b' ' | b'#' | 0x7f));
+        if broken || parts.method == Method::CONNECT {
+            return Err(BadRequest::Malformed);
+        }
         let host = host(parts)?;
         let origin = origin_form(target);
         let (raw_path, query) = split_target(origin)?;
@@ -163,13 +198,16 @@ impl Facts {
             method: parts.method.clone(),
             method_overridden: headers.keys().any(overrides_method),
             host,
-            path_changed: path.as_bytes() != raw_path || origin.len() != target.len(),
+            // Only ASCII has a normalised form.
+            spelled: (path.as_bytes() != raw_path)
+                .then(|| String::from_utf8_lossy(raw_path).into_owned()),
             path,
             query,
             websocket: is_websocket(parts),
             body: has_body(headers),
             content_length: content_length(headers),
             header_bytes: headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum(),
+            max_forwards: max_forwards(&parts.method, headers),
             user_agent: headers.get(header::USER_AGENT).cloned(),
             error_form: error_form(&parts.method, headers),
             key: idempotency_key(headers),
@@ -211,11 +249,25 @@ impl Facts {
         self.origin.as_ref()?.host.as_ref()
     }
 
-    /// Path and query for the app.
+    /// The path as it was sent.
+    pub fn sent(&self) -> &str {
+        self.spelled.as_deref().unwrap_or(&self.path)
+    }
+
+    /// Path and query as they were sent: the app's.
     pub fn target(&self) -> String {
+        self.with_query(self.sent())
+    }
+
+    /// Path and query, normalised: the same for all that RFC 3986 §6.2.2 calls the same.
+    pub fn normal_target(&self) -> String {
+        self.with_query(&self.path)
+    }
+
+    fn with_query(&self, path: &str) -> String {
         match &self.query {
-            Some(q) => format!("{}?{q}", self.path),
-            None => self.path.clone(),
+            Some(q) => format!("{path}?{q}"),
+            None => path.to_owned(),
         }
     }
 }
@@ -243,7 +295,7 @@ fn host(parts: &Parts) -> Result<String, BadRequest> {
 }
 
 /// Lower-case host of `host[:port]`, or `None` if it is not one. User information is refused.
-fn host_of_authority(authority: &str) -> Option<String> {
+pub fn host_of_authority(authority: &str) -> Option<String> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let end = rest.find(']')? + 2;
@@ -390,6 +442,13 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     said.split(',').next()?.trim().parse().ok()
 }
 
+/// What is no number is for the app to judge; one beyond counting is as good as the largest.
+fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u32> {
+    let sent = headers.get(header::MAX_FORWARDS).filter(|_| *method == Method::OPTIONS)?;
+    let digits = sent.to_str().ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()))?;
+    (!digits.is_empty()).then(|| digits.parse().unwrap_or(u32::MAX))
+}
+
 /// A browser's navigation asks for `text/html` by name; anything else gets problem details.
 fn error_form(method: &Method, headers: &HeaderMap) -> ErrorForm {
     let html = headers
@@ -486,21 +545,28 @@ mod tests {
             ("*", "*"),
         ] {
             let facts = parse(get(), sent).unwrap();
-            assert_eq!((facts.path.as_str(), facts.path_changed), (read, sent != read), "{sent}");
+            assert_eq!((facts.path.as_str(), facts.sent()), (read, sent), "{sent}");
         }
-        for sent in
-            ["/..", "/a/../../b", "/a\\b", "/%5c", "/%00", "/%zz", "/%4", "a", "", "/a b", "/é"]
-        {
+        for sent in ["/..", "/a/../../b", "/a\\b", "/%5c", "/%00", "/%zz", "/%4", "a", "", "/é"] {
             assert_eq!(parse(get(), sent).unwrap_err(), BadRequest::Path, "{sent:?}");
         }
+        for sent in ["/a b", "/a#b", "/a?b#c", "/a\tb", "/a\x7f"] {
+            assert_eq!(parse(get(), sent).unwrap_err(), BadRequest::Malformed, "{sent:?}");
+        }
+        let long = |n| parse(get(), &"/".repeat(n)).map(|_| ());
+        assert_eq!(long(LONGEST_TARGET), Ok(()));
+        assert_eq!(long(LONGEST_TARGET + 1), Err(BadRequest::TargetTooLong));
         for (sent, read) in
             [("http://study.localhost/a?b", "/a?b"), ("HTTP://Study.localhost:8080", "/")]
         {
             let facts = parse(get().uri("http://study.localhost:8080/a"), sent).unwrap();
-            assert_eq!((facts.target().as_str(), facts.path_changed), (read, true), "{sent}");
+            assert_eq!(facts.target(), read, "{sent}");
         }
         let facts = parse(get(), "/a/%2e?x=%2e&y").unwrap();
-        assert_eq!(facts.target(), "/a/?x=%2e&y");
+        assert_eq!(
+            (facts.target().as_str(), facts.normal_target().as_str()),
+            ("/a/%2e?x=%2e&y", "/a/?x=%2e&y")
+        );
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Print {
             [
                 facts.method.as_str().as_bytes(),
                 facts.host.as_bytes(),
-                facts.target().as_bytes(),
+                facts.normal_target().as_bytes(),
                 value(header::CONTENT_TYPE),
                 value(header::CONTENT_ENCODING),
             ],

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::contract::Unrouted;
 use crate::id::{OperationId, RequestId};
 
 use super::facts::{BadRequest, ErrorForm};
@@ -23,6 +24,14 @@ pub enum Problem {
     BadPath,
     /// 400: the head cannot be read at all.
     MalformedRequest,
+    /// 501: a method that no app gets.
+    MethodRefused,
+    /// 200: OPTIONS that may not be passed on.
+    MaxForwards,
+    /// 421: the host is not one of the connection's certificate.
+    Misdirected,
+    /// 414: the target is too long.
+    TargetTooLong,
     /// 413: the body is longer than the route takes.
     ContentTooLarge,
     /// 431: the header fields are too many or too long.
@@ -93,11 +102,15 @@ pub enum Problem {
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 41] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
         Self::MalformedRequest,
+        Self::MethodRefused,
+        Self::MaxForwards,
+        Self::Misdirected,
+        Self::TargetTooLong,
         Self::ContentTooLarge,
         Self::HeadTooLarge,
         Self::RequestTimeout,
@@ -140,6 +153,10 @@ impl Problem {
             Self::BadHost => "bad-host",
             Self::BadPath => "bad-path",
             Self::MalformedRequest => "malformed-request",
+            Self::MethodRefused => "method-refused",
+            Self::MaxForwards => "max-forwards",
+            Self::Misdirected => "misdirected-request",
+            Self::TargetTooLong => "target-too-long",
             Self::ContentTooLarge => "content-too-large",
             Self::HeadTooLarge => "header-fields-too-large",
             Self::RequestTimeout => "request-timeout",
@@ -183,6 +200,10 @@ impl Problem {
             Self::BadHost => "The request names no single host",
             Self::BadPath => "The request's path has no safe reading",
             Self::MalformedRequest => "The request's head cannot be read",
+            Self::MethodRefused => "No app gets requests of this method",
+            Self::MaxForwards => "The request may pass no further than this edge",
+            Self::Misdirected => "This host is not one of the connection's certificate",
+            Self::TargetTooLong => "The request target is too long",
             Self::ContentTooLarge => "The body is longer than this route takes",
             Self::HeadTooLarge => "The header fields are too many or too long",
             Self::HttpsRequired => "This app is served over HTTPS",
@@ -229,6 +250,7 @@ impl Problem {
             | Self::BadPath
             | Self::MalformedRequest
             | Self::UpgradeInvalid
+            | Self::TargetTooLong
             | Self::HeadTooLarge
             | Self::RequestTimeout => "http_request_error",
             Self::OriginRefused
@@ -242,6 +264,9 @@ impl Problem {
             | Self::WebhookSignatureInvalid
             | Self::PreviewAccess
             | Self::TooManyAttempts
+            | Self::MethodRefused
+            | Self::MaxForwards
+            | Self::Misdirected
             | Self::ContentTooLarge => "http_request_denied",
             Self::WebhookRefused => "http_response_incomplete",
             Self::OutcomeUnknown if status == 409 => "http_request_denied",
@@ -342,9 +367,24 @@ impl Reply {
         self
     }
 
-    /// 404 for a host or path that nobody owns.
-    pub fn no_route(host: &str) -> Self {
-        Self::refused(Problem::NoRoute, 404, format!("Nothing is routed for {host} and this path."))
+    /// 404 for a host or path that nobody owns; 400 for a path that may be meant for another route.
+    pub fn unrouted(why: Unrouted, host: &str) -> Self {
+        match why {
+            Unrouted::NoRoute => {
+                let detail = format!("Nothing is routed for {host} and this path.");
+                Self::refused(Problem::NoRoute, 404, detail)
+            }
+            Unrouted::Spelling => Self::bad_request(BadRequest::Spelling),
+        }
+    }
+
+    /// 421 for a host that the connection's certificate does not cover.
+    pub fn misdirected(host: &str) -> Self {
+        let detail = format!(
+            "This connection was opened for another name, with a certificate that does not cover {host}. \
+             Ask again on a connection of its own."
+        );
+        Self::refused(Problem::Misdirected, 421, detail)
     }
 
     /// 503 for an artifact that is missing or damaged; `why` is safe to show.
@@ -373,8 +413,9 @@ impl Reply {
     /// 400 for a request that has no one reading.
     pub fn bad_request(why: BadRequest) -> Self {
         let (problem, status) = match why {
-            BadRequest::Path => (Problem::BadPath, 400),
+            BadRequest::Path | BadRequest::Spelling => (Problem::BadPath, 400),
             BadRequest::Malformed => (Problem::MalformedRequest, 400),
+            BadRequest::TargetTooLong => (Problem::TargetTooLong, 414),
             BadRequest::HeadTooLarge => (Problem::HeadTooLarge, 431),
             _ => (Problem::BadHost, 400),
         };

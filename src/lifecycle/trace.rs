@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::assets::Asset;
 use crate::clock::Mono;
+use crate::contract::Unrouted;
 use crate::id::{Digest, Epoch, OperationId, RequestId};
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::{WakePhases, WakeState};
@@ -306,11 +307,24 @@ impl Trace {
         }
     }
 
-    /// The whole trace of a request that nobody owns, and its answer.
-    pub fn unowned(facts: &Facts, now: Mono) -> (Self, Reply) {
+    /// The whole trace of a request that goes by no route, and its answer.
+    pub fn unrouted(why: Unrouted, facts: &Facts, now: Mono) -> (Self, Reply) {
         let mut trace = Self::new(facts.id, facts.received);
-        let reply = Reply::no_route(&facts.host);
-        trace.push(now, StepKind::NoOwner(facts.host.clone()));
+        let reply = Reply::unrouted(why, &facts.host);
+        trace.push(
+            now,
+            match why {
+                Unrouted::NoRoute => StepKind::NoOwner(facts.host.clone()),
+                Unrouted::Spelling => StepKind::Unreadable(BadRequest::Spelling),
+            },
+        );
+        trace.answered(now, &reply);
+        (trace, reply)
+    }
+
+    /// The whole trace of a request that the edge answers whoever owns it.
+    pub fn apart(reply: Reply, facts: &Facts, now: Mono) -> (Self, Reply) {
+        let mut trace = Self::new(facts.id, facts.received);
         trace.answered(now, &reply);
         (trace, reply)
     }

@@ -21,6 +21,7 @@ use crate::lifecycle::origin::{self, Origin};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
 use super::admission::{Places, Unproved};
+use super::tls::Asked;
 use super::turns::Urgency;
 
 /// What a client may take. A reload counts for connections that come after it.
@@ -117,6 +118,8 @@ pub struct Client {
     /// Until it asks for something.
     unproved: Mutex<Option<Unproved>>,
     proved: OnceLock<bool>,
+    /// Over TLS: what it asked for, once that is known.
+    asked: OnceLock<Asked>,
     phase: AtomicU8,
     /// Counts phases, so that the stream notices each.
     turns: AtomicU32,
@@ -154,6 +157,7 @@ impl Client {
             telemetry,
             unproved: Mutex::new(Some(unproved)),
             proved: OnceLock::new(),
+            asked: OnceLock::new(),
             phase: AtomicU8::new(Phase::Idle as u8),
             turns: AtomicU32::new(0),
             bodies: AtomicUsize::new(0),
@@ -162,6 +166,17 @@ impl Client {
             resets: AtomicU32::new(0),
             cut: AtomicU8::new(0),
         })
+    }
+
+    /// The handshake is over, in which it asked for this.
+    pub(super) fn asked_for(&self, asked: Asked) {
+        // There is one handshake.
+        let _ = self.asked.set(asked);
+    }
+
+    /// Whether requests for `host` belong on it: always where it named no host.
+    pub(super) fn belongs(&self, host: &str) -> bool {
+        self.asked.get().is_none_or(|asked| asked.covers(host))
     }
 
     /// What the stream hands to Pingora, so that [`Client::of`] finds it.

@@ -8,7 +8,7 @@ use http::Method;
 use pingora_proxy::Session;
 
 use crate::lifecycle::access::{self, Verdict};
-use crate::lifecycle::facts::Facts;
+use crate::lifecycle::facts::{self, BadRequest, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::trace::{Outcome, StepKind, Trace};
 use crate::snapshot::EnvView;
@@ -74,23 +74,32 @@ impl EdgeProxy {
 
     /// Keeps the trace of a request that makes no journey.
     fn keep(&self, ctx: &mut Ctx, trace: Trace, facts: &Facts, view: &EnvView) {
-        let (host, path) = (facts.host.clone(), facts.path.clone());
+        let (host, path) = (facts.host.clone(), facts.sent().to_owned());
         let record = self.record(trace, facts.method.clone(), host, path);
         let environment = Some(view.environment.clone());
         ctx.unrouted = Some(TraceRecord { environment, ..record });
     }
 
-    /// Keeps the answer and the trace of a request that nobody owns.
+    /// Keeps the answer and the trace of a request that makes no journey; `view` is that of its host.
     pub(super) fn unrouted(
         &self,
         ctx: &mut Ctx,
         (trace, reply): (Trace, Reply),
-        method: Method,
-        host: String,
-        path: String,
+        facts: &Facts,
+        view: Option<&Arc<EnvView>>,
     ) {
-        ctx.unrouted = Some(self.record(trace, method, host, path));
         ctx.reply = Some(reply);
+        let (host, path) = (facts.host.clone(), facts.sent().to_owned());
+        let record = self.record(trace, facts.method.clone(), host, path);
+        let environment = view.map(|v| v.environment.clone());
+        ctx.unrouted = Some(TraceRecord { environment, ..record });
+    }
+
+    /// Keeps the answer and the trace of a request whose head, with `target` in it, has no one reading.
+    pub(super) fn unreadable(&self, ctx: &mut Ctx, why: BadRequest, method: Method, target: &[u8]) {
+        let (trace, reply) = Trace::unreadable(ctx.id, ctx.received, why, self.now());
+        ctx.reply = Some(reply);
+        ctx.unrouted = Some(self.record(trace, method, String::new(), facts::shown(target)));
     }
 
     fn record(&self, trace: Trace, method: Method, host: String, path: String) -> TraceRecord {

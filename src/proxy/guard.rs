@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::clock::{Clock, Entropy, Mono};
+use crate::lifecycle::facts::{BadRequest, LONGEST_TARGET};
 use crate::telemetry::Cut;
 
 use super::client::{Client, Phase};
@@ -47,6 +48,9 @@ const PROXY_SIGNATURE: &[u8] = b"\r\n\r\n\0";
 const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\
     Cache-Control: no-store\r\nProxy-Status: vango-edge; error=http_request_error\r\n\
     Content-Length: 0\r\n\r\n";
+const TARGET_TOO_LONG: &[u8] = b"HTTP/1.1 414 URI Too Long\r\nConnection: close\r\n\
+    Cache-Control: no-store\r\nProxy-Status: vango-edge; error=http_request_error\r\n\
+    Content-Length: 0\r\n\r\n";
 const TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\
     Cache-Control: no-store\r\nProxy-Status: vango-edge; error=http_request_error\r\n\
     Content-Length: 0\r\n\r\n";
@@ -60,6 +64,8 @@ pub struct Guarded {
     turn: u32,
     /// When the head began that is being read; bytes of it so far.
     head: (Mono, usize),
+    /// Bytes of its first line so far, and whether that is whole.
+    line: (usize, bool),
     reading: Meter,
     writing: Meter,
     read_timer: Timer,
@@ -123,6 +129,7 @@ impl Guarded {
             entropy,
             turn,
             head: (began, 0),
+            line: (0, false),
             reading: Meter::default(),
             writing: Meter::default(),
             read_timer: Timer::default(),
@@ -154,6 +161,7 @@ impl Guarded {
             if phase == Phase::Idle {
                 // Between requests, where Pingora's own keepalive timeout counts.
                 self.head = (Mono(0), 0);
+                self.line = (0, false);
                 self.writing.start();
             }
         }
@@ -193,10 +201,12 @@ impl Guarded {
                 self.client.enter(Phase::Head);
                 self.turn = self.client.phase().1;
                 self.head.1 = bytes.len();
+                self.follow_line(bytes);
                 bytes.starts_with(PROXY_SIGNATURE).then_some(Cut::ProxyHeader)
             }
             Phase::Head => {
                 self.head.1 += bytes.len();
+                self.follow_line(bytes);
                 None
             }
             Phase::Multiplexed => {
@@ -211,6 +221,13 @@ impl Guarded {
         }
     }
 
+    fn follow_line(&mut self, bytes: &[u8]) {
+        if !self.line.1 {
+            let end = bytes.iter().position(|b| *b == b'\n');
+            self.line = (self.line.0 + end.unwrap_or(bytes.len()), end.is_some());
+        }
+    }
+
     fn moved(&mut self, bytes: usize) {
         let now = self.reading.is_waiting().then(|| self.clock.now());
         self.reading.moved(bytes, now);
@@ -221,6 +238,7 @@ impl Guarded {
         self.client.cut(why);
         let answer = match why {
             Cut::HeaderTime if self.head.1 > 0 => TOO_SLOW,
+            Cut::HeaderSize if self.line.0 > self.client.limits.header_bytes => TARGET_TOO_LONG,
             Cut::HeaderSize => TOO_LARGE,
             _ => return Poll::Ready(Err(timed_out(why))),
         };
@@ -305,8 +323,13 @@ impl Guarded {
     /// Whether what Pingora writes is not to be sent, because something else is.
     fn is_replaced(&mut self, bytes: &[u8]) -> bool {
         if self.instead.is_none() && unread::is_refusal(self.client.phase().0, bytes) {
+            let why = if self.line.0 > LONGEST_TARGET {
+                BadRequest::TargetTooLong
+            } else {
+                BadRequest::Malformed
+            };
             let began = self.head.0;
-            let answer = unread::refusal(&self.client, began, &*self.clock, &*self.entropy);
+            let answer = unread::refusal(&self.client, why, began, &*self.clock, &*self.entropy);
             self.instead = Some((answer, 0));
         }
         self.instead.is_some()

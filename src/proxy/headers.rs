@@ -85,6 +85,9 @@ pub fn for_app(
         headers.insert(FORWARDED_HOST, host);
     }
     headers.insert(REQUEST_ID, facts.id.header_value());
+    if let Some(more) = facts.max_forwards {
+        headers.insert(header::MAX_FORWARDS, HeaderValue::from(more.saturating_sub(1)));
+    }
     if facts.parent.is_none() {
         headers.remove(TRACESTATE);
         headers.insert(TRACEPARENT, restarted(facts));
@@ -97,10 +100,6 @@ pub fn for_app(
         headers.insert(RESUME_REASON, HeaderValue::from_static(verdict.reason()));
     }
     *upstream = RequestHeader::from(parts);
-    if facts.path_changed {
-        // The app routes on the same reading of the path that the edge did.
-        upstream.set_raw_path(facts.target().as_bytes())?;
-    }
     Ok(())
 }
 

@@ -90,7 +90,7 @@ pub fn close_at(
     let record = TraceRecord {
         method: facts.method,
         host: facts.host,
-        path: facts.path,
+        path: facts.spelled.unwrap_or(facts.path),
         class,
         environment: Some(view.environment.clone()),
         status,

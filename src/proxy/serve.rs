@@ -16,7 +16,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::memory::H2Memory;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::protocols::l4::stream::Stream as Socket;
-use pingora::protocols::{ALPN, GetProxyDigest, GetSocketDigest, SocketDigest, Stream};
+use pingora::protocols::{ALPN, GetProxyDigest, GetSocketDigest, SocketDigest, Ssl as _, Stream};
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -32,6 +32,7 @@ use super::guard::Guarded;
 use super::live::Engine;
 use super::proxied;
 use super::service::EdgeProxy;
+use super::tls::Certificates;
 use super::turns::{Turns, Urgency, behind};
 
 /// Connections the kernel may queue before they are accepted; `net.core.somaxconn` bounds it too.
@@ -77,6 +78,8 @@ pub struct Listener {
 pub struct Tls {
     /// Performs handshakes.
     pub acceptor: Acceptor,
+    /// With these.
+    pub certificates: Arc<Certificates>,
     /// `Strict-Transport-Security: max-age` of its answers. Read for each connection.
     pub hsts: Arc<ArcSwap<Option<Duration>>>,
 }
@@ -368,7 +371,12 @@ impl Serving {
         let stream: Stream = match tls {
             Some(tls) => {
                 let secure = tls.acceptor.tls_handshake(socket).await;
-                Box::new(secure.map_err(|_| Some(Cut::Handshake))?)
+                let secure = secure.map_err(|_| Some(Cut::Handshake))?;
+                let name = secure.get_ssl().and_then(|tls| tls.server_name());
+                if let Some(asked) = tls.certificates.asked(name) {
+                    client.asked_for(asked);
+                }
+                Box::new(secure)
             }
             None => Box::new(socket),
         };

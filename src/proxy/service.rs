@@ -15,10 +15,12 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::artifact::AssetBytes;
 use crate::clock::Mono;
+use crate::contract::Unrouted;
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::asset::Visit;
-use crate::lifecycle::classify::{Posture, classify};
+use crate::lifecycle::classify::{Posture, classify, own_answer};
 use crate::lifecycle::facts::{self, Facts};
+use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::Trace;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
@@ -232,15 +234,22 @@ impl ProxyHttp for EdgeProxy {
             Ok(facts) => Facts { origin: ctx.origin.clone(), ..facts },
             Err(why) => {
                 ctx.body_unread = true;
-                let refused = Trace::unreadable(ctx.id, ctx.received, why, self.now());
-                self.unrouted(ctx, refused, method, String::new(), String::new());
+                self.unreadable(ctx, why, method, head.raw_path());
                 return Ok(());
             }
         };
         ctx.form = facts.error_form;
         ctx.body_unread = facts.body;
-        match classify(&self.parts.gate.snapshots.load(), &facts) {
-            Some(classified) => {
+        let misdirected = ctx.client.as_ref().is_some_and(|c| !c.belongs(&facts.host));
+        let own = own_answer(&facts);
+        if let Some(reply) = own.or_else(|| misdirected.then(|| Reply::misdirected(&facts.host))) {
+            let told = Trace::apart(reply, &facts, self.now());
+            self.unrouted(ctx, told, &facts, None);
+            return Ok(());
+        }
+        let snapshot = self.parts.gate.snapshots.load();
+        match classify(&snapshot, &facts) {
+            Ok(classified) => {
                 ctx.view = Some(Arc::clone(&classified.view));
                 facts.owned_by(&classified.view.hosts);
                 if !self.may_see(session, ctx, &facts, &classified.view) {
@@ -272,9 +281,10 @@ impl ProxyHttp for EdgeProxy {
                     }
                 }
             }
-            None => {
-                let refused = Trace::unowned(&facts, self.now());
-                self.unrouted(ctx, refused, method, facts.host, facts.path);
+            Err(why) => {
+                let view = snapshot.host(&facts.host).filter(|_| why == Unrouted::Spelling);
+                let refused = Trace::unrouted(why, &facts, self.now());
+                self.unrouted(ctx, refused, &facts, view);
             }
         }
         Ok(())

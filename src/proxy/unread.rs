@@ -26,16 +26,18 @@ pub(super) fn is_refusal(phase: Phase, bytes: &[u8]) -> bool {
 /// counted and traced.
 pub(super) fn refusal(
     client: &Client,
+    why: BadRequest,
     began: Mono,
     clock: &dyn Clock,
     entropy: &dyn Entropy,
 ) -> Vec<u8> {
     let (id, now) = (RequestId::random(entropy), clock.now());
     let received = if began == Mono(0) { now } else { began };
-    let (mut trace, reply) = Trace::unreadable(id, received, BadRequest::Malformed, now);
+    let (mut trace, reply) = Trace::unreadable(id, received, why, now);
+    let status = http::StatusCode::from_u16(reply.status).unwrap_or(http::StatusCode::BAD_REQUEST);
     let (content_type, body) = reply.body(ErrorForm::Problem, id);
     let mut head = format!(
-        "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: {content_type}\r\n\
+        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: {content_type}\r\n\
          Content-Length: {}\r\nX-Request-Id: {id}\r\n",
         body.len()
     );

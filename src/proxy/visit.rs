@@ -61,7 +61,7 @@ impl EdgeProxy {
         let record = TraceRecord {
             method: facts.method.clone(),
             host: facts.host.clone(),
-            path: facts.path.clone(),
+            path: facts.sent().to_owned(),
             class: ASSET,
             environment: Some(view.environment.clone()),
             status,

@@ -54,7 +54,11 @@ pub(super) fn bind(
         let hsts = Arc::new(ArcSwap::from_pointee(tls.hsts));
         let acceptor = proxy::acceptor(Arc::clone(&certificates))?;
         let port = bound.address.port();
-        listeners.push(bound.with_tls(Tls { acceptor, hsts: Arc::clone(&hsts) }));
+        listeners.push(bound.with_tls(Tls {
+            acceptor,
+            certificates: Arc::clone(&certificates),
+            hsts: Arc::clone(&hsts),
+        }));
         secure.push(Secure { port, certificates, hsts });
     }
     handed.finish();

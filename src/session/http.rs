@@ -36,7 +36,7 @@ impl DurableStore for HttpStore {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(away)?;
         let host = ask.view.hosts.first().map_or("localhost", |h| h.as_str());
         // A session id has only characters that a path may have.
-        let mut request = Request::get(path.replace("{id}", ask.id.expose()))
+        let mut request = Request::get(path.of(ask.id.expose()))
             .header(header::HOST, host)
             .header(header::ACCEPT, "*/*");
         for (name, value) in &ask.target.headers {

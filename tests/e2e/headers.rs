@@ -61,25 +61,13 @@ fn only_the_edge_sets_what_only_the_edge_may_set() {
 }
 
 #[test]
-fn the_app_sees_the_path_that_the_edge_routed_on() {
+fn a_path_without_a_safe_reading_is_refused() {
     let edge = Edge::start();
     edge.deploy(&Artifact::new());
-    for sent in [
-        "/debug/echo?q=%2e%2e/",
-        "/debug/./echo?q=%2e%2e/",
-        "/x/../debug/echo?q=%2e%2e/",
-        "/debug/%65cho?q=%2e%2e/",
-        "/actions/%2e%2e/debug/echo?q=%2e%2e/",
-    ] {
-        let answer = edge.get(sent);
-        assert_eq!(answer.status, 200, "{sent}: {}", answer.text());
-        let echo = answer.json();
-        let trace = edge.trace(answer.request_id());
-        assert_eq!(echo["path"], trace["path"], "{sent}");
-        assert_eq!((&echo["path"], &echo["query"]), (&"/debug/echo".into(), &"q=%2e%2e/".into()));
-    }
     for hostile in ["/../debug/echo", "/%2e%2e/debug/echo", "/debug%5cecho", "/%zz", "/a%00"] {
-        edge.get(hostile).problem(400, "bad-path");
+        let answer = edge.get(hostile);
+        answer.problem(400, "bad-path");
+        assert_eq!(edge.trace(answer.request_id())["path"], hostile, "what was sent");
     }
     // Never decoded: this is another path than /debug/echo.
     assert_eq!(edge.get("/debug%2fecho").status, 404);

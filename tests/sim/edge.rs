@@ -114,7 +114,7 @@ impl Sim {
         let id = RequestId::random(&*self.entropy);
         let mut facts = Facts::parse(&parts, path.as_bytes(), id, self.now()).unwrap();
         facts.affinity = self.some_prior();
-        let Some(classified) = classify(&self.snapshots.load(), &facts) else {
+        let Ok(classified) = classify(&self.snapshots.load(), &facts) else {
             self.note(|_| format!("{method} {path} at {host}: nobody's"));
             *self.story.endings.entry("no-route").or_default() += 1;
             return;

@@ -230,8 +230,9 @@ impl Sim {
         let facts = request.journey.facts();
         let snapshot = self.snapshots.load();
         // The class by the contract it is forwarded under.
-        let class = view.contract.route(&facts.path).map(|(_, r)| r.class.clone());
-        let Some(class) = class else { self.broken(format!("#{n} has no route there")) };
+        let class =
+            view.contract.route(&facts.path, facts.sent(), true).map(|(_, r)| r.class.clone());
+        let Ok(class) = class else { self.broken(format!("#{n} has no route there")) };
         drop(snapshot);
         use vango_edge::contract::{Idempotency, RouteClass};
         let posture = match class {

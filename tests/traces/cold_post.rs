@@ -2,6 +2,7 @@
 //! `keyed_post.rs`.
 
 use vango_edge::lifecycle::admit::{Next, Woke};
+use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::reply::{Forwarded, Problem};
 use vango_edge::lifecycle::retry::UpstreamFailure;
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk};
@@ -48,6 +49,47 @@ fn a_keyed_action_waits_and_is_forwarded_once() {
     seed::assert_contains("POST Action While Cold", &steps(&journey));
     let (risk, decision) = seed::verdict("POST Action While Cold");
     assert_eq!((journey.trace.risk().name(), journey.trace.decision()), (&*risk, &*decision));
+}
+
+#[test]
+fn a_path_that_an_app_may_take_for_a_guarded_one_goes_by_no_route() {
+    let world = World::asleep();
+    let explained = |request, path| {
+        let facts = world.facts(request, path);
+        let reader = world.publisher.reader();
+        explain(
+            &reader.load(),
+            facts,
+            &http::HeaderMap::new(),
+            world.now,
+            vango_edge::clock::Wall(0),
+        )
+    };
+    for path in ["//actions/save", "/Actions/save", "/actions%2fsave", "/x/..;/webhooks/stripe"] {
+        let trace = explained(keyed(), path);
+        let steps: Vec<_> = trace.steps.iter().map(|s| s.text()).collect();
+        assert_eq!(trace.outcome, Outcome::Refused(Problem::BadPath), "{path}");
+        assert_eq!(
+            (steps[0].truth.as_str(), steps[0].value.as_str()),
+            ("Request head", "no one reading")
+        );
+        assert_eq!((steps[1].value.as_str(), steps.len()), ("bad-path", 2));
+        assert!(trace.decision().starts_with("Refuse"));
+        // Safe ones are guarded by nothing.
+        let safe = explained(http::Request::builder(), path);
+        assert_eq!(safe.outcome, Outcome::Woken, "{path}");
+    }
+}
+
+/// A request that waits is read again under each contract: another may guard what this one does not.
+#[test]
+fn a_path_that_becomes_a_guarded_ones_spelling_while_it_waits_is_refused() {
+    let mut world = World::asleep();
+    let mut journey = world.begin(keyed(), "/Later/save");
+    let epoch = vango_edge::id::Epoch(2);
+    world.deploy_with(2, epoch, &CONTRACT.replace("/actions/*", "/later/*"), None);
+    let Next::Reply(reply) = world.decide(&mut journey) else { panic!("a reply") };
+    assert_eq!((reply.problem, reply.status), (Problem::BadPath, 400));
 }
 
 /// Its head was read for the app's rules: it names no principal and no signature for the new ones.

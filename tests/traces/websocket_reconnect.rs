@@ -423,7 +423,7 @@ fn the_path_of_the_runtime_service_is_nobody_elses() {
     let mut world = promised();
     world.allocation('a', Epoch(1), 1, AllocationState::Ready);
     let facts = world.facts(http::Request::builder(), "/internal/sessions/s-1");
-    assert!(classify(&world.publisher.reader().load(), &facts).is_none());
+    assert!(classify(&world.publisher.reader().load(), &facts).is_err());
 }
 
 #[test]

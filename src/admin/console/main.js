@@ -22,14 +22,23 @@ const PAGES = {
 
 let left = new AbortController();
 
+/** @param {string} part of an address; one that cannot be decoded is taken as it is */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 async function show() {
   left.abort();
   left = new AbortController();
   const { signal } = left;
   const main = /** @type {HTMLElement} */ (document.getElementById("page"));
   const [path, query] = location.hash.slice(2).split("?");
-  const [name, ...rest] = path.split("/").filter(Boolean).map(decodeURIComponent);
-  const known = name !== undefined && name in PAGES ? name : "traces";
+  const [name, ...rest] = path.split("/").filter(Boolean).map(decoded);
+  const known = Object.hasOwn(PAGES, name) ? name : "traces";
   const [title, page] = PAGES[known];
   const link = /** @type {HTMLElement} */ (document.getElementById("link"));
   delete link.dataset.state;

@@ -108,7 +108,7 @@ export function title(t) {
     case "asset":
       return "Immutable Asset Request";
     case "none":
-      return "Request That Nobody Owns";
+      return t.outcome === "no-route" ? "Request That Nobody Owns" : "Request Refused at the Door";
     default:
       return `${t.method} ${t.class}`;
   }

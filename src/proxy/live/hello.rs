@@ -132,7 +132,7 @@ impl Hello {
 
     /// On the newest snapshot: a while has passed since the upgrade.
     fn classified(&self) -> Option<Classified> {
-        classify(&self.parts.gate.snapshots.load(), &self.facts)
+        classify(&self.parts.gate.snapshots.load(), &self.facts).ok()
     }
 
     fn journey(self) -> Option<Journey> {
@@ -148,7 +148,7 @@ impl Hello {
         self.head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
         self.head.remove_header(&header::SEC_WEBSOCKET_PROTOCOL);
         let Self { facts, head, limits, cut, .. } = self;
-        let Some(classified) = classify(&parts.gate.snapshots.load(), &facts) else {
+        let Ok(classified) = classify(&parts.gate.snapshots.load(), &facts) else {
             return waiting.turn_away((LATER, Problem::NoRoute.name()), cut, REFUSED_PAUSE).await;
         };
         let mut journey = Journey::begin(facts, classified);

@@ -336,6 +336,10 @@ impl HttpSession {
                 let parsed = parse_req_buffer(&mut req, &buf);
                 match parsed {
                     HeaderParseState::Complete(s) => {
+                        // vango-edge: RequestHeader would cut off what follows a '#'.
+                        if req.path.is_some_and(|target| target.contains('#')) {
+                            return Error::e_explain(InvalidHTTPHeader, "# in the target");
+                        }
                         self.raw_header = Some(BufRef(0, s));
 
                         // We have the header name and values we parsed to be just 0 copy Bytes
@@ -434,7 +438,7 @@ impl HttpSession {
                         break; /* continue the read loop */
                     }
                     HeaderParseState::Invalid(e) => match e {
-                        httparse::Error::Token | httparse::Error::Version => {
+                        httparse::Error::Token | httparse::Error::Version if MEND_TARGETS => {
                             // URI escaping rebuilds the current header. Detach any request body or
                             // pipelined suffix first so normalization never copies queued requests.
                             // `separator_start` is the index of the blank line itself, so the
@@ -1753,6 +1757,10 @@ impl HttpSession {
         self.underlying_stream
     }
 }
+
+/// vango-edge: a target with illegal bytes is refused (RFC 9112 section 3.2), where it was escaped and
+/// parsed again: app and client would disagree on what was asked for.
+const MEND_TARGETS: bool = false;
 
 // Regex to parse request line that has illegal chars in it
 static REQUEST_LINE_REGEX: Lazy<Regex> =
