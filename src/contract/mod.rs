@@ -10,7 +10,8 @@ mod spelling;
 pub use parse::{parse, routes};
 pub use route::{
     Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
-    Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook, WhenCold,
+    Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook,
+    WhenCold,
 };
 pub use spelling::{Loose, LoosePattern};
 

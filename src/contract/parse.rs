@@ -8,7 +8,8 @@ use crate::document::{Checked, Errors, Table};
 
 use super::route::{
     Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
-    Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook, WhenCold,
+    Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook,
+    WhenCold,
 };
 use super::{
     Assets, Contract, LivePolicy, Process, Ready, Scale, SessionStore, Sleep, SleepMode, State,

@@ -231,7 +231,7 @@ fn request_head(
         return Err(Error::explain(ErrorType::InternalError, "nothing was placed"));
     };
     let (target, verdict) = (&placement.allocation, journey.verdict());
-    headers::for_app(&mut head, facts, target, verdict)?;
+    headers::for_app(&mut head, facts, target, verdict);
     Ok(head)
 }
 

@@ -37,17 +37,26 @@ const PREFIX: &str = "vango-edge-";
 /// What CGI makes an environment variable of that programs take for their proxy (CVE-2016-5385).
 const HTTP_PROXY: &str = "proxy";
 
+/// By which IIS says what it rewrote; Symfony, Zend and others take the path from them.
+const PATH_OVERRIDES: [&str; 2] = ["x-original-url", "x-rewrite-url"];
+
 /// Whether a client's field of this name is not passed on. CGI-like servers make one name of those that
 /// differ only in what is neither letter nor digit: to PHP, `Vango.Edge.Epoch` is the edge's own.
 fn is_foreign(name: &HeaderName) -> bool {
     let text = name.as_str();
     let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if plain {
-        return text.starts_with(PREFIX) || text == HTTP_PROXY || OURS.contains(name);
+        return text.starts_with(PREFIX)
+            || text == HTTP_PROXY
+            || PATH_OVERRIDES.contains(&text)
+            || OURS.contains(name);
     }
     let folded: String =
         text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    text.contains('_') || folded.starts_with(PREFIX) || OURS.iter().any(|n| *n == folded.as_str())
+    text.contains('_')
+        || folded.starts_with(PREFIX)
+        || PATH_OVERRIDES.contains(&folded.as_str())
+        || OURS.iter().any(|n| *n == folded.as_str())
 }
 
 /// Fields that are added at most, so that the map grows once: those above and an allocation's.
@@ -58,16 +67,14 @@ const ADDED: usize = 12;
 /// Names with an underscore are dropped, as nginx does by default, and so are those that some servers
 /// could not tell from the edge's own ([`is_foreign`]). Names reach the app in
 /// lower case, as they do over HTTP/2 (RFC 9110 §5.1 has them case-insensitive; RFC 9113 §8.2
-/// lower-case): keeping each client's spelling costs a second map for each request.
-///
-/// # Errors
-/// Pingora's, when the path is not one; a normalised one always is.
+/// lower-case): keeping each client's spelling costs a second map for each request. The target is the
+/// client's, byte by byte.
 pub fn for_app(
     upstream: &mut RequestHeader,
     facts: &Facts,
     allocation: &AllocationView,
     verdict: Option<Verdict>,
-) -> pingora::Result<()> {
+) {
     let (nothing, ()) = http::Request::new(()).into_parts();
     let mut parts = Parts::from(std::mem::replace(upstream, RequestHeader::from(nothing)));
     let headers = &mut parts.headers;
@@ -100,7 +107,6 @@ pub fn for_app(
         headers.insert(RESUME_REASON, HeaderValue::from_static(verdict.reason()));
     }
     *upstream = RequestHeader::from(parts);
-    Ok(())
 }
 
 /// A trace that begins here: its id is the request's (W3C Trace Context §3.2.2.3).

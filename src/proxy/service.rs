@@ -234,7 +234,7 @@ impl ProxyHttp for EdgeProxy {
             Ok(facts) => Facts { origin: ctx.origin.clone(), ..facts },
             Err(why) => {
                 ctx.body_unread = true;
-                self.unreadable(ctx, why, method, head.raw_path());
+                self.unreadable(ctx, why, method, session.req_header().raw_path());
                 return Ok(());
             }
         };
@@ -356,7 +356,7 @@ impl ProxyHttp for EdgeProxy {
         }
         let (facts, target) = (journey.facts(), &placement.allocation);
         let verdict = journey.verdict();
-        headers::for_app(upstream, facts, target, verdict)?;
+        headers::for_app(upstream, facts, target, verdict);
         if let Some(subject) = journey.app_subject() {
             let attempt = self.parts.gate.attempts.next(subject);
             upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;

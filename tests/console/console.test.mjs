@@ -186,6 +186,16 @@ describe("requests and their traces", () => {
     assert.ok(digest("studylab/pr-7").startsWith(value(found.steps, "Deployment/artifact identity")));
   });
 
+  test("an address that names no page shows the first one", async () => {
+    for (const hash of ["__proto__", "constructor", "nothing", "%", "%zz/%"]) {
+      const { page, wrong, close } = await open(edge, hash);
+      await page.waitForFunction(() => document.title.startsWith("Traces"));
+      assert.equal(await page.getByText("The console failed").count(), 0, hash);
+      assert.deepEqual(wrong, [], hash);
+      await close();
+    }
+  });
+
   test("a request that nobody owns", async () => {
     const { answer, title, steps } = await follow("GET", "/", {}, undefined, "nobody.localhost");
     assert.equal(answer.status, 404);

@@ -63,11 +63,9 @@ impl Way<'_> {
         let Ok(turn) = turn else { return Err(journey.not_admitted(now(), pick)) };
         let mut head = self.head.clone();
         let (facts, verdict) = (journey.facts(), journey.verdict());
-        let ready = headers::for_app(&mut head, facts, &target, verdict)
-            .ok()
-            .and_then(|()| upgrade::request(&head).ok());
+        headers::for_app(&mut head, facts, &target, verdict);
         // Every part of it was a part of a request before.
-        let Some(request) = ready else {
+        let Ok(request) = upgrade::request(&head) else {
             return Err(journey.upstream_failed(UpstreamFailure::Closed, now()));
         };
         let (connect, answer) = (self.limits.connect_timeout, self.limits.response_timeout);

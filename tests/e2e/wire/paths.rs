@@ -234,6 +234,20 @@ fn a_declared_path_is_what_the_contract_says_and_safe_methods_need_no_guard() {
 }
 
 #[test]
+fn no_field_says_another_path_or_method() {
+    let app = Recorder::start();
+    let (edge, _dir) = app.edge();
+    for name in ["X-Original-URL", "x-rewrite-url", "X.Original.Url"] {
+        assert_eq!(edge.ask("POST", "/", &[HOST, (name, "/hooks/stripe")], "").status, 200);
+        let heads = app.take();
+        assert!(!heads[0].contains("/hooks/stripe"), "{heads:?}");
+    }
+    let method = ("X-HTTP-Method-Override", "POST");
+    edge.ask("GET", "//hooks/stripe", &[HOST, method], "").problem(400, "bad-path");
+    assert_eq!(app.take(), [] as [String; 0]);
+}
+
+#[test]
 fn the_same_is_refused_over_http2() {
     let (edge, dir) = edge_with("");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
