@@ -390,6 +390,15 @@ impl Trace {
             Outcome::Refused(Problem::BadHost | Problem::BadPath | Problem::MalformedRequest) => {
                 return "Refuse: a request with two readings is how one is smuggled.";
             }
+            Outcome::Refused(Problem::TargetTooLong | Problem::HeadTooLarge) => {
+                return "Refuse: the head is beyond its bounds.";
+            }
+            Outcome::Refused(Problem::MethodRefused | Problem::MaxForwards) => {
+                return "Answer at the edge: this request goes to no app.";
+            }
+            Outcome::Refused(Problem::Misdirected) => {
+                return "Refuse: the connection was opened for another host.";
+            }
             Outcome::Asset => {
                 return "Serve from edge/object storage. Do not wake the app.";
             }
