@@ -174,9 +174,10 @@ impl Client {
         let _ = self.asked.set(asked);
     }
 
-    /// Whether requests for `host` belong on it: always where it named no host.
+    /// Whether requests for `host` belong on it: always where it named no host, and where it is a trusted
+    /// proxy's, which has one name for its connections and many hosts.
     pub(super) fn belongs(&self, host: &str) -> bool {
-        self.asked.get().is_none_or(|asked| asked.covers(host))
+        !self.trusted.is_empty() || self.asked.get().is_none_or(|asked| asked.covers(host))
     }
 
     /// What the stream hands to Pingora, so that [`Client::of`] finds it.

@@ -57,6 +57,16 @@ fn a_host_that_the_connections_certificate_does_not_cover_is_misdirected() {
     );
 }
 
+#[test]
+fn a_trusted_proxy_has_one_name_for_many_hosts() {
+    let (edge, dir) = edge_with("");
+    edge.reconfigure("[server]\n", "[server]\ntrusted_proxies = [\"127.0.0.1\"]\n");
+    edge.json(&["reload"]);
+    edge.deploy(&Artifact::new());
+    let wild = client_config(&dir, "wild", &[b"http/1.1"]);
+    assert!(ask(&edge, &wild, "a.wild.test", "studylab.localhost").starts_with("HTTP/1.1 200"));
+}
+
 fn without_names(config: &Arc<ClientConfig>) -> Arc<ClientConfig> {
     let mut config = ClientConfig::clone(config);
     config.enable_sni = false;
