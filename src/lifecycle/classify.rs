@@ -52,7 +52,7 @@ impl Classified {
 /// Whose the request is, and what it means there.
 ///
 /// # Errors
-/// [`Unrouted`], also when nobody owns the host.
+/// [`Unrouted`], also for a host without an owner.
 pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Result<Classified, Unrouted> {
     let view = snapshot.host(&facts.host).ok_or(Unrouted::NoRoute)?;
     let (route, posture) = under(view, facts)?;
@@ -83,7 +83,7 @@ pub fn is_safe(facts: &Facts) -> bool {
         && !facts.method_overridden
 }
 
-/// The edge's own answer to a request that goes to no app, whoever owns it (RFC 9110 §7.6.2, §9.3.8):
+/// The edge's own answer to a request that goes to no app, on any host (RFC 9110 §7.6.2, §9.3.8):
 /// TRACE, which would tell a client the fields that only the app is to see, and OPTIONS that has passed
 /// as many intermediaries as it may.
 pub fn own_answer(facts: &Facts) -> Option<Reply> {

@@ -367,7 +367,7 @@ impl Reply {
         self
     }
 
-    /// 404 for a host or path that nobody owns; 400 for a path that may be meant for another route.
+    /// 404 for a host or path without an owner; 400 for a path that may be meant for another route.
     pub fn unrouted(why: Unrouted, host: &str) -> Self {
         match why {
             Unrouted::NoRoute => {

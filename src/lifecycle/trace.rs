@@ -322,7 +322,7 @@ impl Trace {
         (trace, reply)
     }
 
-    /// The whole trace of a request that the edge answers whoever owns it.
+    /// The whole trace of a request that the edge answers on any host.
     pub fn apart(reply: Reply, facts: &Facts, now: Mono) -> (Self, Reply) {
         let mut trace = Self::new(facts.id, facts.received);
         trace.answered(now, &reply);

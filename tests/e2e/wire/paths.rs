@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::support::{Answer, Artifact, Edge};
 use crate::tls::{edge_with, h2_connection};
 
-/// An app that somebody runs, which keeps each head that it gets as it came and answers 200, or 101 to
+/// An app of the operator's own, which keeps each head that it gets as it came and answers 200, or 101 to
 /// what asks for a socket.
 pub struct Recorder {
     address: SocketAddr,
