@@ -331,8 +331,8 @@ pub struct TraceFilter {
     class: Option<String>,
     /// Only this method.
     method: Option<String>,
-    /// Only this outcome: hot, woken, held, client-left, a problem's name, or `refused` for every
-    /// problem.
+    /// Only this outcome: hot, woken, held, client-left, cut-off, a problem's name, or `refused` for
+    /// every problem.
     outcome: Option<String>,
     /// Only those whose host and path contain this.
     path: Option<String>,

@@ -49,7 +49,7 @@ fn row(view: &EnvView, now: Mono) -> EnvironmentRow {
         held: view.live.waiting(),
         idle_ms: view.live.idle(now).map(ms),
         sleep_after_ms: contract.sleep.after.map(ms),
-        stop_timeout_ms: ms(contract.process.stop_timeout),
+        drain_timeout_ms: ms(contract.process.drain_timeout),
         wake_budget_ms: ms(contract.wake.budget),
         typical_wake_ms: operation.map(|o| o.stats.typical_ms).filter(|ms| *ms > 0),
         served: served(view),

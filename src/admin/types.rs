@@ -167,7 +167,7 @@ pub struct EnvironmentRow {
     /// Milliseconds of idleness after which it is put to sleep; absent when never.
     pub sleep_after_ms: Option<u64>,
     /// Milliseconds that requests in flight may take when it is put to sleep.
-    pub stop_timeout_ms: u64,
+    pub drain_timeout_ms: u64,
     /// Milliseconds that a request waits for a wake at most.
     pub wake_budget_ms: u64,
     /// Milliseconds that a wake of this artifact takes, where one was seen.

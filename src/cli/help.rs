@@ -65,7 +65,7 @@ Examples:
 
 pub(super) const PROMOTE: &str = "\
 Production gets exactly that artifact, under a new epoch: an allocation of it is made ready first, then
-the owner moves, then what served before drains (live sockets for process.drain_timeout). It waits until
+the owner moves, then what served before drains, for at most process.drain_timeout. It waits until
 the move is over. The app's promotion policy (`promotion` in its file) is asked of the evidence; where it is
 not satisfied, or the new allocation does not become ready, production stays where it is, and the command
 exits with 1.
@@ -192,8 +192,9 @@ Example:
   vango-edge logs al-4sz3kfbtlfb75zso";
 
 pub(super) const SLEEP: &str = "\
-Requests in flight finish within the contract's process.stop_timeout; live sockets are closed with 1012
-\"reconnect\", or rest where their route cuts (socket_end), until their users send something. Then the process is stopped, or frozen where the contract says so. The owner and its epoch
+Requests in flight finish within the contract's process.drain_timeout; live sockets are closed with 1012
+\"reconnect\", or rest where their route cuts (socket_end), until their users send something. Then the
+process is stopped, or frozen where the contract says so. The owner and its epoch
 stay, and the next request wakes it.
 
 Example:

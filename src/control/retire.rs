@@ -1,6 +1,6 @@
 //! Ends allocations whose epoch is over: the owner has moved on, so that they get no new request.
-//! Requests in flight finish within the contract's `process.stop_timeout`; live sockets stay until its
-//! `process.drain_timeout`, and are told then to come back, apart from each other.
+//! Requests in flight finish within the contract's `process.drain_timeout`; live sockets stay as long, and
+//! are told then to come back, apart from each other.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;

@@ -132,7 +132,7 @@ impl Control {
     }
 
     /// Puts `environment` to sleep now: its ready allocations take no new requests; those in flight
-    /// finish, for a command within the contract's `process.stop_timeout`; then the processes are
+    /// finish, for a command within the contract's `process.drain_timeout`; then the processes are
     /// frozen or stopped, as the contract says. A command stops what is frozen already.
     ///
     /// # Errors
@@ -335,7 +335,7 @@ impl Control {
             let Some(view) = self.view_of(environment) else { return load.seal() };
             let routed = view.ready.iter().any(|a| a.id == *allocation);
             let waited = self.clock.now().since(started);
-            let limit = view.contract.process.stop_timeout;
+            let limit = view.contract.process.drain_timeout;
             let sockets = load.sockets();
             let idle = why == SleepFor::Idleness;
             let now = self.clock.now();

@@ -41,6 +41,7 @@ impl Journey {
         let mut why = match (told, reply) {
             (Some(what), _) => what.to_owned(),
             (None, Some(reply)) => reply.problem.title().to_owned(),
+            (None, None) if self.trace.outcome == Outcome::CutOff => "the answer broke off".into(),
             (None, None) => String::new(),
         };
         if lost {

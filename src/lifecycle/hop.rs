@@ -21,13 +21,16 @@ const FIXED: [HeaderName; 9] = [
 
 /// Fields that `Connection` cannot name away: they say whose message it is and how its body is read,
 /// and without them the edge and the app would read two requests.
-const KEPT: [HeaderName; 11] = [
+const KEPT: [HeaderName; 13] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::TRANSFER_ENCODING,
     header::CONTENT_TYPE,
     header::CONTENT_ENCODING,
     header::EXPECT,
+    // Never for one connection only, and without them a cache keeps what it must not.
+    header::CACHE_CONTROL,
+    header::VARY,
     header::COOKIE,
     header::SET_COOKIE,
     header::AUTHORIZATION,

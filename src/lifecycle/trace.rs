@@ -168,6 +168,8 @@ pub enum StepKind {
     PromoteLater(Arc<EnvView>),
     /// The app was sent the request and gave no response.
     UpstreamFailed(UpstreamFailure),
+    /// Its answer began and broke off.
+    BrokeOff(UpstreamFailure),
     /// The app has the key, and joins repeats of it.
     AttachRetry,
     /// Nothing in the control plane was changed for this request.

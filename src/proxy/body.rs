@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header;
+use http::{Version, header};
 use pingora::prelude::{Error, ErrorType};
 use pingora_proxy::Session;
 
@@ -95,17 +95,28 @@ pub fn is_malformed(e: &Error) -> bool {
     matches!(e.etype(), ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd"))
 }
 
+/// Answers `100-continue` to a client that asked for it, over any version that has it: its body is wanted
+/// now (RFC 9110 §10.1.1).
+///
+/// # Errors
+/// Pingora's, when the client is gone.
+pub async fn invite(session: &mut Session) -> pingora::Result<()> {
+    let head = session.req_header();
+    let expects = head.version >= Version::HTTP_11
+        && head
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if expects {
+        session.as_downstream_mut().write_continue_response().await?;
+    }
+    Ok(())
+}
+
 async fn read(session: &mut Session, limit: u64, room: &Arc<Room>) -> Result<Buffered, Unread> {
     let mut place = Place { room: Arc::clone(room), bytes: 0 };
+    invite(session).await.map_err(|_| Unread::Gone)?;
     let downstream = session.as_downstream_mut();
-    let expects = downstream
-        .req_header()
-        .headers
-        .get(header::EXPECT)
-        .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if expects && !downstream.is_http2() {
-        downstream.write_continue_response().await.map_err(|_| Unread::Gone)?;
-    }
     let mut first: Option<Bytes> = None;
     let mut whole = BytesMut::new();
     while let Some(chunk) = downstream.read_request_body().await.map_err(unread)? {

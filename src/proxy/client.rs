@@ -4,7 +4,7 @@
 //! Callbacks find it in the session's digest, which Pingora carries from the stream to each
 //! request, over HTTP/1.1 and HTTP/2 alike.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::lifecycle::origin::{self, Origin};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
 use super::admission::{Places, Unproved};
+use super::linger::Bounds;
 use super::tls::Asked;
 use super::turns::Urgency;
 
@@ -123,6 +124,12 @@ pub struct Client {
     phase: AtomicU8,
     /// Counts phases, so that the stream notices each.
     turns: AtomicU32,
+    /// It reads 1xx answers: its request is of HTTP/1.1.
+    interim: AtomicBool,
+    /// What it is answered is an event stream.
+    stream: AtomicBool,
+    /// Places were scarce when it asked.
+    scarce: AtomicBool,
     /// HTTP/2: bodies that are being waited for.
     bodies: AtomicUsize,
     /// HTTP/2: who reads the connection, and has to know of bodies.
@@ -160,6 +167,9 @@ impl Client {
             asked: OnceLock::new(),
             phase: AtomicU8::new(Phase::Idle as u8),
             turns: AtomicU32::new(0),
+            interim: AtomicBool::new(false),
+            stream: AtomicBool::new(false),
+            scarce: AtomicBool::new(false),
             bodies: AtomicUsize::new(0),
             reader: AtomicWaker::new(),
             answered: AtomicU32::new(0),
@@ -214,6 +224,38 @@ impl Client {
             let unproved = self.unproved.lock().unwrap_or_else(PoisonError::into_inner).take();
             unproved.is_none_or(|u| u.prove())
         })
+    }
+
+    /// A request of it begins: whether it reads 1xx answers, and whether places are scarce.
+    pub(super) fn begins(&self, interim: bool, scarce: bool) {
+        self.interim.store(interim, Ordering::Relaxed);
+        self.stream.store(false, Ordering::Relaxed);
+        self.scarce.store(scarce, Ordering::Relaxed);
+    }
+
+    /// The answer proper begins; `stream` says whether it is an event stream.
+    pub(super) fn answers(&self, stream: bool) {
+        self.stream.store(stream, Ordering::Relaxed);
+    }
+
+    /// Whether its present request is one of HTTP/1.1, to which a 1xx may be sent.
+    pub(super) fn reads_interim(&self) -> bool {
+        self.interim.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is answered with an event stream.
+    pub(super) fn reads_stream(&self) -> bool {
+        self.stream.load(Ordering::Relaxed)
+    }
+
+    /// Whether places were scarce when it asked.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.scarce.load(Ordering::Relaxed)
+    }
+
+    /// How long what it still sends after its answer is read and dropped.
+    pub(super) fn lingers(&self) -> Duration {
+        Bounds::of(self).time
     }
 
     /// A head of it could not be read.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
-use pingora::ErrorSource;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType};
 use pingora_proxy::Session;
@@ -19,10 +18,10 @@ use crate::lifecycle::idempotency::Claim;
 use crate::lifecycle::reply::Reply;
 use crate::store::record::ledger::{StoredHead, StoredResponse, Subject};
 
-use super::body;
-use super::exchange::{self, Body, BodyCut, Delivered, Terms};
+use super::client::{Client, Phase};
+use super::exchange::{self, Body, BodyCut, Delivered, Rest, Terms};
 use super::gate::{Carried, Gate, Placed};
-use super::headers;
+use super::{body, headers, response};
 
 /// What came of trying to deliver.
 pub enum Tried {
@@ -31,8 +30,11 @@ pub enum Tried {
     /// Answer this.
     Reply(Reply),
     /// The app answered.
-    Answered(Box<http::response::Parts>, Bytes, Option<mpsc::Receiver<Result<Bytes, BodyCut>>>),
+    Answered(Box<http::response::Parts>, Bytes, Option<Rest>),
 }
+
+/// 1xx answers of an app that wait for a client to take them, at most.
+const HINTS: usize = 4;
 
 /// Feeds a body that is sent as it comes.
 type Feed = mpsc::Sender<Result<Bytes, BodyCut>>;
@@ -73,7 +75,7 @@ pub async fn deliver(
     mark(&mut head, journey)?;
     let (body, feed) = body_of(journey, carried, &mut head)?;
     let request = to_request(head, journey.facts(), body);
-    let Ok(request) = request else {
+    let Ok(mut request) = request else {
         if let Some(sending) = sending {
             sending.unsent();
         }
@@ -83,7 +85,8 @@ pub async fn deliver(
         response_timeout: limits.response_timeout,
         max_response: gate.ledger.max_response(),
     };
-    let (tell, mut told) = oneshot::channel();
+    let hints = hinted(&mut request);
+    let (tell, told) = oneshot::channel();
     let open = gate.exchanges.begin();
     // From here on the client may leave: the exchange goes on, and keeps its place in the allocation.
     tokio::spawn(async move {
@@ -91,10 +94,8 @@ pub async fn deliver(
         drop((placed, open));
     });
     let mut refused = None;
-    let delivered = match feed {
-        Some(feed) => pump(session, journey, gate, feed, &mut told, &mut refused).await,
-        None => (&mut told).await.ok(),
-    };
+    let between = Between { feed, hints, told };
+    let delivered = between.pump(session, journey, gate, &mut refused).await;
     Ok(match delivered {
         Some(Delivered::Whole(head, body)) => {
             match journey.withheld(head.status.as_u16(), gate.clock.now()) {
@@ -164,50 +165,101 @@ fn mark(head: &mut RequestHeader, journey: &Journey) -> pingora::Result<()> {
     Ok(())
 }
 
-/// Passes the client's body on while the response is waited for.
-async fn pump(
-    session: &mut Session,
-    journey: &mut Journey,
-    gate: &Gate,
-    feed: Feed,
-    told: &mut oneshot::Receiver<Delivered>,
-    refused: &mut Option<Reply>,
-) -> Option<Delivered> {
-    let (mut feed, mut sent) = (Some(feed), 0u64);
-    loop {
-        tokio::select! {
-            biased;
-            delivered = &mut *told => return delivered.ok(),
-            read = session.as_downstream_mut().read_request_body(), if feed.is_some() => {
-                let piece = match read {
-                    Ok(Some(piece)) => {
-                        sent += piece.len() as u64;
-                        *refused = journey.body_grew(sent, gate.clock.now());
-                        if refused.is_some() { Err(BodyCut) } else { Ok(piece) }
-                    }
-                    // Closing the feed is the body's end.
-                    Ok(None) => {
-                        feed = None;
-                        continue;
-                    }
-                    Err(e) => {
-                        if body::is_malformed(&e) {
-                            *refused = Some(journey.body_malformed(gate.clock.now()));
-                        }
-                        Err(BodyCut)
-                    }
-                };
-                let cut = piece.is_err();
-                let gone = match &feed {
-                    Some(feed) => feed.send(piece).await.is_err(),
-                    None => true,
-                };
-                if cut || gone {
-                    feed = None;
+/// What goes between the client and an exchange that is at work.
+struct Between {
+    /// For the client's body, until it is over.
+    feed: Option<Feed>,
+    /// What the app says before its answer.
+    hints: mpsc::Receiver<ResponseHeader>,
+    /// Its answer.
+    told: oneshot::Receiver<Delivered>,
+}
+
+impl Between {
+    /// Passes the client's body on, and what the app says meanwhile, until there is an answer.
+    async fn pump(
+        mut self,
+        session: &mut Session,
+        journey: &mut Journey,
+        gate: &Gate,
+        refused: &mut Option<Reply>,
+    ) -> Option<Delivered> {
+        // The app is there and its place is taken: the client may send its body. One that is gone is
+        // found by reading.
+        if self.feed.is_some() {
+            let _ = body::invite(session).await;
+        }
+        let mut bytes = 0u64;
+        loop {
+            let read = tokio::select! {
+                biased;
+                Some(hint) = self.hints.recv() => {
+                    // The exchange goes on without a client that is gone.
+                    let _ = session.write_response_header(Box::new(hint), false).await;
+                    continue;
                 }
+                delivered = &mut self.told => return delivered.ok(),
+                read = read_for(session, self.feed.as_ref()) => read,
+            };
+            let Some(read) = read else {
+                // The app takes nothing more.
+                self.feed = None;
+                continue;
+            };
+            let piece = match read {
+                Ok(Some(piece)) => {
+                    bytes += piece.len() as u64;
+                    *refused = journey.body_grew(bytes, gate.clock.now());
+                    if refused.is_some() { Err(BodyCut) } else { Ok(piece) }
+                }
+                // Closing the feed is the body's end.
+                Ok(None) => {
+                    self.feed = None;
+                    if let Some(client) = Client::of(session) {
+                        client.enter(Phase::Answer);
+                    }
+                    continue;
+                }
+                Err(e) => {
+                    if body::is_malformed(&e) {
+                        *refused = Some(journey.body_malformed(gate.clock.now()));
+                    }
+                    Err(BodyCut)
+                }
+            };
+            let cut = piece.is_err();
+            // There is room: nothing else sends.
+            let sent = self.feed.as_ref().is_some_and(|feed| feed.try_send(piece).is_ok());
+            if cut || !sent {
+                self.feed = None;
             }
         }
     }
+}
+
+/// A piece of the client's body, once the feed has room for it: none once the app takes nothing more. Cancel
+/// safe.
+async fn read_for(
+    session: &mut Session,
+    feed: Option<&Feed>,
+) -> Option<pingora::Result<Option<Bytes>>> {
+    let Some(feed) = feed else { return std::future::pending().await };
+    drop(feed.reserve().await.ok()?);
+    Some(session.as_downstream_mut().read_request_body().await)
+}
+
+/// Hands what the app says before its answer to the channel that this returns. Its 100 is the edge's matter.
+fn hinted(request: &mut http::Request<Body>) -> mpsc::Receiver<ResponseHeader> {
+    let (say, hints) = mpsc::channel(HINTS);
+    hyper::ext::on_informational(request, move |hint| {
+        if hint.status() != http::StatusCode::CONTINUE
+            && let Ok(hint) = response::copied(hint.status(), hint.headers())
+        {
+            // More than these are not waited for.
+            let _ = say.try_send(hint);
+        }
+    });
+    hints
 }
 
 /// The head that the app is to see.
@@ -277,47 +329,17 @@ pub async fn write(
     id: RequestId,
     claim: &Claim,
     head: &http::response::Parts,
-    (first, rest): (Bytes, Option<mpsc::Receiver<Result<Bytes, BodyCut>>>),
+    (first, rest): (Bytes, Option<Rest>),
     mark: impl Fn(&mut ResponseHeader) -> pingora::Result<()>,
 ) -> pingora::Result<()> {
-    let mut out = ResponseHeader::build(head.status, Some(head.headers.len() + 4))?;
-    for (name, value) in &head.headers {
-        out.append_header(name.clone(), value.clone())?;
-    }
+    let mut out = response::copied(head.status, &head.headers)?;
     out.insert_header("x-request-id", id.to_string())?;
     mark(&mut out)?;
     if claim.subject == Subject::Action {
         let seconds = (claim.retention_ms / 1000).to_string();
         out.insert_header("vango-edge-idempotency-retention", seconds)?;
     }
-    let bodiless = matches!(head.status.as_u16(), 204 | 304);
-    let no_body = bodiless || session.req_header().method == Method::HEAD;
-    match &rest {
-        None if !bodiless => out.insert_header(header::CONTENT_LENGTH, first.len())?,
-        Some(_) if !no_body => out.insert_header(header::TRANSFER_ENCODING, "chunked")?,
-        _ => {}
-    }
-    session.write_response_header(Box::new(out), no_body).await?;
-    if no_body {
-        return Ok(());
-    }
-    let Some(mut rest) = rest else {
-        return session.write_response_body(Some(first), true).await;
-    };
-    if !first.is_empty() {
-        session.write_response_body(Some(first), false).await?;
-    }
-    while let Some(piece) = rest.recv().await {
-        let Ok(piece) = piece else {
-            // The client must see that this is not the end: the connection is closed without one.
-            session.set_keepalive(None);
-            let mut cut = Error::explain(ErrorType::ConnectionClosed, "the response was cut");
-            cut.esource = ErrorSource::Upstream;
-            return Err(cut);
-        };
-        session.write_response_body(Some(piece), false).await?;
-    }
-    session.write_response_body(None, true).await
+    response::write(session, out, first, rest).await
 }
 
 /// A stored response as one to write.

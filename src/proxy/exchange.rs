@@ -18,7 +18,7 @@ use http::header::{self, HeaderMap};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -26,13 +26,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::ledger::Sending;
-use crate::lifecycle::hop;
 use crate::lifecycle::idempotency::Came;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::store::record::ledger::{StoredHead, StoredResponse};
 
-/// Headers an app may answer with; Pingora's own bound.
-const MAX_HEADERS: usize = 256;
+use super::app::{self, Leg};
+use super::response::{self, Pieces};
 
 /// A client that stopped in the middle of its body.
 #[derive(Debug, thiserror::Error)]
@@ -77,10 +76,8 @@ pub async fn connect(address: SocketAddr, within: Duration) -> std::io::Result<C
         .await
         .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
     tcp.set_nodelay(true)?;
-    let mut builder = http1::Builder::new();
-    builder.max_headers(MAX_HEADERS);
     let (sender, driver) =
-        builder.handshake(TokioIo::new(tcp)).await.map_err(std::io::Error::other)?;
+        app::http().handshake(TokioIo::new(Leg::new(tcp))).await.map_err(std::io::Error::other)?;
     let driver = tokio::spawn(async move {
         // What ends a connection is told to whoever waits for the response.
         let _ = driver.await;
@@ -102,10 +99,19 @@ pub enum Delivered {
     /// A whole response; it is on record.
     Whole(http::response::Parts, Bytes),
     /// A response that is too large, or of a kind that never ends, to be kept. Its first bytes, and
-    /// the rest as it comes; an error means that it was cut.
-    Streaming(http::response::Parts, Bytes, mpsc::Receiver<Result<Bytes, BodyCut>>),
+    /// the rest as it comes.
+    Streaming(http::response::Parts, Bytes, Rest),
     /// No whole response came.
     Failed(UpstreamFailure),
+}
+
+/// The rest of a response; an error means that it was cut.
+pub type Rest = mpsc::Receiver<Result<Bytes, UpstreamFailure>>;
+
+impl Pieces for Rest {
+    async fn next(&mut self) -> Option<Result<Bytes, UpstreamFailure>> {
+        self.recv().await
+    }
 }
 
 /// Sends `request`, reads the response to its end, records what came of it, and tells. `tell` may
@@ -123,17 +129,16 @@ pub async fn run(
             Ok(Err(_)) => return failed(sending, UpstreamFailure::Closed, tell).await,
             Err(_) => return failed(sending, UpstreamFailure::Silent, tell).await,
         };
+    if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+        // Nothing asked for it: what follows is no HTTP.
+        return failed(sending, UpstreamFailure::Closed, tell).await;
+    }
     let (mut head, mut body) = response.into_parts();
-    hop::strip(&mut head.headers);
-    // Set anew where it is written.
-    head.headers.remove(header::CONTENT_LENGTH);
+    response::strip(head.status, &mut head.headers);
     let status = head.status.as_u16();
     let mut kept = BytesMut::new();
     let room = terms.max_response.saturating_sub(size(&head.headers));
-    let endless = head
-        .headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+    let endless = response::is_event_stream(&head.headers);
     loop {
         if endless || kept.len() > room {
             end(sending, Came::NotStored { status }, None).await;
@@ -197,11 +202,13 @@ async fn stream_on(
         return;
     }
     loop {
-        let piece = match next(&mut body, terms.response_timeout).await {
-            Ok(Some(piece)) => Ok(piece),
-            Ok(None) => return,
-            Err(_) => Err(BodyCut),
+        let read = tokio::select! {
+            biased;
+            // The app learns at once that its client left, and not at its next piece.
+            () = pieces.closed() => return,
+            read = next(&mut body, terms.response_timeout) => read,
         };
+        let Some(piece) = read.transpose() else { return };
         let cut = piece.is_err();
         if pieces.send(piece).await.is_err() || cut {
             return;

@@ -111,8 +111,8 @@ pub struct Carried {
 pub trait Downstream: Send {
     /// Resolves when it has left. Consumes nothing of an unread body. Cancel safe.
     fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send;
-    /// Whether it is known to have left already.
-    fn has_left(&mut self) -> bool;
+    /// Whether it has left already. May ask it, and then takes a moment.
+    fn has_left(&mut self) -> impl Future<Output = bool> + Send;
     /// Reads its whole body, at most `limit` bytes; one that sends none has nothing to read.
     fn read_whole(
         &mut self,
@@ -128,7 +128,7 @@ impl Downstream for Session {
     fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send {
         watch::client_left(self, body_unread)
     }
-    fn has_left(&mut self) -> bool {
+    fn has_left(&mut self) -> impl Future<Output = bool> + Send {
         watch::has_left(self)
     }
     fn read_whole(
@@ -374,18 +374,23 @@ impl Gate {
         body_unread: bool,
     ) -> (HoldEnd, Option<Placement>) {
         let left = deadline.since(self.clock.now());
-        tokio::select! {
+        let told = tokio::select! {
             biased;
             // First: a client that is gone and a place that came in the same moment mean gone.
-            () = session.left(body_unread) => (HoldEnd::ClientLeft, None),
-            told = ticket.released() => match told {
-                // The place goes to the next one with the grant.
-                Release::Granted(_) if session.has_left() => (HoldEnd::ClientLeft, None),
-                Release::Granted(grant) => (HoldEnd::Released, grant.take()),
-                Release::Recheck => (HoldEnd::Recheck, None),
-                Release::ShuttingDown => (HoldEnd::ShuttingDown, None),
-            },
-            () = tokio::time::sleep(left) => (HoldEnd::DeadlinePassed, None),
+            () = session.left(body_unread) => return (HoldEnd::ClientLeft, None),
+            told = ticket.released() => told,
+            () = tokio::time::sleep(left) => return (HoldEnd::DeadlinePassed, None),
+        };
+        match told {
+            Release::Granted(grant) => {
+                if session.has_left().await {
+                    // The place goes to the next one with the grant.
+                    return (HoldEnd::ClientLeft, None);
+                }
+                (HoldEnd::Released, grant.take())
+            }
+            Release::Recheck => (HoldEnd::Recheck, None),
+            Release::ShuttingDown => (HoldEnd::ShuttingDown, None),
         }
     }
 

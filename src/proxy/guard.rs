@@ -4,6 +4,8 @@
 //! It counts only while the edge waits for the client. A hold with an unread body reads nothing,
 //! and so costs a client nothing; a slow app is not the client's fault either.
 
+mod transport;
+
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
@@ -13,12 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::l4::stream::Stream as Socket;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID, UniqueIDType,
-};
+use pingora::protocols::{Shutdown, SocketDigest, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -28,16 +25,21 @@ use crate::telemetry::Cut;
 
 use super::client::{Client, Phase};
 use super::gather::Gather;
+use super::linger::{Bounds, Linger};
 use super::meter::Meter;
 use super::unread;
+use super::watch::{LOOK_EVERY, Peer};
 
-/// What follows a refused head is read and thrown away for this long and to this size, so that the
-/// answer is not lost to a reset.
-const LINGER: (Duration, usize) = (Duration::from_secs(1), 1 << 20);
+/// A client that sent a FIN is asked whether it is still there once it has waited so long. What is answered
+/// sooner tells it soon enough.
+const ASK_AFTER: Duration = Duration::from_millis(250);
+
+/// The question; see [`super::watch`].
+const ASK: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Bytes that a connection writes before the others have their turn, however fast its client takes
 /// them: a request beside a few hundred large answers waits for so much of each, not for megabytes.
-const A_TURN: usize = 64 * 1024;
+pub(super) const A_TURN: usize = 64 * 1024;
 
 /// An HTTP/2 connection preface and the head of its first frame (RFC 9113 §3.4).
 const PREFACE: usize = 24 + 9;
@@ -70,7 +72,14 @@ pub struct Guarded {
     writing: Meter,
     read_timer: Timer,
     write_timer: Timer,
-    linger: Option<usize>,
+    /// What still comes is thrown away.
+    linger: Option<Box<Linger>>,
+    /// Its end was sent.
+    shut: bool,
+    /// When the client's FIN was seen, and whether it was asked what that means.
+    fin: Option<(Mono, bool)>,
+    /// The answer proper has begun.
+    answering: bool,
     /// Written since others last had their turn.
     at_once: usize,
     /// What is sent in place of Pingora's refusal of a head, and how much of it was.
@@ -88,11 +97,11 @@ impl std::fmt::Debug for Guarded {
 
 /// A timer that exists once it is needed.
 #[derive(Default)]
-struct Timer(Option<Pin<Box<Sleep>>>);
+pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     /// Ready once `left` is over; until then the task is woken for it.
-    fn poll(&mut self, left: Duration, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll(&mut self, left: Duration, cx: &mut Context<'_>) -> Poll<()> {
         if left.is_zero() {
             return Poll::Ready(());
         }
@@ -135,6 +144,9 @@ impl Guarded {
             read_timer: Timer::default(),
             write_timer: Timer::default(),
             linger: None,
+            shut: false,
+            fin: None,
+            answering: false,
             at_once: 0,
             instead: None,
             gather: Gather::default(),
@@ -163,6 +175,8 @@ impl Guarded {
                 self.head = (Mono(0), 0);
                 self.line = (0, false);
                 self.writing.start();
+                self.fin = None;
+                self.answering = false;
             }
         }
         phase
@@ -249,34 +263,78 @@ impl Guarded {
             && let Poll::Ready(Ok(())) = Pin::new(&mut *self.inner).poll_flush(cx)
         {
             let _ = Pin::new(&mut *self.inner).poll_shutdown(cx);
-            self.linger = Some(LINGER.1);
-            self.reading.start();
-            return self.linger(cx);
+            self.shut = true;
+            self.begin_linger();
+            ready!(self.linger(cx));
         }
         Poll::Ready(Err(timed_out(why)))
     }
 
+    fn begin_linger(&mut self) {
+        let bounds = Bounds::of(&self.client);
+        self.linger = Some(Box::new(Linger::new(bounds, self.clock.now())));
+    }
+
     /// Reads and throws away until the client has gone or has had its time.
-    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let over = || Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
-        let mut scratch = [0; 4096];
-        while let Some(left) = self.linger.filter(|left| *left > 0) {
-            let mut buf = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut *self.inner).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                    self.linger = Some(left.saturating_sub(buf.filled().len()));
-                }
-                Poll::Ready(_) => return over(),
-                Poll::Pending => {
-                    let now = self.clock.now();
-                    self.reading.waiting(now);
-                    let left = LINGER.0.saturating_sub(self.reading.stalled(now));
-                    ready!(self.read_timer.poll(left, cx));
-                    return over();
-                }
-            }
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(linger) = &mut self.linger {
+            ready!(linger.poll(&mut self.inner, &*self.clock, &mut self.read_timer, cx));
+            self.linger = None;
         }
-        over()
+        Poll::Ready(())
+    }
+
+    /// Whether the client may still be sending, so that a close would reset the connection.
+    fn may_be_sent_more(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.client.phase().0 {
+            Phase::Head | Phase::Body => true,
+            Phase::Idle | Phase::Answer => {
+                let mut byte = [0; 1];
+                let mut buf = ReadBuf::new(&mut byte);
+                let read = Pin::new(&mut *self.inner).poll_read(cx, &mut buf);
+                matches!(read, Poll::Ready(Ok(()))) && !buf.filled().is_empty()
+            }
+            Phase::Upgraded | Phase::Multiplexed => false,
+        }
+    }
+
+    /// The client's FIN came while its answer is owed: it has said all it will say, or it is gone. It is
+    /// asked which (see [`super::watch`]). An event stream ends with it, since it would end by nothing else.
+    fn finished(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.answering && self.client.reads_stream() {
+            return Poll::Ready(Ok(()));
+        }
+        let gone = |s: Arc<SocketDigest>| Peer::of(&s) == Peer::Gone;
+        if self.inner.get_socket_digest().is_some_and(gone) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let now = self.clock.now();
+        let (since, asked) = *self.fin.get_or_insert((now, false));
+        let may_ask = !asked && !self.answering && self.client.reads_interim();
+        if may_ask && now.since(since) >= ASK_AFTER {
+            self.fin = Some((since, true));
+            // An error is found where the connection is looked at.
+            let _ = Pin::new(&mut *self.inner).poll_write(cx, ASK);
+            let _ = Pin::new(&mut *self.inner).poll_flush(cx);
+        }
+        // Nothing wakes a reader for a reset that follows a FIN.
+        let _ = self.read_timer.poll(LOOK_EVERY, cx);
+        Poll::Pending
+    }
+
+    /// Sends what was gathered: the task that reads has nothing more to write just now.
+    fn send_gathered(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.gather.is_empty() {
+            return Ok(());
+        }
+        match self.gather.poll_empty(&mut *self.inner, cx) {
+            Poll::Ready(Ok(())) => match Pin::new(&mut *self.inner).poll_flush(cx) {
+                Poll::Ready(Err(e)) => Err(e),
+                _ => Ok(()),
+            },
+            Poll::Ready(Err(e)) => Err(e),
+            Poll::Pending => Ok(()),
+        }
     }
 
     /// A write waits for the client: ready with an error once it has waited too long.
@@ -379,7 +437,8 @@ impl AsyncRead for Guarded {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.linger.is_some() {
-            return this.linger(cx);
+            ready!(this.linger(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         if let Some(ended) = this.ended(false) {
             return Poll::Ready(Err(ended));
@@ -390,12 +449,17 @@ impl AsyncRead for Guarded {
         }
         let before = buf.filled().len();
         match Pin::new(&mut *this.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) if phase == Phase::Answer && buf.filled().len() == before => {
+                this.send_gathered(cx)?;
+                this.finished(cx)
+            }
             Poll::Ready(Ok(())) => match this.has_read(phase, &buf.filled()[before..]) {
                 Some(why) => this.refuse(why, cx),
                 None => Poll::Ready(Ok(())),
             },
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             Poll::Pending => {
+                this.send_gathered(cx)?;
                 match phase {
                     Phase::Multiplexed => this.client.reads(cx.waker()),
                     Phase::Head | Phase::Body => this.client.urgency.awaits(true),
@@ -425,6 +489,8 @@ impl AsyncWrite for Guarded {
         if this.is_replaced(buf) {
             return this.replace(buf.len(), cx);
         }
+        // A 1xx is not the answer proper.
+        this.answering |= !buf.starts_with(b"HTTP/1.1 1");
         let outcome = if this.gathers() {
             this.gather.poll_write(&mut *this.inner, cx, buf)
         } else {
@@ -473,68 +539,25 @@ impl AsyncWrite for Guarded {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let outcome = match this.gather.poll_empty(&mut *this.inner, cx) {
-            Poll::Ready(Ok(())) => Pin::new(&mut *this.inner).poll_shutdown(cx),
-            waits => waits,
-        };
-        this.written(outcome, |()| 0, cx)
+        if !this.shut {
+            // Its client may be gone, and is waited for as for any write.
+            let outcome = match this.gather.poll_empty(&mut *this.inner, cx) {
+                Poll::Ready(Ok(())) => Pin::new(&mut *this.inner).poll_shutdown(cx),
+                waits => waits,
+            };
+            ready!(this.written(outcome, |()| 0, cx))?;
+            this.shut = true;
+            if this.may_be_sent_more(cx) {
+                this.begin_linger();
+            }
+        }
+        this.linger(cx).map(Ok)
     }
 }
 
 #[async_trait]
 impl Shutdown for Guarded {
     async fn shutdown(&mut self) {
-        // Its client may be gone, and is waited for as for any write.
-        let _ = tokio::io::AsyncWriteExt::flush(self).await;
-        self.inner.shutdown().await;
-    }
-}
-
-impl UniqueID for Guarded {
-    fn id(&self) -> UniqueIDType {
-        self.inner.id()
-    }
-}
-
-impl Ssl for Guarded {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.inner.get_ssl()
-    }
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
-    }
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner.selected_alpn_proto()
-    }
-}
-
-#[async_trait]
-impl Peek for Guarded {
-    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        self.inner.try_peek(buf).await
-    }
-}
-
-impl GetTimingDigest for Guarded {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
-    }
-    fn get_read_pending_time(&self) -> Duration {
-        self.inner.get_read_pending_time()
-    }
-    fn get_write_pending_time(&self) -> Duration {
-        self.inner.get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for Guarded {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for Guarded {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        let _ = tokio::io::AsyncWriteExt::shutdown(self).await;
     }
 }

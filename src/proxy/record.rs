@@ -3,6 +3,7 @@
 use crate::clock::Mono;
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::reply::Reply;
+use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::Outcome;
 use crate::telemetry::{Telemetry, TraceRecord};
 
@@ -16,6 +17,13 @@ pub enum End {
     Answered {
         /// Its status, if one was sent.
         status: Option<u16>,
+    },
+    /// By the app's answer, which broke off.
+    BrokeOff {
+        /// Its status.
+        status: Option<u16>,
+        /// How the app failed.
+        failure: UpstreamFailure,
     },
     /// By an answer of the edge's own, which the journey has recorded.
     Replied {
@@ -60,6 +68,10 @@ pub fn close_at(
     let status = match end {
         End::Answered { status } => {
             journey.served(status, answered);
+            status
+        }
+        End::BrokeOff { status, failure } => {
+            journey.broke_off(status, answered, failure, now);
             status
         }
         End::Replied { status } => status,

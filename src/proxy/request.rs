@@ -49,6 +49,8 @@ pub struct Ctx {
     pub(super) placed: Option<Placed>,
     pub(super) tried: bool,
     pub(super) gone: bool,
+    /// Something of an answer came, a 1xx included.
+    pub(super) heard: bool,
     pub(super) first_byte: Option<Mono>,
     pub(super) client: Option<Arc<Client>>,
     /// Where it comes from: not always where its connection does.
@@ -80,6 +82,7 @@ impl Ctx {
             placed: None,
             tried: false,
             gone: false,
+            heard: false,
             first_byte: None,
             client: None,
             origin: None,

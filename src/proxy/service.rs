@@ -21,7 +21,6 @@ use crate::lifecycle::asset::Visit;
 use crate::lifecycle::classify::{Posture, classify, own_answer};
 use crate::lifecycle::facts::{self, Facts};
 use crate::lifecycle::reply::Reply;
-use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::Trace;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
@@ -32,7 +31,7 @@ use super::live::LiveParts;
 use super::preview::{PreviewPolicies, WrongTokens};
 use super::record::{self, End, Told};
 use super::request::Ctx;
-use super::{answer, body, headers, received};
+use super::{answer, body, headers, received, response};
 
 /// Seconds that a connection may be idle after a request that found places scarce.
 const CROWDED_IDLE_S: u64 = 1;
@@ -205,7 +204,10 @@ impl ProxyHttp for EdgeProxy {
             // Of HTTP/2 one stream may take nothing while others do.
             let later = if session.is_http2() { 1 } else { 2 };
             session.set_write_timeout(Some(client.limits.write_timeout * later));
-            if self.parts.gate.admission.is_crowded() {
+            let crowded = self.parts.gate.admission.is_crowded();
+            client.begins(session.req_header().version == http::Version::HTTP_11, crowded);
+            session.set_total_drain_timeout(Some(client.lingers()));
+            if crowded {
                 // Who goes on asking keeps its place; who does not gives it to the next one.
                 session.set_keepalive(Some(CROWDED_IDLE_S));
             }
@@ -228,7 +230,9 @@ impl ProxyHttp for EdgeProxy {
         });
         let has_body = parsed.as_ref().is_ok_and(|f| f.body);
         if let Some(client) = &ctx.client {
-            client.enter(if has_body { Phase::Body } else { Phase::Answer });
+            // What cannot be read may have one too.
+            let more = has_body || parsed.is_err();
+            client.enter(if more { Phase::Body } else { Phase::Answer });
         }
         let mut facts = match parsed {
             Ok(facts) => Facts { origin: ctx.origin.clone(), ..facts },
@@ -394,7 +398,15 @@ impl ProxyHttp for EdgeProxy {
         response: &mut ResponseHeader,
         ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
+        ctx.heard = true;
+        response::clean(response)?;
+        if response.status.is_informational() {
+            return Ok(());
+        }
         ctx.first_byte.get_or_insert_with(|| self.parts.gate.clock.now());
+        if let Some(client) = &ctx.client {
+            client.answers(response::is_event_stream(&response.headers));
+        }
         self.mark(response, ctx)?;
         self.keep_affinity(response, ctx)?;
         response.insert_header("x-request-id", ctx.id.header_value())
@@ -429,7 +441,7 @@ impl ProxyHttp for EdgeProxy {
         client_reused: bool,
     ) -> Box<Error> {
         let mut e = e.more_context(format!("Peer: {peer}"));
-        let whole = !session.as_ref().retry_buffer_truncated() && ctx.first_byte.is_none();
+        let whole = !session.as_ref().retry_buffer_truncated() && !ctx.heard;
         let allowed = ctx.journey.as_ref().is_some_and(|j| j.may_resend(client_reused));
         if whole && allowed && matches!(e.retry, RetryType::ReusedOnly | RetryType::Decided(true)) {
             e.set_retry(true);
@@ -447,7 +459,14 @@ impl ProxyHttp for EdgeProxy {
     ) -> FailToProxy {
         let closed = FailToProxy { error_code: 0, can_reuse_downstream: false };
         session.set_keepalive(None);
-        if ctx.gone || session.response_written().is_some() {
+        if ctx.gone {
+            return closed;
+        }
+        if response::final_status(session).is_some() {
+            if !session.is_http2() && *e.esource() != ErrorSource::Downstream {
+                // The part of it that came goes out, and the connection ends without its end.
+                session.as_downstream_mut().shutdown().await;
+            }
             return closed;
         }
         if ctx.reply.is_none() {
@@ -466,17 +485,14 @@ impl ProxyHttp for EdgeProxy {
             }
         }
         if ctx.reply.is_none() {
-            let failure = match e.etype() {
-                ErrorType::ReadTimedout | ErrorType::WriteTimedout => UpstreamFailure::Silent,
-                _ => UpstreamFailure::Closed,
-            };
-            let now = self.now();
+            let (failure, now) = (response::failure(e), self.now());
             ctx.reply = ctx.journey.as_mut().map(|j| j.upstream_failed(failure, now));
         }
         match self.answer(session, ctx).await {
             Ok(()) => FailToProxy {
                 error_code: ctx.reply.as_ref().map_or(0, |r| r.status),
-                can_reuse_downstream: false,
+                // Whole: the session is finished in order.
+                can_reuse_downstream: ctx.reply.is_some(),
             },
             Err(_) => closed,
         }
@@ -501,13 +517,13 @@ impl ProxyHttp for EdgeProxy {
                     self.telemetry.metrics.connections.cut(Cut::WriteTime);
                 }
                 client.stream_ended(
-                    ctx.gone || (e.is_some() && session.response_written().is_none()),
+                    ctx.gone || (e.is_some() && response::final_status(session).is_none()),
                 );
             } else if session.as_downstream_mut().is_body_done() {
                 client.enter(Phase::Idle);
             }
         }
-        let status = session.response_written().map(|r| r.status.as_u16());
+        let status = response::final_status(session);
         if let Some(visit) = ctx.visit.take() {
             return self.visited(visit, status, now);
         }
@@ -524,6 +540,9 @@ impl ProxyHttp for EdgeProxy {
             _ if ctx.from_record => End::Replied { status },
             (None, true, _) => End::Left { status },
             (None, false, Some(_)) if status.is_none() => End::Left { status },
+            (None, false, Some(e)) if *e.esource() == ErrorSource::Upstream => {
+                End::BrokeOff { status, failure: response::failure(e) }
+            }
             _ => End::Answered { status },
         };
         let answered = ctx.first_byte.unwrap_or(now);

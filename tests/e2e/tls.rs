@@ -59,7 +59,7 @@ pub fn client_config(dir: &TempDir, trusted: &str, alpn: &[&[u8]]) -> Arc<Client
 }
 
 /// One request over TLS; what the server said, or why there was no handshake.
-fn ask(
+pub fn ask(
     to: SocketAddr,
     config: &Arc<ClientConfig>,
     name: &str,

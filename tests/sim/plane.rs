@@ -572,7 +572,7 @@ impl Sim {
             let ready = view.ready.iter().any(|a| a.id == r.id);
             let in_flight = found.map_or(0, |a| a.load.in_flight());
             (!ready && in_flight == 0)
-                || now.since(sleeper.started) >= view.contract.process.stop_timeout
+                || now.since(sleeper.started) >= view.contract.process.drain_timeout
         });
         sleeper.draining = left;
         for (at, record, revision) in ended {

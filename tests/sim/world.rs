@@ -25,7 +25,7 @@ const CONTRACTS: [&str; 3] = [
 name = "studylab"
 [process]
 command = ["./studylab"]
-stop_timeout = "2s"
+drain_timeout = "2s"
 [wake]
 budget = "6s"
 max_held = 6
@@ -51,7 +51,7 @@ class = "page"
 name = "studylab"
 [process]
 command = ["./studylab"]
-stop_timeout = "1s"
+drain_timeout = "1s"
 [wake]
 budget = "2s"
 max_held = 3

@@ -165,7 +165,7 @@ function sleeping(e) {
   return [
     `Put ${e.environment} to sleep?`,
     [
-      `Its ${count(e.allocations.length, "allocation")} will take no new requests. ${inFlight === 0 ? "Nothing is in flight" : `${count(inFlight, "request")} in flight may finish within ${duration(e.stop_timeout_ms)}`}; then the processes are stopped, or kept frozen in memory where the contract says so.`,
+      `Its ${count(e.allocations.length, "allocation")} will take no new requests. ${inFlight === 0 ? "Nothing is in flight" : `${count(inFlight, "request")} in flight may finish within ${duration(e.drain_timeout_ms)}`}; then the processes are stopped, or kept frozen in memory where the contract says so.`,
       sockets > 0 && `${count(sockets, "live socket")} ${sockets === 1 ? "is" : "are"} closed with 1012 “reconnect”, and a client that comes back wakes it again; where a route cuts instead (socket_end), its tabs rest until their users send something.`,
       `The owner and its epoch stay. The next request wakes it${wakes}.`,
     ],

@@ -78,6 +78,7 @@ const OUTCOMES = /** @type {Record<string, string>} */ ({
   replayed: "answered with the stored response of the first request with this key",
   duplicate: "answered from the record: the app accepted this event before",
   "client-left": "the client left before it was answered",
+  "cut-off": "the app's answer broke off, and the connection was cut there",
   open: "not over yet",
 });
 
@@ -93,7 +94,7 @@ export const isPreview = (environment) => environment != null && !environment.en
  */
 export function title(t) {
   const woke = t.steps.some((s) => s.truth === "Operation table" || s.truth === "Wake operation");
-  const byApp = ["hot", "held", "client-left", "open"].includes(t.outcome);
+  const byApp = ["hot", "held", "client-left", "cut-off", "open"].includes(t.outcome);
   const when = woke ? " While Cold" : byApp ? " While Hot" : " Answered by the Edge";
   switch (t.class) {
     case "page":

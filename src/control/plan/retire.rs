@@ -29,13 +29,13 @@ pub enum Retiring {
     Cut,
 }
 
-/// Decides on an allocation that has drained for `waited`. Requests in flight have the contract's
-/// `process.stop_timeout`, live sockets its `process.drain_timeout`; it ends when neither keeps it.
+/// Decides on an allocation that has drained for `waited`. Requests in flight and live sockets have the
+/// contract's `process.drain_timeout`; it ends when neither keeps it.
 pub fn retire(in_flight: u32, sockets: u32, waited: Duration, process: &Process) -> Retiring {
     if in_flight == 0 && sockets == 0 {
         return Retiring::End;
     }
-    let requests = in_flight > 0 && waited < process.stop_timeout;
+    let requests = in_flight > 0 && waited < process.drain_timeout;
     let live = sockets > 0 && waited < process.drain_timeout + GOODBYE;
     if requests || live { Retiring::Wait } else { Retiring::Cut }
 }
@@ -46,15 +46,16 @@ mod tests {
     use crate::contract::Contract;
 
     #[test]
-    fn requests_and_sockets_have_limits_of_their_own() {
+    fn requests_and_sockets_have_the_drain_timeout() {
         let external = Contract::external("studylab".parse().unwrap(), Vec::new(), 1, 1);
         let ms = Duration::from_millis;
         let process =
             Process { stop_timeout: ms(100), drain_timeout: ms(5000), ..external.process };
         for (in_flight, sockets, waited, step) in [
             (0, 0, 0, Retiring::End),
-            (1, 0, 99, Retiring::Wait),
-            (1, 0, 100, Retiring::Cut),
+            (1, 0, 100, Retiring::Wait),
+            (1, 0, 4999, Retiring::Wait),
+            (1, 0, 5000, Retiring::Cut),
             (0, 1, 100, Retiring::Wait),
             (1, 1, 5999, Retiring::Wait),
             (0, 1, 5999, Retiring::Wait),

@@ -41,6 +41,25 @@ impl Journey {
 
     /// The app answered with `status`.
     pub fn served(&mut self, status: Option<u16>, now: Mono) {
+        self.answered(status, now);
+        self.attach_evidence(status, now);
+    }
+
+    /// The app began to answer with `status` at `began`, and the answer broke off.
+    pub fn broke_off(
+        &mut self,
+        status: Option<u16>,
+        began: Mono,
+        failure: UpstreamFailure,
+        now: Mono,
+    ) {
+        self.answered(status, began);
+        self.trace.push(now, StepKind::BrokeOff(failure));
+        self.trace.outcome = Outcome::CutOff;
+        self.attach_evidence(status, now);
+    }
+
+    fn answered(&mut self, status: Option<u16>, now: Mono) {
         let preview = !self.view.environment.is_production();
         let pinned = self.pinned(now, status);
         if self.is_delivery() {
@@ -61,7 +80,6 @@ impl Journey {
             }
             Outcome::Hot
         };
-        self.attach_evidence(status, now);
     }
 
     /// The app answered, or would.

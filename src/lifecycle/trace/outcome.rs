@@ -25,6 +25,8 @@ pub enum Outcome {
     Refused(Problem),
     /// The client left first; what was sent, if anything, is in the steps.
     ClientLeft,
+    /// The app's answer began and broke off: the client got a part of it and a cut connection.
+    CutOff,
 }
 
 impl Outcome {
@@ -40,6 +42,7 @@ impl Outcome {
             Self::Welcomed,
             Self::Replayed,
             Self::Duplicate,
+            Self::CutOff,
         ]
         .into_iter()
         .chain(Problem::ALL.into_iter().map(Self::Refused))
@@ -57,7 +60,8 @@ impl Outcome {
             Self::Welcomed => 6,
             Self::Replayed => 7,
             Self::Duplicate => 8,
-            Self::Refused(p) => 9 + p as usize,
+            Self::CutOff => 9,
+            Self::Refused(p) => 10 + p as usize,
         }
     }
 
@@ -67,6 +71,7 @@ impl Outcome {
         let status = status?;
         match self {
             Self::Hot | Self::Woken | Self::Held => Some(status >= 500),
+            Self::CutOff => Some(true),
             Self::Refused(
                 Problem::WakeFailed
                 | Problem::WakeTimeout
@@ -92,6 +97,7 @@ impl Outcome {
             Self::Duplicate => "duplicate",
             Self::Refused(p) => p.name(),
             Self::ClientLeft => "client-left",
+            Self::CutOff => "cut-off",
         }
     }
 }

@@ -178,7 +178,7 @@ impl StepKind {
                 "Connect refused; nothing was sent. Choose again.",
                 "Regional runtime registry",
             ),
-            Self::Run { .. } | Self::UpstreamFailed(_) => (
+            Self::Run { .. } | Self::UpstreamFailed(_) | Self::BrokeOff(_) => (
                 Actor::Allocation,
                 "Run Vango route/render and return HTML or patches.",
                 "Vango session loop",
@@ -332,6 +332,14 @@ impl StepKind {
                 }
                 .into(),
                 "sent; outcome unknown".into(),
+            ),
+            Self::BrokeOff(failure) => (
+                match failure {
+                    UpstreamFailure::Closed => "closed the connection within its answer",
+                    UpstreamFailure::Silent => "fell silent within its answer",
+                }
+                .into(),
+                "the client got a part of it and a cut connection".into(),
             ),
             Self::RunPreview { view, status } => (
                 format!("sha256:{}", view.owner.digest.short()),

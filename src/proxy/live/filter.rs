@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
 use crate::proxy::gate::Placed;
@@ -10,7 +11,6 @@ use crate::proxy::request::Ctx;
 use crate::proxy::service::EdgeProxy;
 
 use super::upgrade::{Asked, accepted, relay};
-use super::way::request_id;
 use super::{Hello, Way, carry, hello, take_over};
 
 impl EdgeProxy {
@@ -43,8 +43,11 @@ impl EdgeProxy {
                 Ok(Some((placed, Asked::Answered(answer)))) => {
                     ctx.answered_at(parts.gate.clock.now());
                     let within = way.limits.response_timeout;
-                    let ours = request_id(ctx.id());
-                    let relayed = relay(session, answer, &ours, within).await;
+                    let mark = |head: &mut ResponseHeader| {
+                        head.insert_header("x-request-id", ctx.id().to_string())?;
+                        self.mark(head, ctx)
+                    };
+                    let relayed = relay(session, answer, mark, within).await;
                     drop(placed);
                     return relayed;
                 }

@@ -270,7 +270,7 @@ impl Downstream for Waiting {
     }
 
     /// Whether it is still there is seen when the app's answer is written to it.
-    fn has_left(&mut self) -> bool {
+    async fn has_left(&mut self) -> bool {
         false
     }
 }

@@ -12,6 +12,8 @@ use pingora_proxy::Session;
 use tokio::net::TcpStream;
 
 use crate::lifecycle::retry::UpstreamFailure;
+use crate::proxy::app::{self, Leg};
+use crate::proxy::response::{self, Pieces};
 use crate::snapshot::AllocationView;
 
 /// Hop-by-hop fields (RFC 9110 §7.6.1): each side makes its own.
@@ -72,10 +74,10 @@ pub async fn ask(
 }
 
 async fn exchange(request: Request<Empty<Bytes>>, stream: TcpStream) -> hyper::Result<Asked> {
-    let (mut send, connection) = hyper::client::conn::http1::Builder::new()
+    let (mut send, connection) = app::http()
         .title_case_headers(true)
         .max_buf_size(64 * 1024)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Leg::new(stream)))
         .await?;
     // Ends with the connection, which is either upgraded, or closed when its answer is dropped.
     tokio::spawn(connection.with_upgrades());
@@ -85,44 +87,54 @@ async fn exchange(request: Request<Empty<Bytes>>, stream: TcpStream) -> hyper::R
     }
     let headers = answer.headers().clone();
     let upgraded = hyper::upgrade::on(answer).await?;
-    match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(parts) => Ok(Asked::Accepted(headers, parts.io.into_inner(), parts.read_buf.to_vec())),
+    match upgraded.downcast::<TokioIo<Leg>>() {
+        Ok(parts) => {
+            let tcp = parts.io.into_inner().into_inner();
+            Ok(Asked::Accepted(headers, tcp, parts.read_buf.to_vec()))
+        }
         // It is what was put in.
         Err(_) => Ok(Asked::Failed(UpstreamFailure::Closed)),
     }
 }
 
-/// Passes on an answer that is no 101. `answer_within` bounds each read of it.
+/// Passes on an answer that is no 101, with what `mark` adds. `answer_within` bounds each read of it.
+///
+/// # Errors
+/// Those of [`response::write`].
 pub async fn relay(
     session: &mut Session,
     answer: Response<Incoming>,
-    ours: &[(HeaderName, HeaderValue)],
+    mark: impl FnOnce(&mut ResponseHeader) -> pingora::Result<()>,
     answer_within: Duration,
 ) -> pingora::Result<()> {
-    let (parts, mut body) = answer.into_parts();
-    let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 4))?;
-    for (name, value) in &parts.headers {
-        if !HOP.contains(&name.as_str()) {
-            head.append_header(name.clone(), value.clone())?;
-        }
-    }
-    for (name, value) in ours {
-        head.insert_header(name.clone(), value.clone())?;
-    }
-    if !parts.headers.contains_key(header::CONTENT_LENGTH) {
-        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-    }
+    let (parts, body) = answer.into_parts();
+    let mut head = response::copied(parts.status, &parts.headers)?;
+    mark(&mut head)?;
     session.set_keepalive(None);
-    session.write_response_header(Box::new(head), false).await?;
-    loop {
-        let frame = tokio::time::timeout(answer_within, body.frame()).await;
-        // Cut off where the app was cut off: the client sees an incomplete answer.
-        let Ok(Some(Ok(frame))) = frame else { break };
-        if let Ok(bytes) = frame.into_data() {
-            session.write_response_body(Some(bytes), false).await?;
+    response::write(session, head, Bytes::new(), Some(Body { body, within: answer_within })).await
+}
+
+/// The body of an answer that is no 101.
+struct Body {
+    body: Incoming,
+    within: Duration,
+}
+
+impl Pieces for Body {
+    async fn next(&mut self) -> Option<Result<Bytes, UpstreamFailure>> {
+        loop {
+            match tokio::time::timeout(self.within, self.body.frame()).await {
+                Err(_) => return Some(Err(UpstreamFailure::Silent)),
+                Ok(None) => return None,
+                Ok(Some(Err(_))) => return Some(Err(UpstreamFailure::Closed)),
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(bytes) = frame.into_data() {
+                        return Some(Ok(bytes));
+                    }
+                }
+            }
         }
     }
-    session.write_response_body(None, true).await
 }
 
 /// The 101 for the client: what the app answered, and the edge's own.

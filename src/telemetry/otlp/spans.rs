@@ -172,7 +172,7 @@ fn attributes(record: &TraceRecord) -> Vec<KeyValue> {
 /// A client's own mistake (4xx) is no error of a server span.
 fn error(record: &TraceRecord) -> Option<String> {
     match (record.trace.outcome, record.status) {
-        (Outcome::ClientLeft, _) => Some("client-left".into()),
+        (outcome @ (Outcome::ClientLeft | Outcome::CutOff), _) => Some(outcome.name().into()),
         (Outcome::Refused(problem), Some(500..)) => Some(problem.name().into()),
         (_, Some(status @ 500..)) => Some(status.to_string()),
         _ => None,

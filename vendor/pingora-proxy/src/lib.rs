@@ -1345,6 +1345,10 @@ where
                 session.cache.disable(reason);
             }
             let res = self.inner.fail_to_proxy(&mut session, e, &mut ctx).await;
+            // vango-edge: where it answered in full, the session is finished in order, as
+            // handle_error() does. Dropped instead, with bytes of the request unread, the connection
+            // is reset and the answer lost with it.
+            server_reuse = res.can_reuse_downstream;
 
             // final error will have > 0 status unless downstream connection is dead
             if !self.inner.suppress_error_log(&session, &ctx, e) {

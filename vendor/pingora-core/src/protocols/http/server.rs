@@ -274,6 +274,12 @@ impl Session {
             }
             Self::H2(mut s) => {
                 s.finish()?;
+                // vango-edge: a body that still comes is read and dropped, within the drain timeout. A
+                // stream dropped here is reset; with NO_ERROR, but there are clients that lose the
+                // answer over it (curl 7.88).
+                if s.get_total_drain_timeout().is_some() {
+                    let _ = s.drain_request_body().await;
+                }
                 Ok(None)
             }
             Self::Subrequest(mut s) => {

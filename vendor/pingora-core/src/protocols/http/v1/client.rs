@@ -564,6 +564,19 @@ impl HttpSession {
             self.set_keepalive(None);
             return;
         }
+        // vango-edge: a 204 has no content whatever its fields say (RFC 9112 section 6.3). An upstream that
+        // announces some may send it later, where the next response on this connection would begin.
+        if self.get_status() == Some(StatusCode::NO_CONTENT)
+            && self.resp_header().is_some_and(|h| {
+                h.headers.contains_key(header::TRANSFER_ENCODING)
+                    || h.headers
+                        .get(header::CONTENT_LENGTH)
+                        .is_some_and(|l| l.as_bytes() != b"0")
+            })
+        {
+            self.set_keepalive(None);
+            return;
+        }
         if self.body_reader.has_bytes_overread() {
             // if more bytes sent than expected, there are likely more bytes coming
             // so don't reuse this connection

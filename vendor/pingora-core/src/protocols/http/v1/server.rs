@@ -831,6 +831,21 @@ impl HttpSession {
             return Ok(None);
         }
 
+        // vango-edge: HTTP/1.0 knows neither 1xx (RFC 9110 section 15.2) nor transfer codings (RFC 9112
+        // section 6.1). Its client read the sizes of chunks as content.
+        let http10 = self
+            .request_header
+            .as_ref()
+            .is_some_and(|r| r.version < Version::HTTP_11);
+        if http10 && header.status.is_informational() {
+            return Ok(None);
+        }
+        if http10 && header.headers.contains_key(header::TRANSFER_ENCODING) {
+            header.remove_header(&header::TRANSFER_ENCODING);
+            // The end of the connection is the end of the body.
+            self.set_keepalive(None);
+        }
+
         // Check if we already sent a response header
         if let Some(ref resp) = self.response_written {
             if !resp.status.is_informational() || self.upgraded {
@@ -840,7 +855,9 @@ impl HttpSession {
         }
 
         // if body unfinished, or request header was not finished reading
+        // vango-edge: a 1xx is sent in the middle of it, and ends nothing.
         if self.close_on_response_before_downstream_finish
+            && !header.status.is_informational()
             && (self.request_header.is_none() || !self.is_body_done())
         {
             debug!("set connection close before downstream finish");
@@ -850,13 +867,20 @@ impl HttpSession {
         // no need to add these headers to 1xx responses
         if !header.status.is_informational() && self.update_resp_headers {
             /* update headers */
-            header.insert_header(header::DATE, date::get_cached_date())?;
+            // vango-edge: the upstream's own Date is kept (RFC 9110 section 6.6.1).
+            if !header.headers.contains_key(header::DATE) {
+                header.insert_header(header::DATE, date::get_cached_date())?;
+            }
 
             // TODO: make these lazy static
-            let connection_value = if self.will_keepalive() {
-                "keep-alive"
-            } else {
-                "close"
+            // vango-edge: a 426 names protocols in Upgrade, which goes with a connection option
+            // (RFC 9110 section 7.8).
+            let upgrade = header.headers.contains_key(header::UPGRADE);
+            let connection_value = match (self.will_keepalive(), upgrade) {
+                (true, false) => "keep-alive",
+                (false, false) => "close",
+                (true, true) => "keep-alive, upgrade",
+                (false, true) => "close, upgrade",
             };
             header.insert_header(header::CONNECTION, connection_value)?;
         }

@@ -63,6 +63,11 @@ const DEFAULT_MAX_CONCURRENT_STREAMS: u32 = 100;
 // different tolerance for malformed stream rejections.
 const MAX_MALFORMED_STREAMS_PER_CONN: usize = 32;
 
+// vango-edge: bytes of a request's body that are read and dropped after its response, so that a client
+// in the middle of its upload sees the response and no reset. More is reset.
+const MAX_DRAINED: usize = 64 * 1024 * 1024;
+const MAX_DRAIN_PAUSE: Duration = Duration::from_secs(5);
+
 /// Build [`H2Options`] with bounded defaults for received requests.
 ///
 /// Use this as the starting point when customizing options to retain the default
@@ -418,6 +423,16 @@ fn invalid_request_authority(request: &RequestHeader) -> bool {
     }
 }
 
+/// Removes h1 hop headers that cannot be present in H2
+/// https://httpwg.org/specs/rfc7540.html#n-connection-specific-header-fields
+fn remove_h1_fields(header: &mut ResponseHeader) {
+    header.remove_header(&header::TRANSFER_ENCODING);
+    header.remove_header(&header::CONNECTION);
+    header.remove_header(&header::UPGRADE);
+    header.remove_header(&HeaderName::from_static("keep-alive"));
+    header.remove_header(&HeaderName::from_static("proxy-connection"));
+}
+
 fn account_malformed_stream(malformed_streams: &mut usize) -> Result<()> {
     *malformed_streams += 1;
     if *malformed_streams >= MAX_MALFORMED_STREAMS_PER_CONN {
@@ -628,8 +643,15 @@ impl HttpSession {
     }
 
     async fn do_drain_request_body(&mut self) -> Result<()> {
+        // vango-edge: bounded in bytes too, see MAX_DRAINED.
+        let read_before = self.body_read;
         loop {
-            match self.read_body_bytes().await {
+            let read = timeout(MAX_DRAIN_PAUSE, self.read_body_bytes()).await;
+            let read = read.unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "draining"));
+            match read {
+                Ok(Some(_)) if self.body_read - read_before > MAX_DRAINED => {
+                    return Error::e_explain(ErrorType::ReadError, "too long a body to drain");
+                }
                 Ok(Some(_)) => { /* continue to drain */ }
                 Ok(None) => return Ok(()), // done
                 Err(e) => return Err(e),
@@ -695,9 +717,17 @@ impl HttpSession {
         }
 
         if header.status.is_informational() {
-            // ignore informational response 1xx header because send_response() can only be called once
-            // https://github.com/hyperium/h2/issues/167
-            debug!("ignoring informational headers");
+            // vango-edge: h2 can send 1xx responses since 0.4.11; they were dropped here, so that a
+            // client with `Expect: 100-continue` waited and no 103 arrived. There is no 101 in HTTP/2
+            // (RFC 9113 section 8.6).
+            if header.status != StatusCode::SWITCHING_PROTOCOLS && self.response_written.is_none() {
+                remove_h1_fields(&mut header);
+                let interim = Response::from_parts(header.as_owned_parts(), ());
+                self.send_response.send_informational(interim).or_err(
+                    ErrorType::WriteError,
+                    "while writing an h2 informational response to downstream",
+                )?;
+            }
             return Ok(());
         }
 
@@ -707,15 +737,12 @@ impl HttpSession {
         }
 
         /* update headers */
-        header.insert_header(header::DATE, get_cached_date())?;
+        // vango-edge: the upstream's own Date is kept (RFC 9110 section 6.6.1).
+        if !header.headers.contains_key(header::DATE) {
+            header.insert_header(header::DATE, get_cached_date())?;
+        }
 
-        // remove other h1 hop headers that cannot be present in H2
-        // https://httpwg.org/specs/rfc7540.html#n-connection-specific-header-fields
-        header.remove_header(&header::TRANSFER_ENCODING);
-        header.remove_header(&header::CONNECTION);
-        header.remove_header(&header::UPGRADE);
-        header.remove_header(&HeaderName::from_static("keep-alive"));
-        header.remove_header(&HeaderName::from_static("proxy-connection"));
+        remove_h1_fields(&mut header);
 
         let resp = Response::from_parts(header.as_owned_parts(), ());
 

@@ -1,1 +1,0 @@
-//! Answers arrive whole and true, whatever the app or the client does in the middle.
