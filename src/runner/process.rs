@@ -249,6 +249,25 @@ impl Shared {
         }
     }
 
+    /// The process of an allocation of which there is no record: it leads a group, and has the mark in its
+    /// environment or, where a program has written over that, prints into the allocation's pipe.
+    async fn found(self: &Arc<Self>, allocation: &AllocationId) -> Option<ProcessIdentity> {
+        let (shared, mark) = (Arc::clone(self), spawn::mark(allocation));
+        let pipe = spawn::dir_of(&self.options.run_dir, allocation).join(log::PIPE);
+        let looked = tokio::task::spawn_blocking(move || {
+            let prints = |pid: u32| {
+                let output = std::fs::read_link(format!("/proc/{pid}/fd/1"));
+                output.is_ok_and(|output| output == pipe)
+            };
+            let mut all = proc::pids().into_iter().filter(|pid| proc::group(*pid) == Some(*pid));
+            let pid = all.find(|pid| proc::has_env(*pid, &mark) || prints(*pid))?;
+            let start_time = proc::start_time(pid)?;
+            let boot_id = shared.boot_id.clone();
+            Some(ProcessIdentity { pid, start_time, boot_id, cgroup: None })
+        });
+        looked.await.unwrap_or_default()
+    }
+
     /// Removes what a start that did not come about left.
     fn clear(&self, allocation: &AllocationId) {
         if let Some(cgroup) = self.cgroups.as_ref().and_then(|c| c.find(allocation)) {
@@ -354,6 +373,11 @@ impl Runner for ProcessRunner {
         if self.running(allocation).is_some() {
             return self.stop(allocation, grace).await;
         }
+        let found = match identity {
+            Some(_) => None,
+            None => self.shared.found(allocation).await,
+        };
+        let identity = identity.or(found.as_ref());
         if let Some(identity) = identity.filter(|i| i.boot_id == self.shared.boot_id) {
             end_process(identity, grace).await;
         }

@@ -37,7 +37,28 @@ struct Identity {
     path: PathBuf,
 }
 
-const IDENTITY: &str = "identity.json";
+const IDENTITY: &str = "identity";
+
+impl Identity {
+    /// What the directory says of itself; nothing if that is not what was written: whatever runs is taken
+    /// for its own then, or is proved not to be.
+    fn read(dir: &Path) -> Option<Self> {
+        let text = fs::read_to_string(dir.join(IDENTITY)).ok()?;
+        let (json, sum) = text.split_once('\n')?;
+        (sum == Self::sum(json)).then(|| serde_json::from_str(json).ok()).flatten()
+    }
+
+    fn write(&self, dir: &Path) -> std::io::Result<()> {
+        let json = serde_json::to_string(self)?;
+        let part = dir.join("identity.part");
+        fs::write(&part, format!("{json}\n{}", Self::sum(&json)))?;
+        fs::rename(part, dir.join(IDENTITY))
+    }
+
+    fn sum(json: &str) -> String {
+        format!("{:08x}", crc32fast::hash(json.as_bytes()))
+    }
+}
 
 impl StateDir {
     /// Makes it if need be, and takes it from everybody but its owner.
@@ -58,10 +79,8 @@ impl StateDir {
             inode: meta.ino(),
             path: path.clone(),
         };
-        let known = fs::read(path.join(IDENTITY)).ok();
-        let known = known.and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
-        let copy_of = known.filter(|k| k.boot == identity.boot);
-        let copy_of = copy_of
+        let known = Identity::read(&path).filter(|k| k.boot == identity.boot);
+        let copy_of = known
             .filter(|k| (k.device, k.inode) != (identity.device, identity.inode))
             .map(|k| k.path);
         Ok(Self { path, copy_of, identity })
@@ -81,13 +100,9 @@ impl StateDir {
 
     /// From here on it is no copy, but a directory of its own.
     pub(super) fn keep_identity(&self) -> Result<()> {
-        let path = self.path.join(IDENTITY);
-        let part = self.path.join("identity.part");
-        let written = serde_json::to_vec(&self.identity)
-            .map_err(std::io::Error::other)
-            .and_then(|text| fs::write(&part, text))
-            .and_then(|()| fs::rename(&part, &path));
-        written.with_context(|| path.display().to_string())
+        self.identity
+            .write(&self.path)
+            .with_context(|| self.path.join(IDENTITY).display().to_string())
     }
 
     /// Opens the store and the ledger. The store's lock is the node's lock: one process at a time owns
@@ -174,5 +189,29 @@ impl StateDir {
         let name = format!("node-{:016x}", SystemEntropy.next_u64());
         fs::write(&path, &name).with_context(|| path.display().to_string())?;
         Ok(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_known_and_a_flipped_byte_makes_none() {
+        let (original, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        StateDir::prepare(original.path()).unwrap().keep_identity().unwrap();
+        assert_eq!(StateDir::prepare(original.path()).unwrap().copy_of, None);
+        fs::copy(original.path().join(IDENTITY), copy.path().join(IDENTITY)).unwrap();
+        let found = StateDir::prepare(copy.path()).unwrap();
+        assert_eq!(found.copy_of, Some(original.path().canonicalize().unwrap()));
+        found.keep_identity().unwrap();
+        assert_eq!(StateDir::prepare(copy.path()).unwrap().copy_of, None);
+        let whole = fs::read(original.path().join(IDENTITY)).unwrap();
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            fs::write(original.path().join(IDENTITY), flipped).unwrap();
+            assert_eq!(StateDir::prepare(original.path()).unwrap().copy_of, None, "{at}");
+        }
     }
 }

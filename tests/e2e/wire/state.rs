@@ -76,6 +76,30 @@ fn a_byte_flipped_in_a_log_is_refused_and_its_app_is_no_orphan() {
     }
 }
 
+/// As programs do that write their title over it.
+#[test]
+fn an_app_whose_environment_does_not_tell_is_no_orphan_either() {
+    let mut edge = Edge::start();
+    let command = "[\"env\", \"-u\", \"VANGO_EDGE_ALLOCATION\", \"./studylab\"]";
+    edge.deploy(&Artifact::new().set("process", "command", command));
+    assert_eq!(edge.get("/dashboard").status, 200);
+    // Empty once it has ended, whether somebody has reaped it or not.
+    let cmdline = format!("/proc/{}/cmdline", edge.ps()[0]["pid"]);
+    let runs = || fs::read(&cmdline).is_ok_and(|line| !line.is_empty());
+    edge.kill();
+    let log = newest_log(&edge, "store");
+    let whole = fs::read(&log).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    fs::write(&log, flipped).unwrap();
+    assert!(runs());
+    let said = refused(&edge);
+    assert!(!runs(), "{said}");
+    fs::write(&log, whole).unwrap();
+    edge.start_again();
+    assert_eq!(edge.get("/dashboard").status, 200);
+}
+
 #[test]
 fn a_log_that_was_cut_off_is_repaired_and_said() {
     let mut edge = killed();
