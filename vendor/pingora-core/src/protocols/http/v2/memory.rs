@@ -17,8 +17,10 @@ use tokio::sync::Notify;
 /// Bytes of an answer that a stream holds at most while its client takes nothing: what is being written,
 /// what waits behind it, and what the connection to the app reads into.
 pub const STREAM_BYTES: usize = 64 * 1024;
-/// Bytes that are read from an app at a time for such a stream.
-pub const READ_BYTES: usize = 16 * 1024;
+/// Bytes that are read from an app at a time for such a stream, which holds three times as much. More would
+/// be faster: a client on the same machine takes one download two thirds as fast as with 64 KiB and four
+/// ahead, in a debug build.
+pub const READ_BYTES: usize = 20 * 1024;
 /// A stream that waits for its client is looked at so often.
 pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
@@ -121,7 +123,6 @@ impl Windows {
         let window = self.state.lock().unwrap_or_else(PoisonError::into_inner).window;
         (window, window.saturating_mul(2))
     }
-
 }
 
 impl State {
