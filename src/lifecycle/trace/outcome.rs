@@ -113,4 +113,12 @@ mod tests {
         }
         assert!(Outcome::all().count() <= crate::snapshot::MAX_OUTCOMES);
     }
+
+    #[test]
+    fn an_answer_that_broke_off_is_an_error_whatever_its_status() {
+        assert_eq!(Outcome::CutOff.evidence(Some(200)), Some(true));
+        assert_eq!(Outcome::Refused(Problem::UpstreamClosed).evidence(Some(502)), Some(true));
+        assert_eq!(Outcome::Hot.evidence(Some(200)), Some(false));
+        assert_eq!(Outcome::ClientLeft.evidence(Some(200)), None);
+    }
 }
