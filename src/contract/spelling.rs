@@ -60,17 +60,13 @@ impl<'a> Loose<'a> {
                 None => (segment, false),
             };
             // Windows, and what is made for it, drops these.
-            let trimmed = name.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
-            match name {
-                "" | "." => {}
-                ".." => {
-                    loose.tangled = true;
-                    text.push_str("/..");
-                }
-                _ => {
-                    text.push('/');
-                    text.push_str(if trimmed.is_empty() { name } else { trimmed });
-                }
+            let trimmed = name.trim_start();
+            let trimmed = trimmed.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
+            if !matches!(name, "" | ".") {
+                text.push('/');
+                // All dots and spaces: `..`, or what is taken for it.
+                loose.tangled |= trimmed.is_empty();
+                text.push_str(if trimmed.is_empty() { name } else { trimmed });
             }
             if cut {
                 loose.ends.push(text.len());
@@ -297,6 +293,9 @@ mod tests {
             "/webhooks/stripe%23x/y",
             "/webhooks/stripe%2500.png",
             "/webhooks/stripe%20",
+            "/%20webhooks/stripe",
+            "/x/..%20/webhooks/stripe",
+            "/x/.../webhooks/stripe",
             "/webhooks/stripe.",
             "/webhooks/stripe.json",
             "/index.php/webhooks/stripe",
