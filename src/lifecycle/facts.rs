@@ -316,7 +316,7 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
 /// HTTP/1.0 has no upgrades (RFC 9110 §7.8), and a handshake has no body.
 fn is_websocket(parts: &Parts) -> bool {
     parts.method == Method::GET
-        && parts.version == Version::HTTP_11
+        && parts.version > Version::HTTP_10
         && !has_body(&parts.headers)
         && has_token(&parts.headers, header::CONNECTION, "upgrade")
         && has_token(&parts.headers, header::UPGRADE, "websocket")

@@ -19,6 +19,8 @@ use crate::store::record::ledger::{AttemptState, Attempted, Evidence, Subject, k
 
 use super::facts::Facts;
 
+pub use super::print::Print;
+
 /// Largest body that is read whole where the route's contract has no `max_body`.
 pub const DEFAULT_WHOLE_BODY: u64 = 1024 * 1024;
 
@@ -32,7 +34,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Hash of parts that cannot run into each other: each is preceded by its length.
-fn hash<'a>(domain: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+pub(super) fn hash<'a>(domain: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut sha = Sha256::new();
     for part in std::iter::once(domain.as_bytes()).chain(parts) {
         sha.update((part.len() as u64).to_be_bytes());
@@ -44,40 +46,6 @@ fn hash<'a>(domain: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> Strin
 /// The hash under which an operator finds a key, whoever sent it and wherever.
 pub fn key_hash(key: &str) -> String {
     hash("key", [key.as_bytes()])[..32].to_owned()
-}
-
-/// What makes two requests the same: hashes of the head and, where the contract says so, of the
-/// body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Print {
-    /// Method, authority, path and query, content type and encoding.
-    pub head: String,
-    /// The same and the body; none while it is unread, and never with `fingerprint = "head"`.
-    pub body: Option<String>,
-}
-
-impl Print {
-    /// Of a request's head.
-    pub fn of_head(facts: &Facts, headers: &HeaderMap) -> Self {
-        let value = |name| headers.get(name).map_or(&b""[..], |v| v.as_bytes());
-        let head = hash(
-            "head",
-            [
-                facts.method.as_str().as_bytes(),
-                facts.host.as_bytes(),
-                facts.normal_target().as_bytes(),
-                value(header::CONTENT_TYPE),
-                value(header::CONTENT_ENCODING),
-            ],
-        );
-        Self { head, body: None }
-    }
-
-    /// With the body.
-    pub fn with_body(&self, body: &[u8]) -> Self {
-        let whole = hash("body", [self.head.as_bytes(), body]);
-        Self { head: self.head.clone(), body: Some(whole) }
-    }
 }
 
 /// What a request asks the ledger for.

@@ -6,7 +6,7 @@
 //! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
 //! [`access`] whether a preview is open to it,
 //! [`asset`] whether the artifact answers without the app, [`idempotency`] what a key's record says and
-//! becomes, [`webhook`] whether a provider's delivery is believed, [`recorded`] and [`delivery`] how a
+//! becomes ([`print`] when two requests are one), [`webhook`] whether a provider's delivery is believed, [`recorded`] and [`delivery`] how a
 //! request follows its record, [`place`] where it goes, [`retry`] what a failure allows, [`reply`] what
 //! the edge answers itself, and [`trace`] keeps what was decided and why ([`parent`] says
 //! below whose span), [`evidence`] for longer.
@@ -32,6 +32,7 @@ pub mod idempotency;
 pub mod origin;
 pub mod parent;
 pub mod place;
+pub mod print;
 pub mod recorded;
 pub mod reply;
 pub mod resume;

@@ -22,6 +22,7 @@ use super::delivery::Delivery;
 use super::facts::IdempotencyKey;
 use super::idempotency::{self, Claim, Delivered, NoPrincipal, Seen, Verdict, judge, judge_event};
 use super::place::Placement;
+use super::print;
 use super::reply::{Forwarded, PROBLEM_BASE, Problem, Reply};
 use super::trace::{EventVerdict, KeyVerdict, Outcome, QueueBound, StepKind};
 
@@ -37,6 +38,8 @@ pub(super) struct OnRecord {
     /// The body is read before anything is sent.
     whole: bool,
     body_read: bool,
+    /// Between the parts of its body, where it has some.
+    boundary: Option<String>,
     standing: Standing,
     /// The attempt that the ledger wrote.
     attempt: u32,
@@ -101,9 +104,15 @@ impl Journey {
             }
             _ => return,
         };
-        let standing = Standing::Unasked;
-        self.record =
-            Some(OnRecord { claim, about, whole, body_read: !whole, standing, attempt: 0 });
+        self.record = Some(OnRecord {
+            boundary: claim.as_ref().and_then(|_| print::boundary(headers)),
+            claim,
+            about,
+            whole,
+            body_read: !whole,
+            standing: Standing::Unasked,
+            attempt: 0,
+        });
     }
 
     /// Whether the owner's contract now asks something of the head that was read, or not read, under
@@ -281,7 +290,7 @@ impl Journey {
         match &record.about {
             About::Action(_) => {
                 if let Some(claim) = &mut record.claim {
-                    claim.print = claim.print.with_body(body);
+                    claim.print = claim.print.with_body(body, record.boundary.as_deref());
                 }
                 None
             }

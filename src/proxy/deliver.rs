@@ -17,6 +17,7 @@ use crate::lifecycle::facts::Facts;
 use crate::lifecycle::idempotency::Claim;
 use crate::lifecycle::reply::Reply;
 use crate::store::record::ledger::{StoredHead, StoredResponse, Subject};
+use crate::telemetry::Cut;
 
 use super::client::{Client, Phase};
 use super::exchange::{self, Body, BodyCut, Delivered, Rest, Terms};
@@ -221,8 +222,11 @@ impl Between {
                     continue;
                 }
                 Err(e) => {
+                    let now = gate.clock.now();
                     if body::is_malformed(&e) {
-                        *refused = Some(journey.body_malformed(gate.clock.now()));
+                        *refused = Some(journey.body_malformed(now));
+                    } else if Client::of(session).and_then(|c| c.why_cut()) == Some(Cut::BodyRate) {
+                        *refused = Some(journey.body_stalled(now));
                     }
                     Err(BodyCut)
                 }

@@ -5,6 +5,7 @@ mod connections;
 mod contracts;
 mod deploys;
 mod paths;
+mod recorder;
 mod requests;
 mod responses;
 mod state;
