@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, HttpPeer};
+use pingora::upstreams::peer::HttpUpstreamRequestPolicy;
 use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
@@ -173,6 +174,8 @@ impl EdgeProxy {
             options.idle_timeout = Some(Duration::ZERO);
         }
         options.read_timeout = Some(limits.response_timeout);
+        // Sockets go another way ([`super::live`]): what Pingora carries is never a tunnel.
+        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
         Some(peer)
     }
 }

@@ -113,4 +113,17 @@ fn trailers_that_are_dropped_are_not_announced() {
         assert!(!seen.has("trailer") && !seen.body.contains("X-Sum"), "{way}: {seen:?}");
         assert_eq!(seen.content(), "hello", "{way}");
     }
+    let (mut peer, mut stream) = (wire.peer(), 1);
+    for way in WAYS {
+        let head = wire.fields("POST", way, "hello", &[("trailer", "x-sum")]);
+        peer.send(frame(HEADERS, END_HEADERS, stream, head));
+        peer.send(frame(DATA, 0, stream, "hello"));
+        let trailers = fields(&[("x-sum", "1")]);
+        peer.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, trailers));
+        assert_eq!(peer.end_of(stream), End::Answered(200), "{way} over HTTP/2");
+        let seen = wire.app.one();
+        assert!(!seen.has("trailer") && !seen.body.contains("x-sum"), "{way}: {seen:?}");
+        assert_eq!(seen.content(), "hello", "{way} over HTTP/2");
+        stream += 2;
+    }
 }
