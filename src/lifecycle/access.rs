@@ -3,20 +3,26 @@
 //! A browser shows the token once, in the query; it is answered with a cookie and sent to the same
 //! address without it, so that the token stays in no history, no log and no `Referer`. The cookie is
 //! proof of the token for one host and a limited time, and not the token. A program shows the token in
-//! a header, each time.
+//! a header or in the query, each time: a provider that delivers to `…?vango_preview=TOKEN` is not sent
+//! elsewhere, since it would not follow, or not with its body. The app never sees the token.
 //!
-//! Sources: RFC 6265 §4.1 (cookies), RFC 2104 (HMAC). Comparisons take the same time whatever differs.
+//! A CORS preflight passes: a browser sends none of these with it, and reads only whether the request
+//! that follows is allowed. That one shows the token.
+//!
+//! Sources: RFC 6265 §4.1 (cookies), RFC 2104 (HMAC), Fetch §3.2.1 and §4.8 (preflights). Comparisons take
+//! the same time whatever differs.
 
 use std::time::Duration;
 
 use hmac::{Hmac, Mac};
+use http::Method;
 use http::header::{self, HeaderMap};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::clock::Wall;
 
-use super::facts::Facts;
+use super::facts::{ErrorForm, Facts};
 use super::reply::{Problem, Reply};
 
 /// The header that carries the token. The app never sees it, as no `vango-edge-` header of a client.
@@ -33,7 +39,13 @@ pub const COOKIE_AGE: u64 = 7 * 24 * 3600;
 pub enum Verdict {
     /// It goes on.
     Pass,
-    /// It showed the token in the query: 303 to this target, with this `Set-Cookie`.
+    /// It showed the token in the query, and goes on with this one, which is without it.
+    PassWith {
+        /// The rest of the query, if there is one.
+        query: Option<String>,
+    },
+    /// It is a browser's navigation with the token in the query: 303 to this target, with this
+    /// `Set-Cookie`.
     Welcome {
         /// Path and query without the token.
         location: String,
@@ -60,7 +72,7 @@ pub fn check(
     locked: Option<Duration>,
     now: Wall,
 ) -> Verdict {
-    if tokens.is_empty() {
+    if tokens.is_empty() || is_preflight(facts, headers) {
         return Verdict::Pass;
     }
     // Before anything is compared, by header, query or cookie: whether a guess is right must not show.
@@ -73,6 +85,9 @@ pub fn check(
     }
     if let Some((shown, query)) = facts.query.as_deref().and_then(split_query) {
         let Some(token) = good(&percent_decoded(shown)) else { return wrong() };
+        if !is_navigation(facts) {
+            return Verdict::PassWith { query: Some(query).filter(|q| !q.is_empty()) };
+        }
         let expires = now.0 / 1000 + COOKIE_AGE;
         let secure = if facts.is_secure() { "; Secure" } else { "" };
         let cookie = format!(
@@ -97,6 +112,20 @@ pub fn check(
 }
 
 const WRONG: &str = "The token is not one that opens this preview.";
+
+/// Whether it is a browser's question whether a script of another origin may send a request.
+fn is_preflight(facts: &Facts, headers: &HeaderMap) -> bool {
+    facts.method == Method::OPTIONS
+        && headers.contains_key(header::ORIGIN)
+        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+        && !facts.body
+        && !facts.method_overridden
+}
+
+/// Whether it is a browser that goes to an address, and so follows a redirect and keeps a cookie.
+fn is_navigation(facts: &Facts) -> bool {
+    facts.method == Method::GET && facts.error_form == ErrorForm::Page
+}
 
 fn wrong() -> Verdict {
     Verdict::Wrong(refusal(WRONG))
@@ -193,8 +222,21 @@ mod tests {
 
     const NOW: Wall = Wall(1_700_000_000_000);
 
+    const PAGE: (&str, &str) = ("accept", "text/html,*/*;q=0.8");
+
     fn ask(tokens: &[&str], target: &str, headers: &[(&'static str, &str)], now: Wall) -> Verdict {
-        let mut request = http::Request::builder().header("host", "pr-7.preview.test");
+        ask_by("GET", tokens, target, headers, now)
+    }
+
+    fn ask_by(
+        method: &str,
+        tokens: &[&str],
+        target: &str,
+        headers: &[(&'static str, &str)],
+        now: Wall,
+    ) -> Verdict {
+        let mut request =
+            http::Request::builder().method(method).header("host", "pr-7.preview.test");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -218,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_query_becomes_a_cookie_that_is_good_for_this_host_and_time_only() {
-        let verdict = ask(&["s3 cret"], "/a?x=1&vango_preview=s3%20cret&y=2", &[], NOW);
+        let verdict = ask(&["s3 cret"], "/a?x=1&vango_preview=s3%20cret&y=2", &[PAGE], NOW);
         let Verdict::Welcome { location, cookie } = verdict else { panic!("{verdict:?}") };
         assert_eq!(location, "/a?x=1&y=2");
         assert!(!cookie.contains("s3") && cookie.contains("HttpOnly; SameSite=Lax"), "{cookie}");
@@ -237,8 +279,51 @@ mod tests {
     }
 
     #[test]
+    fn only_a_navigation_is_sent_on_and_everything_else_goes_on_without_the_token() {
+        let fetched = ("sec-fetch-mode", "cors");
+        for (method, headers) in [
+            ("POST", &[][..]),
+            ("POST", &[PAGE]),
+            ("PUT", &[]),
+            ("GET", &[]),
+            ("GET", &[PAGE, fetched]),
+            ("HEAD", &[PAGE]),
+        ] {
+            for (target, rest) in [
+                ("/hook?vango_preview=t", None),
+                ("/hook?a=1&vango_preview=t&b=%20", Some("a=1&b=%20".to_owned())),
+            ] {
+                let verdict = ask_by(method, &["t"], target, headers, NOW);
+                assert_eq!(verdict, Verdict::PassWith { query: rest }, "{method} {target}");
+            }
+            let wrong = ask_by(method, &["t"], "/hook?vango_preview=x", headers, NOW);
+            assert!(matches!(wrong, Verdict::Wrong(_)), "{method}");
+        }
+    }
+
+    #[test]
+    fn a_preflight_passes_and_nothing_that_only_looks_like_one() {
+        let origin = ("origin", "https://app.example");
+        let asks = ("access-control-request-method", "POST");
+        let preflight = |method, headers: &[_]| ask_by(method, &["t"], "/", headers, NOW);
+        assert_eq!(preflight("OPTIONS", &[origin, asks]), Verdict::Pass);
+        for (method, headers) in [
+            ("OPTIONS", &[][..]),
+            ("OPTIONS", &[origin]),
+            ("OPTIONS", &[asks]),
+            ("OPTIONS", &[origin, asks, ("content-length", "1")]),
+            ("OPTIONS", &[origin, asks, ("x-http-method-override", "POST")]),
+            ("GET", &[origin, asks]),
+            ("POST", &[origin, asks]),
+        ] {
+            let verdict = preflight(method, headers);
+            assert!(matches!(verdict, Verdict::None(_)), "{method} {headers:?}: {verdict:?}");
+        }
+    }
+
+    #[test]
     fn it_leads_to_no_other_host() {
-        let verdict = ask(&["t"], "//evil.example/?vango_preview=t", &[], NOW);
+        let verdict = ask(&["t"], "//evil.example/?vango_preview=t", &[PAGE], NOW);
         let Verdict::Welcome { location, .. } = verdict else { panic!("{verdict:?}") };
         assert_eq!(location, "/evil.example/");
     }

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, header};
+use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 
 use crate::lifecycle::access::{self, Verdict};
@@ -21,9 +22,9 @@ impl EdgeProxy {
     /// Whether a preview is open to the request. If not, its answer and its trace are kept.
     pub(super) fn may_see(
         &self,
-        session: &Session,
+        session: &mut Session,
         ctx: &mut Ctx,
-        facts: &Facts,
+        facts: &mut Facts,
         view: &Arc<EnvView>,
     ) -> bool {
         let previews = self.previews.load();
@@ -40,6 +41,11 @@ impl EdgeProxy {
         let reply =
             match access::check(tokens, facts, headers, locked, self.parts.gate.clock.wall()) {
                 Verdict::Pass => return true,
+                Verdict::PassWith { query } => {
+                    facts.query = query;
+                    take_out_token(session.req_header_mut(), facts);
+                    return true;
+                }
                 Verdict::None(reply) => {
                     trace.push(now, step("none shown"));
                     reply
@@ -117,4 +123,23 @@ impl EdgeProxy {
             trace,
         }
     }
+}
+
+/// Writes `facts`' query into the request itself, so that no way to an app has the token in it.
+fn take_out_token(head: &mut RequestHeader, facts: &Facts) {
+    let target = head.raw_path();
+    let path = target.split(|b| *b == b'?').next().unwrap_or_default();
+    let mut target = path.to_vec();
+    if let Some(query) = &facts.query {
+        target.push(b'?');
+        target.extend(query.bytes());
+    }
+    // Over HTTP/2 the target is all that has the host.
+    let host = head.uri.authority().map(|a| a.as_str().to_owned());
+    let kept = match host.filter(|_| !head.headers.contains_key(header::HOST)) {
+        Some(host) => head.insert_header(header::HOST, host),
+        None => Ok(()),
+    };
+    let kept = kept.and_then(|()| head.set_raw_path(&target));
+    debug_assert!(kept.is_ok(), "a part of a target that was read is one");
 }

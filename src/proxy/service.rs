@@ -259,7 +259,7 @@ impl ProxyHttp for EdgeProxy {
             Ok(classified) => {
                 ctx.view = Some(Arc::clone(&classified.view));
                 facts.owned_by(&classified.view.hosts);
-                if !self.may_see(session, ctx, &facts, &classified.view) {
+                if !self.may_see(session, ctx, &mut facts, &classified.view) {
                     return Ok(());
                 }
                 let now = self.now();

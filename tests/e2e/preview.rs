@@ -94,7 +94,8 @@ fn a_token_opens_it_once_and_is_written_nowhere() {
     }
     ask("/dashboard?vango_preview=wrong", &[]).problem(401, "preview-access");
     assert_eq!(edge.processes(), [] as [u32; 0], "nothing wakes for a stranger");
-    let welcome = ask(&format!("/debug/echo?a=1&vango_preview={token}"), &[]);
+    let page = [("Accept", "text/html,*/*;q=0.8")];
+    let welcome = ask(&format!("/debug/echo?a=1&vango_preview={token}"), &page);
     assert_eq!((welcome.status, welcome.header("location")), (303, Some("/debug/echo?a=1")));
     let cookie = welcome.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
     let page = ask("/debug/echo?a=1", &[("Cookie", &cookie)]);
