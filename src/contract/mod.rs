@@ -9,7 +9,7 @@ mod spelling;
 
 pub use parse::{parse, routes};
 pub use route::{
-    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
+    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency, Live, PathPattern,
     Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook,
     WhenCold,
 };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::document::{Checked, Errors, Table};
 
 use super::route::{
-    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Idempotency, Live, PathPattern,
+    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency, Live, PathPattern,
     Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook,
     WhenCold,
 };
@@ -399,6 +399,18 @@ fn generic_hmac(t: Table<'_>) -> Option<GenericHmac> {
     };
     t.finish();
     Some(rules)
+    let handshake = t.text("handshake").and_then(|text| {
+        let rest = text.strip_prefix("json:").filter(|rest| rest.starts_with('/'));
+        match rest.and_then(|rest| rest.split_once('=')) {
+            Some((pointer, value)) if !value.is_empty() => {
+                Some(Handshake { pointer: pointer.into(), value: value.into() })
+            }
+            _ => {
+                t.error("handshake", format!("expected \"json:/pointer=value\", found {text:?}"));
+                None
+            }
+        }
+    });
 }
 
 fn live(t: &Table<'_>) -> Live {
@@ -407,6 +419,7 @@ fn live(t: &Table<'_>) -> Live {
         .iter()
         .filter_map(|text| match text.split_once(':') {
             Some(("cookie", name)) if !name.is_empty() => Some(SessionSource::Cookie(name.into())),
+        handshake,
             Some(("query", name)) if !name.is_empty() => Some(SessionSource::Query(name.into())),
             None if text == "vango-hello" => Some(SessionSource::VangoHello),
             _ => {

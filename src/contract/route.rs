@@ -252,8 +252,20 @@ pub struct GenericHmac {
     pub tolerance: Duration,
     /// Where the event's id is.
     pub event: EventId,
+    /// What tells a handshake from an event.
+    pub handshake: Option<Handshake>,
     /// How long the provider waits for an answer.
     pub deadline: Duration,
+}
+
+/// A member of the JSON body that only a provider's handshake has: a signed question whether the
+/// endpoint is there, whose answer is the app's to give, each time anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handshake {
+    /// Where (RFC 6901).
+    pub pointer: String,
+    /// The string that stands there.
+    pub value: String,
 }
 
 /// How a signature is written.

@@ -314,12 +314,16 @@ impl Journey {
 
     fn max_body(&self) -> Option<u64> {
         let of_route = self.view.contract.routes.get(self.route).and_then(|r| r.max_body);
-        of_route.or_else(|| self.reads_whole_body().then_some(DEFAULT_WHOLE_BODY))
+        of_route.or_else(|| self.reads_whole_body().then(|| self.default_whole_body()))
     }
 
     /// The bound of a body that is read whole.
     pub(super) fn whole_body_limit(&self) -> u64 {
-        self.max_body().unwrap_or(DEFAULT_WHOLE_BODY)
+        self.max_body().unwrap_or_else(|| self.default_whole_body())
+    }
+
+    fn default_whole_body(&self) -> u64 {
+        self.webhook().map_or(DEFAULT_WHOLE_BODY, |w| super::webhook::manners(w).largest)
     }
 
     /// A body that says it is too long is refused before anything wakes.

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use http::Method;
 use http::header::HeaderMap;
 
 use crate::clock::{Mono, Wall};
@@ -33,12 +34,21 @@ pub(super) enum Delivery {
     Signed(Box<Signed>),
     /// Believed. `duplicate` is one that was accepted before, and is passed on all the same.
     Verified { event: String, duplicate: bool },
+    /// Believed, and no event: the app answers it each time.
+    Handshake,
 }
 
 impl Delivery {
-    pub(super) fn read(webhook: &Webhook, headers: &HeaderMap, secret: bool, now: Wall) -> Self {
+    pub(super) fn read(
+        webhook: &Webhook,
+        method: &Method,
+        headers: &HeaderMap,
+        secret: bool,
+        now: Wall,
+    ) -> Self {
         match Signed::parse(webhook, headers, now) {
             _ if !secret => Self::NoSecret,
+            _ if !webhook::delivers_by(webhook, method) => Self::Refused(Refusal::Method),
             Ok(signed) => Self::Signed(Box::new(signed)),
             Err(why) => Self::Refused(why),
         }
@@ -56,7 +66,7 @@ pub enum Counted {
 
 impl Journey {
     /// The contract of a delivery; `None` for a safe request on a webhook's route, which is none.
-    fn webhook(&self) -> Option<&Webhook> {
+    pub(super) fn webhook(&self) -> Option<&Webhook> {
         if self.posture != Posture::Webhook {
             return None;
         }
@@ -86,16 +96,29 @@ impl Journey {
         }
     }
 
-    /// A delivery of an event that was accepted before, which the contract wants passed on. It is
-    /// sent without a record of its own: the event's record stays as it is.
-    pub fn passes_duplicate(&self) -> bool {
-        matches!(self.delivery(), Some(Delivery::Verified { duplicate: true, .. }))
+    /// A handshake, or a delivery of an event that was accepted before, which the contract wants passed
+    /// on. It is sent without a record of its own: the event's record stays as it is.
+    pub fn passes_unrecorded(&self) -> bool {
+        matches!(
+            self.delivery(),
+            Some(Delivery::Verified { duplicate: true, .. } | Delivery::Handshake)
+        )
+    }
+
+    /// What the app is told of a delivery, in `Vango-Edge-Webhook-Verdict`.
+    pub fn told(&self) -> Option<&'static str> {
+        match self.delivery()? {
+            Delivery::Verified { duplicate: false, .. } => Some("verified"),
+            Delivery::Verified { duplicate: true, .. } => Some("duplicate"),
+            Delivery::Handshake => Some("handshake"),
+            _ => None,
+        }
     }
 
     /// Refuses what cannot be believed by its head alone, before a byte of the body is read.
     pub(super) fn check_signature(&mut self, now: Mono) -> Option<Reply> {
         let refusal = match self.delivery() {
-            Some(Delivery::Signed(_) | Delivery::Verified { .. }) => {
+            Some(Delivery::Signed(_) | Delivery::Verified { .. } | Delivery::Handshake) => {
                 if self.explaining {
                     self.trace.push(now, StepKind::VerifySignature("would be verified"));
                 }
@@ -124,6 +147,8 @@ impl Journey {
             Refusal::Malformed => "A signature header cannot be read.",
             Refusal::Stale => "The signature's timestamp is too far from this edge's time.",
             Refusal::Wrong => "The signature does not match.",
+            Refusal::Method => "This provider does not deliver by this method.",
+            Refusal::Unread => "The body was not read to its end.",
         };
         Reply::refused(Problem::WebhookSignatureInvalid, 403, detail)
     }
@@ -143,7 +168,9 @@ impl Journey {
                 return Some(reply);
             }
         };
-        self.trace.push(now, StepKind::VerifySignature("verified"));
+        let handshake = webhook::is_handshake(&webhook, body);
+        let found = if handshake { "verified, a handshake" } else { "verified" };
+        self.trace.push(now, StepKind::VerifySignature(found));
         let route = self.view.contract.routes.get(self.route)?.path.to_string();
         let claim = Claim::event(
             &self.view.environment,
@@ -155,7 +182,10 @@ impl Journey {
         );
         let record = self.record.as_mut()?;
         record.claim = Some(claim);
-        record.about = About::Delivery(Delivery::Verified { event, duplicate: false });
+        record.about = About::Delivery(match handshake {
+            true => Delivery::Handshake,
+            false => Delivery::Verified { event, duplicate: false },
+        });
         None
     }
 
@@ -173,7 +203,7 @@ impl Journey {
                           app. Deliver again.";
             return Err(self.answer(now, in_progress(detail)));
         }
-        if self.passes_duplicate() {
+        if self.passes_unrecorded() {
             return Ok(granted);
         }
         self.trace.push(now, StepKind::CheckEvent(EventVerdict::Accepted));
@@ -255,9 +285,15 @@ impl Journey {
         Some(reply)
     }
 
-    /// Whether this is the last chance of a verified delivery, and it was not taken.
-    pub(super) fn loses(&self, status: Option<u16>) -> bool {
-        self.counted(status) == Some(Counted::Lost)
+    /// What is lost with this answer, where the provider never delivers by itself again.
+    pub(super) fn loss(&self, status: Option<u16>) -> Option<&'static str> {
+        match self.counted(status)? {
+            Counted::Lost => Some("lost unless redelivered by hand"),
+            Counted::Refused(Refusal::Unread) if !webhook::manners(self.webhook()?).redelivers => {
+                Some("not verified; if the provider sent it, lost unless redelivered by hand")
+            }
+            Counted::Refused(_) => None,
+        }
     }
 
     /// How this delivery is counted besides its outcome, given the status that was sent.
@@ -265,11 +301,16 @@ impl Journey {
         let webhook = self.webhook()?;
         match self.delivery()? {
             Delivery::Refused(why) => Some(Counted::Refused(*why)),
-            Delivery::Signed(_)
-                if self.trace.outcome == Outcome::Refused(Problem::WebhookSignatureInvalid) =>
-            {
-                Some(Counted::Refused(Refusal::Wrong))
-            }
+            // Its body was to be read, and then its signature checked.
+            Delivery::Signed(_) => match self.trace.outcome {
+                Outcome::Refused(Problem::WebhookSignatureInvalid) => {
+                    Some(Counted::Refused(Refusal::Wrong))
+                }
+                Outcome::Refused(
+                    Problem::ContentTooLarge | Problem::RequestTimeout | Problem::HoldQueueFull,
+                ) => Some(Counted::Refused(Refusal::Unread)),
+                _ => None,
+            },
             Delivery::Verified { .. } => {
                 let taken = status.is_some_and(|s| (200..300).contains(&s));
                 (!taken && !webhook::manners(webhook).redelivers).then_some(Counted::Lost)

@@ -37,15 +37,15 @@ impl Journey {
             StepKind::Evidence { what, .. } => Some(what),
             _ => None,
         });
-        let lost = self.loses(status);
         let mut why = match (told, reply) {
             (Some(what), _) => what.to_owned(),
             (None, Some(reply)) => reply.problem.title().to_owned(),
             (None, None) if self.trace.outcome == Outcome::CutOff => "the answer broke off".into(),
             (None, None) => String::new(),
         };
-        if lost {
-            why.push_str("; lost unless redelivered by hand");
+        if let Some(loss) = self.loss(status) {
+            why.push_str("; ");
+            why.push_str(loss);
         }
         Some(Evidence {
             at: wall,

@@ -98,7 +98,7 @@ impl Journey {
                 (claim, About::Action(missing), idempotency::reads_body(action))
             }
             (RouteClass::Webhook(webhook), Posture::Webhook, _) => {
-                let delivery = Delivery::read(webhook, headers, secret, now);
+                let delivery = Delivery::read(webhook, &self.facts.method, headers, secret, now);
                 self.limit_hold(super::webhook::hold_limit(webhook));
                 (None, About::Delivery(delivery), true)
             }
@@ -221,7 +221,7 @@ impl Journey {
     /// Whether the key is to be taken before the app is woken.
     pub(super) fn wants_reservation(&self) -> bool {
         !self.explaining
-            && !self.passes_duplicate()
+            && !self.passes_unrecorded()
             && self.record.as_ref().is_some_and(|r| !matches!(r.standing, Standing::Reserved))
     }
 

@@ -14,11 +14,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, Mac};
+use http::Method;
 use http::header::HeaderMap;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::Wall;
 use crate::contract::{Encoding, EventId, GenericHmac, Provider, Webhook};
+
+use super::idempotency::DEFAULT_WHOLE_BODY;
 
 /// How far a timestamp may be from now, either way: Stripe's, Slack's and Standard Webhooks' own
 /// default.
@@ -39,6 +42,9 @@ pub struct Manners {
     pub redelivers: bool,
     /// How long its events are remembered: longer than it goes on delivering.
     pub remember: Duration,
+    /// Bytes of a body that are taken where the contract's route says nothing: as many as the provider
+    /// may send, by its own documentation.
+    pub largest: u64,
 }
 
 const fn hours(n: u64) -> Duration {
@@ -47,25 +53,28 @@ const fn hours(n: u64) -> Duration {
 
 /// A provider's manners; `generic` is the contract's own words for one that has no row.
 pub fn manners(webhook: &Webhook) -> Manners {
+    // Those with this bound publish none; their events are some KiB.
     let row = |waits, redelivers, remember| Manners {
         waits: Duration::from_secs(waits),
         redelivers,
         remember,
+        largest: DEFAULT_WHOLE_BODY,
     };
     match webhook.provider {
         // Up to three days; the time it waits is not published.
         Provider::Stripe => row(10, true, hours(96)),
         // 15 s; eight tries over about 28 hours.
         Provider::StandardWebhooks => row(15, true, hours(72)),
-        // 10 s; never by itself, by hand for three days.
-        Provider::Github => row(10, false, hours(96)),
+        // 10 s; never by itself, by hand for three days. "Payloads are capped at 25 MB":
+        // <https://docs.github.com/webhooks/webhook-events-and-payloads>
+        Provider::Github => Manners { largest: 25 << 20, ..row(10, false, hours(96)) },
         // 5 s; eight tries in four hours.
         Provider::Shopify => row(5, true, hours(48)),
         // 3 s; at once, after one minute and after five.
         Provider::Slack => row(3, true, hours(24)),
         Provider::GenericHmac => {
             let waits = webhook.generic.as_ref().map_or(Duration::from_secs(10), |g| g.deadline);
-            Manners { waits, redelivers: true, remember: hours(96) }
+            Manners { waits, ..row(0, true, hours(96)) }
         }
     }
 }
@@ -73,6 +82,29 @@ pub fn manners(webhook: &Webhook) -> Manners {
 /// How long a delivery may be held: a tenth of the provider's patience is left for the answer.
 pub fn hold_limit(webhook: &Webhook) -> Duration {
     manners(webhook).waits * 9 / 10
+}
+
+/// Whether the provider delivers by `method`. By another it is not the provider, whatever it shows: the
+/// method is not part of what was signed.
+pub fn delivers_by(webhook: &Webhook, method: &Method) -> bool {
+    *method == Method::POST || (webhook.provider == Provider::GenericHmac && *method == Method::PUT)
+}
+
+/// Whether a verified `body` is a handshake and no event. An event is answered from its record when it
+/// comes again; a handshake's answer is the app's, each time.
+///
+/// Sources: <https://docs.slack.dev/reference/events/url_verification>; the contract, for a provider
+/// that has no row.
+pub fn is_handshake(webhook: &Webhook, body: &[u8]) -> bool {
+    let (pointer, value) = match (webhook.provider, &webhook.generic) {
+        (Provider::Slack, _) => ("/type", "url_verification"),
+        (Provider::GenericHmac, Some(GenericHmac { handshake: Some(h), .. })) => {
+            (h.pointer.as_str(), h.value.as_str())
+        }
+        _ => return false,
+    };
+    let json: Result<serde_json::Value, _> = serde_json::from_slice(body);
+    json.is_ok_and(|json| json.pointer(pointer).and_then(|v| v.as_str()) == Some(value))
 }
 
 /// Why a delivery is not believed.
@@ -88,12 +120,23 @@ pub enum Refusal {
     Stale,
     /// No signature matches any secret.
     Wrong,
+    /// The provider does not deliver by this method.
+    Method,
+    /// Its body was not read to the end: it is too long, came too slowly, or there was no room for it.
+    Unread,
 }
 
 impl Refusal {
     /// Every one, for metrics.
-    pub const ALL: [Self; 5] =
-        [Self::Missing, Self::Repeated, Self::Malformed, Self::Stale, Self::Wrong];
+    pub const ALL: [Self; 7] = [
+        Self::Missing,
+        Self::Repeated,
+        Self::Malformed,
+        Self::Stale,
+        Self::Wrong,
+        Self::Method,
+        Self::Unread,
+    ];
 
     /// Its name in metrics and traces.
     pub fn name(self) -> &'static str {
@@ -103,6 +146,8 @@ impl Refusal {
             Self::Malformed => "malformed",
             Self::Stale => "stale",
             Self::Wrong => "wrong",
+            Self::Method => "method",
+            Self::Unread => "unread",
         }
     }
 }

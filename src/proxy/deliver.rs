@@ -65,7 +65,7 @@ pub async fn deliver(
             });
         }
     };
-    let sending = if journey.passes_duplicate() {
+    let sending = if journey.passes_unrecorded() {
         None
     } else {
         match record(gate, journey, carried, &claim).await {
@@ -160,7 +160,8 @@ fn mark(head: &mut RequestHeader, journey: &Journey) -> pingora::Result<()> {
     }
     if let Some(event) = journey.event() {
         head.insert_header("vango-edge-webhook-event", event)?;
-        let verdict = if journey.passes_duplicate() { "duplicate" } else { "verified" };
+    }
+    if let Some(verdict) = journey.told() {
         head.insert_header("vango-edge-webhook-verdict", verdict)?;
     }
     Ok(())

@@ -7,7 +7,8 @@ use vango_edge::id::Epoch;
 use vango_edge::lifecycle::admit::{Journey, Next, Woke};
 use vango_edge::lifecycle::delivery::Counted;
 use vango_edge::lifecycle::idempotency::{self, Came, Holder, Seen};
-use vango_edge::lifecycle::reply::{Forwarded, Problem};
+use vango_edge::lifecycle::recorded::BodyRefusal;
+use vango_edge::lifecycle::reply::{Forwarded, Problem, Reply};
 use vango_edge::lifecycle::retry::UpstreamFailure;
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk};
 use vango_edge::lifecycle::webhook::Refusal;
@@ -159,8 +160,118 @@ fn an_event_that_was_accepted_is_answered_without_a_wake_or_passed_on_with_a_hea
         assert_eq!(journey.trace.outcome, Outcome::Duplicate);
         assert!(!lines(&journey).iter().any(|l| l.contains("| Wake operation |")));
         let (journey, next) = meets(&world, "/webhooks/again", accepted, false);
-        assert!(journey.passes_duplicate());
+        assert!(journey.passes_unrecorded());
+        assert_eq!(journey.told(), Some("duplicate"));
         assert!(matches!(next, Next::Forward(_) | Next::Wake { hold: true }), "{next:?}");
+    }
+}
+
+const HANDSHAKES: &str = r#"
+[app]
+name = "studylab"
+[process]
+command = ["./studylab"]
+[[route]]
+path = "/slack"
+class = "webhook"
+provider = "slack"
+secret = "S"
+[[route]]
+path = "/zoom"
+class = "webhook"
+provider = "generic-hmac"
+secret = "S"
+hmac = { header = "X-Signature", handshake = "json:/event=endpoint.url_validation", event = "json:/id" }
+"#;
+
+fn signed(path: &str, body: &str) -> http::request::Builder {
+    use hmac::Mac as _;
+    let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(SECRET).unwrap();
+    let slack = path == "/slack";
+    mac.update(if slack { format!("v0:1700000000:{body}") } else { body.into() }.as_bytes());
+    let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    let request = http::Request::builder().method("POST").header("content-length", body.len());
+    match slack {
+        true => request
+            .header("x-slack-signature", format!("v0={hex}"))
+            .header("x-slack-request-timestamp", "1700000000"),
+        false => request.header("x-signature", hex),
+    }
+}
+
+/// Its answer is the app's to give, each time: it has no record, and none is looked for.
+#[test]
+fn a_handshake_is_no_event() {
+    let slack = r#"{"token":"x","challenge":"3eZbrw1a","type":"url_verification"}"#;
+    let zoom = r#"{"payload":{"plainToken":"q"},"event":"endpoint.url_validation","id":"1"}"#;
+    for (path, body) in [("/slack", slack), ("/zoom", zoom)] {
+        let mut hot = World::asleep_with(HANDSHAKES);
+        hot.ready('a');
+        for world in [hot, World::asleep_with(HANDSHAKES)] {
+            let mut journey = world.begin(signed(path, body), path);
+            assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
+            assert_eq!(journey.body_read(body.as_bytes(), &[SECRET], world.now), None);
+            let next = world.decide(&mut journey);
+            assert!(matches!(next, Next::Forward(_) | Next::Wake { hold: true }), "{next:?}");
+            assert_eq!((journey.told(), journey.event()), (Some("handshake"), None));
+            assert_eq!(journey.counted(Some(500)), None);
+            assert!(lines(&journey).iter().any(|l| l.contains("verified, a handshake")));
+        }
+    }
+    // Unsigned it is nothing, and what only mentions it is an event.
+    let world = World::asleep_with(HANDSHAKES);
+    let mut journey = world.begin(signed("/slack", "other"), "/slack");
+    assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
+    assert!(journey.body_read(slack.as_bytes(), &[SECRET], world.now).is_some());
+    let event = r#"{"type":"event_callback","event":{"type":"url_verification"},"event_id":"E"}"#;
+    let mut journey = world.begin(signed("/slack", event), "/slack");
+    assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
+    assert_eq!(journey.body_read(event.as_bytes(), &[SECRET], world.now), None);
+    assert_eq!((journey.told(), journey.event()), (Some("verified"), Some("E")));
+}
+
+#[test]
+fn a_method_that_the_provider_does_not_use_is_not_the_providers() {
+    let world = World::hot();
+    for method in ["PUT", "PATCH", "DELETE", "FROBNICATE"] {
+        let mut journey = world.begin(delivery(SIGNED).method(method), PATH);
+        let Next::Reply(reply) = world.decide(&mut journey) else { panic!("{method}") };
+        assert_eq!((reply.problem, reply.status), (Problem::WebhookSignatureInvalid, 403));
+        assert_eq!(journey.counted(Some(403)), Some(Counted::Refused(Refusal::Method)));
+    }
+    let world = World::asleep_with(HANDSHAKES);
+    let mut journey = world.begin(signed("/zoom", "{}").method("PUT"), "/zoom");
+    assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
+}
+
+/// As much as the provider may send, unless the route says another bound; what is not read is counted,
+/// and on record as what may be lost.
+#[test]
+fn a_body_may_be_as_long_as_the_providers_own_bound() {
+    const MB25: u64 = 25 << 20;
+    let world = World::asleep();
+    let sized = |length: u64| {
+        let signature = format!("sha256={}", "0".repeat(64));
+        let request = http::Request::builder().method("POST").header("content-length", length);
+        request.header("x-hub-signature-256", signature)
+    };
+    let mut journey = world.begin(sized(MB25), "/webhooks/lost");
+    let next = world.decide(&mut journey);
+    assert!(matches!(next, Next::ReadBody { limit: MB25, .. }), "{next:?}");
+    let mut journey = world.begin(sized(MB25 + 1), "/webhooks/lost");
+    let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+    assert_eq!((reply.problem, reply.status), (Problem::ContentTooLarge, 413));
+    let evidence = |journey: &Journey, reply: &Reply| {
+        assert_eq!(journey.counted(Some(413)), Some(Counted::Refused(Refusal::Unread)));
+        journey.evidence_of(Some(reply), Some(413), world.now, Wall(1)).unwrap().why
+    };
+    let why = evidence(&journey, &reply);
+    assert!(why.contains("lost unless redelivered by hand"), "{why}");
+    for why in [BodyRefusal::TooLong, BodyRefusal::TooSlow, BodyRefusal::NoRoom] {
+        let mut journey = world.begin(delivery(SIGNED), PATH);
+        assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
+        let reply = journey.body_refused(why, world.now);
+        assert!(!evidence(&journey, &reply).contains("lost"), "Stripe delivers again");
     }
 }
 

@@ -9,11 +9,16 @@ class App(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         # The edge has read it whole, and says how long it is.
         self.rfile.read(int(self.headers["Content-Length"]))
-        event = self.headers.get("Vango-Edge-Webhook-Event", "").encode()
+        self.answer(self.headers.get("Vango-Edge-Webhook-Event") or self.headers["Vango-Edge-Webhook-Verdict"])
+
+    def do_GET(self):
+        self.answer("tried")
+
+    def answer(self, text):
         self.send_response(200)
-        self.send_header("Content-Length", str(len(event)))
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(event)
+        self.wfile.write(text.encode())
 
     def log_message(self, *_):
         pass

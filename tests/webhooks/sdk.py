@@ -294,6 +294,30 @@ def slack_agrees(edge):
     print("slack-sdk: tolerance, bodies")
 
 
+def what_is_no_event(edge):
+    """Handshakes: signed ones go to the app each time, a GET goes to it like a page's."""
+    body = json.dumps({"token": "t", "challenge": "3eZbrw1a", "type": "url_verification"})
+    for _ in range(2):
+        at = str(int(time.time()))
+        signature = SignatureVerifier(SLACK).generate_signature(timestamp=at, body=body)
+        given = {"X-Slack-Request-Timestamp": at, "X-Slack-Signature": signature}
+        assert edge.deliver("slack", body.encode(), given) == (200, "handshake")
+    for provider in PROVIDERS:
+        edge.client.request("GET", f"/{provider}?hub.challenge=1", headers={"Host": HOST})
+        answer = edge.client.getresponse()
+        assert (answer.status, answer.read()) == (200, b"tried"), provider
+    print("handshakes: slack's challenge twice, GET of each")
+
+
+def large(edge):
+    for size in (1_200_000, 20 << 20):
+        body = b"x" * size
+        mac = hmac.new(GITHUB.encode(), body, "sha256").hexdigest()
+        given = {"X-Hub-Signature-256": f"sha256={mac}", "X-GitHub-Delivery": f"gh-{size}"}
+        assert edge.deliver("github", body, given) == (200, f"gh-{size}")
+    print("github: 1.2 and 20 MiB")
+
+
 def openssl(*arguments, given):
     return subprocess.run(["openssl", *arguments], input=given, check=True, capture_output=True, timeout=60).stdout
 
@@ -343,8 +367,10 @@ def main():
         stripe_never_stricter(edge)
         standard_agrees(edge)
         slack_agrees(edge)
+        what_is_no_event(edge)
+        large(edge)
         openssl_agrees(edge, work)
-    print(f"webhooks: 7 passed, 0 failed in {time.monotonic() - began:.1f} s")
+    print(f"webhooks: 9 passed, 0 failed in {time.monotonic() - began:.1f} s")
 
 
 if __name__ == "__main__":

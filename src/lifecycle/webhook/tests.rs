@@ -201,6 +201,7 @@ fn a_generic_hmac_is_what_its_contract_says() {
             signed: "{timestamp}.{body}".into(),
             timestamp: Some("x-at".into()),
             tolerance: TOLERANCE,
+            handshake: None,
             event: EventId::Json("/id".into()),
             deadline: Duration::from_secs(10),
         }),
