@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::Value;
 
 use crate::assets::{
-    AssetIndex, Encoded, Entry, MAX_ASSETS, MAX_INDEX, MEDIA_TYPE, looks_fingerprinted,
+    AssetIndex, Coding, Encoded, Entry, MAX_ASSETS, MAX_INDEX, MEDIA_TYPE, looks_fingerprinted,
 };
 
 use super::layout::digest_of;
@@ -26,6 +26,8 @@ pub struct AssetSource<'a> {
     pub prefix: &'a str,
     /// File in the artifact that maps source names to fingerprinted ones.
     pub manifest: Option<&'a str>,
+    /// Suffixes that say how a file is encoded.
+    pub encoded_suffixes: &'a [String],
 }
 
 /// A file of the artifact: its name in it, and where it is.
@@ -57,7 +59,7 @@ pub fn write(
     let fingerprinted = fingerprinted(root, source, files, &found)?;
     let found: Vec<_> = found.into_iter().collect();
     let made = each(&found, progress, |(name, path)| {
-        one(name, path, fingerprinted.contains(*name), blobs)
+        one(source, (name, path), fingerprinted.contains(*name), blobs)
     })?;
     let (entries, made): (Vec<_>, Vec<_>) = made.into_iter().unzip();
     let bytes = AssetIndex::write(source.dir, source.prefix, entries);
@@ -111,17 +113,23 @@ fn each<I: Sync, T: Send>(
 }
 
 fn one(
-    name: &str,
-    path: &Path,
+    source: &AssetSource<'_>,
+    (name, path): File<'_>,
     fingerprinted: bool,
     blobs: &Path,
 ) -> Result<(Entry, Vec<Blob>), ArtifactError> {
     let bytes = fs::read(path).map_err(|e| ArtifactError::io(path, e))?;
-    let media_type = media_type(name, &bytes);
+    let encoded = stored_encoded(source.encoded_suffixes, name, &bytes);
+    let media_type = match &encoded {
+        Some((_, inner, start)) => media_type(inner, start),
+        None => media_type(name, &bytes),
+    };
+    let coding = encoded.map(|(coding, ..)| coding);
     let plain = blob(&bytes, blobs, "application/octet-stream")?;
     let mut made = vec![plain.clone()];
     let mut encodings = Vec::new();
-    for (coding, encoded) in encode::encode(&bytes, &media_type) {
+    let made_of = if coding.is_some() { &[] } else { &*bytes };
+    for (coding, encoded) in encode::encode(made_of, &media_type) {
         if encode::decode(coding, &encoded, bytes.len()).as_ref() != Some(&bytes) {
             let why = format!("its {} encoding does not decode to it: a defect", coding.name());
             return Err(ArtifactError::refused(path, why));
@@ -134,6 +142,7 @@ fn one(
         path: name.to_owned(),
         media_type,
         fingerprinted,
+        coding,
         digest: plain.digest,
         size: plain.size,
         encodings,
@@ -146,6 +155,31 @@ fn blob(bytes: &[u8], dir: &Path, media_type: &'static str) -> Result<Blob, Arti
     let path = dir.join(digest.hex());
     fs::write(&path, bytes).map_err(|e| ArtifactError::io(&path, e))?;
     Ok(Blob { digest, size: bytes.len() as u64, path, media_type })
+}
+
+/// How a file is encoded by its name, the name it would have decoded, and its decoded beginning: of
+/// `app.js.gz`, what `app.js` is. `None` for a name that says nothing of the kind, for bytes that are not
+/// so encoded, and for archives: `backup.tar.gz` is kept as it is by whoever loads it.
+fn stored_encoded(
+    suffixes: &[String],
+    name: &str,
+    bytes: &[u8],
+) -> Option<(Coding, String, Vec<u8>)> {
+    let (stem, suffix) = name.rsplit_once('.')?;
+    let (coding, inner) = match suffix {
+        "br" => (Coding::Br, stem.to_owned()),
+        "gz" => (Coding::Gzip, stem.to_owned()),
+        "zst" => (Coding::Zstd, stem.to_owned()),
+        "svgz" => (Coding::Gzip, format!("{stem}.svg")),
+        _ => return None,
+    };
+    let (before, extension) = inner.rsplit('/').next()?.rsplit_once('.')?;
+    let archive = before.is_empty() || matches!(extension, "tar" | "cpio" | "warc");
+    if archive || !suffixes.iter().any(|s| s == suffix) {
+        return None;
+    }
+    let start = encode::beginning(coding, bytes)?;
+    Some((coding, inner, start))
 }
 
 /// By its name; text says its character set where it has the one that the web expects.

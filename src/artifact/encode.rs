@@ -5,6 +5,8 @@
 
 use std::io::Read;
 
+use miniz_oxide::inflate::stream::{InflateState, inflate};
+
 use crate::assets::Coding;
 
 /// Files below this many bytes are sent as they are: an encoding's own frame would eat the gain.
@@ -13,6 +15,8 @@ const WORTH_IT: usize = 256;
 const MOST: usize = 64 << 20;
 /// Up to here Brotli takes its best and slowest.
 const BEST: usize = 2 << 20;
+/// As much of a file that comes encoded is decoded, to see what it is.
+const BEGINNING: usize = 64 << 10;
 
 /// Every encoding of `bytes` that makes them at least a twentieth smaller.
 pub fn encode(bytes: &[u8], media_type: &str) -> Vec<(Coding, Vec<u8>)> {
@@ -91,6 +95,67 @@ pub fn decode(coding: Coding, encoded: &[u8], size: usize) -> Option<Vec<u8>> {
     (decoded.len() == size).then_some(decoded)
 }
 
+/// The beginning of what `encoded` decodes to, up to [`BEGINNING`] bytes and a whole character; `None`
+/// where it is not so encoded, or in a way that a browser does not take.
+pub fn beginning(coding: Coding, encoded: &[u8]) -> Option<Vec<u8>> {
+    if encoded.is_empty() {
+        return None;
+    }
+    let mut out = vec![0; BEGINNING];
+    let size = match coding {
+        Coding::Br => fill(brotli::Decompressor::new(encoded, 4096), &mut out)?,
+        Coding::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(encoded).ok()?;
+            decoder.window_log_max(23).ok()?;
+            fill(decoder, &mut out)?
+        }
+        Coding::Gzip => {
+            let deflated = after_gzip_head(encoded)?;
+            let mut state = InflateState::new(miniz_oxide::DataFormat::Raw);
+            let result = inflate(&mut state, deflated, &mut out, miniz_oxide::MZFlush::None);
+            result.status.ok().map(|_| result.bytes_written)?
+        }
+    };
+    out.truncate(size);
+    if let Err(e) = std::str::from_utf8(&out)
+        && e.error_len().is_none()
+    {
+        out.truncate(e.valid_up_to());
+    }
+    Some(out)
+}
+
+fn fill(mut decoder: impl Read, out: &mut [u8]) -> Option<usize> {
+    let mut have = 0;
+    while have < out.len() {
+        match decoder.read(&mut out[have..]).ok()? {
+            0 => break,
+            n => have += n,
+        }
+    }
+    Some(have)
+}
+
+/// What follows the head that any program writes (RFC 1952 §2.3), with a name and the like.
+fn after_gzip_head(encoded: &[u8]) -> Option<&[u8]> {
+    let (head, mut rest) = encoded.split_at_checked(10)?;
+    if !head.starts_with(&[0x1f, 0x8b, 8]) {
+        return None;
+    }
+    let flags = head[3];
+    if flags & 4 != 0 {
+        let (length, more) = rest.split_first_chunk::<2>()?;
+        rest = more.get(usize::from(u16::from_le_bytes(*length))..)?;
+    }
+    for text in [8, 16] {
+        if flags & text != 0 {
+            let end = rest.iter().position(|b| *b == 0)?;
+            rest = &rest[end + 1..];
+        }
+    }
+    if flags & 2 != 0 { rest.get(2..) } else { Some(rest) }
+}
+
 fn bounded(decoder: impl Read, size: usize) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     decoder.take(size as u64 + 1).read_to_end(&mut out).ok()?;
@@ -115,6 +180,26 @@ mod tests {
         assert_eq!(made, encode(text.as_bytes(), "text/css"), "the same again");
         assert!(encode(text.as_bytes(), "image/png").is_empty());
         assert!(encode(b"short", "text/css").is_empty());
+    }
+
+    #[test]
+    fn what_comes_encoded_is_known_by_its_bytes() {
+        let text = "grün ".repeat(30_000);
+        for (coding, encoded) in encode(text.as_bytes(), "text/css") {
+            let start = beginning(coding, &encoded).unwrap();
+            assert!(start.len() > BEGINNING - 4 && text.as_bytes().starts_with(&start));
+            assert!(std::str::from_utf8(&start).is_ok(), "{coding:?}: no half character");
+            for other in [&b"a.b{}"[..], b""] {
+                assert_eq!(beginning(coding, other), None, "{coding:?}");
+            }
+        }
+        // As `gzip` writes it, with the file's name.
+        let made = gzip(b"body{}");
+        let mut named = made[..10].to_vec();
+        named[3] = 8;
+        named.extend(b"a.css\0");
+        named.extend(&made[10..]);
+        assert_eq!(beginning(Coding::Gzip, &named).unwrap(), b"body{}");
     }
 
     #[test]

@@ -64,6 +64,10 @@ pub struct Entry {
     /// Its name changes with its content: it may be kept for ever.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fingerprinted: bool,
+    /// Its bytes are encoded so, as its name says, and `media_type` is what they decode to. Such a file
+    /// has no other encodings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coding: Option<Coding>,
     /// Its bytes.
     pub digest: Digest,
     /// How many.
@@ -117,7 +121,7 @@ fn refused<T>(path: &str, why: &'static str) -> Result<T, IndexError> {
 /// One way to send a file, with the header values that go with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Representation {
-    /// `None`: as it is.
+    /// How what is sent is encoded.
     pub coding: Option<Coding>,
     /// Of exactly the bytes that are sent.
     pub digest: Digest,
@@ -254,6 +258,9 @@ fn asset(entry: &Entry) -> Result<Asset, IndexError> {
     let Ok(media_type) = HeaderValue::from_str(&entry.media_type) else {
         return refused(path, "its media type cannot be sent");
     };
+    if entry.coding.is_some() && !entry.encodings.is_empty() {
+        return refused(path, "what is encoded has other encodings");
+    }
     let mut encoded: Vec<Representation> = Vec::new();
     for e in &entry.encodings {
         if encoded.iter().any(|r| r.coding == Some(e.coding)) {
@@ -268,7 +275,7 @@ fn asset(entry: &Entry) -> Result<Asset, IndexError> {
     Ok(Asset {
         media_type,
         fingerprinted: entry.fingerprinted,
-        identity: Representation::new(None, entry.digest, entry.size),
+        identity: Representation::new(entry.coding, entry.digest, entry.size),
         encoded,
     })
 }
@@ -286,6 +293,7 @@ mod tests {
             path: path.into(),
             media_type: "text/css".into(),
             fingerprinted: false,
+            coding: None,
             digest: Digest::from_bytes([1; 32]),
             size: 100,
             encodings,
@@ -303,6 +311,29 @@ mod tests {
         assert_eq!(asset.encoded[0].coding, Some(Coding::Br), "smallest first");
         assert_eq!(asset.identity.etag.to_str().unwrap(), format!("\"{}\"", "01".repeat(32)));
         assert!(index.get("../a").is_none() && index.get("").is_none());
+    }
+
+    /// An artifact's digest covers its index: what needs no new field has none, and what was written
+    /// before there was one is read.
+    #[test]
+    fn an_index_of_plain_files_is_written_as_ever() {
+        let mut plain = entry("a");
+        plain.encodings.clear();
+        let digest = plain.digest;
+        let text = format!(
+            "{{\"mediaType\":\"{MEDIA_TYPE}\",\"dir\":\"p\",\"prefix\":\"/a/\",\"assets\":[{{\"path\":\"a\",\
+             \"type\":\"text/css\",\"digest\":\"{digest}\",\"size\":100}}]}}"
+        );
+        assert_eq!(AssetIndex::write("p", "/a/", vec![plain.clone()]), text.as_bytes());
+        assert_eq!(
+            AssetIndex::read(text.as_bytes()).unwrap().get("a").unwrap().identity.coding,
+            None
+        );
+        plain.coding = Some(Coding::Gzip);
+        let index = AssetIndex::read(&AssetIndex::write("p", "/a/", vec![plain])).unwrap();
+        assert_eq!(index.get("a").unwrap().identity.coding, Some(Coding::Gzip));
+        let both = Entry { coding: Some(Coding::Gzip), ..entry("a") };
+        assert!(AssetIndex::read(&AssetIndex::write("p", "/a/", vec![both])).is_err());
     }
 
     #[test]

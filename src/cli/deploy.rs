@@ -58,6 +58,7 @@ pub fn deploy(
         dir: &a.dir,
         prefix: &a.prefix,
         manifest: a.manifest.as_deref(),
+        encoded_suffixes: &a.encoded_suffixes,
     });
     let packed = artifact::pack(dir, &scratch.0, source.as_ref(), &mut |p| {
         let what = match p.phase {

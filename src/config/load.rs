@@ -423,6 +423,7 @@ fn app(top: &Table<'_>, base: &Path) -> Option<App> {
         top.integer("concurrency", 1..=1_000_000);
         top.opt_table("health");
         top.tables("route");
+        top.opt_table("errors");
         return None;
     };
     let upstreams = upstreams(top, &name, &hosts);
@@ -501,7 +502,7 @@ fn source(t: &Table<'_>, base: &Path) -> Option<SecretSource> {
 
 fn upstreams(top: &Table<'_>, name: &AppName, hosts: &[Host]) -> Option<Upstreams> {
     if !top.has("upstreams") {
-        for key in ["health", "concurrency"] {
+        for key in ["health", "concurrency", "errors"] {
             if top.has(key) {
                 top.error(key, "it counts only for an app with upstreams");
             }
@@ -534,7 +535,9 @@ fn upstreams(top: &Table<'_>, name: &AppName, hosts: &[Host]) -> Option<Upstream
     let concurrency = top.integer("concurrency", 1..=1_000_000).unwrap_or(1000) as u32;
     let health = health(top.table("health"), hosts);
     let routes = contract::routes(top);
-    let contract = Contract::external(name.clone(), routes, concurrency, addresses.len() as u32);
+    let mut contract =
+        Contract::external(name.clone(), routes, concurrency, addresses.len() as u32);
+    contract.readers = contract::errors(top);
     Some(Upstreams { addresses, contract: Arc::new(contract), health })
 }
 

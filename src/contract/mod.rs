@@ -3,10 +3,12 @@
 //!
 //! Every key is documented with its default in `docs/vango-edge.toml`.
 
+mod headers;
 mod parse;
 mod route;
 mod spelling;
 
+pub use headers::{HeaderRule, NamePattern, Readers, errors};
 pub use parse::{parse, routes};
 pub use route::{
     Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency, Live, PathPattern,
@@ -16,6 +18,7 @@ pub use route::{
 pub use spelling::{Loose, LoosePattern};
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{AppName, Digest};
@@ -39,6 +42,8 @@ pub struct Contract {
     pub routes: Vec<Route>,
     /// Its static files.
     pub assets: Option<Assets>,
+    /// Whose scripts may read the edge's own answers.
+    pub readers: Readers,
 }
 
 impl Contract {
@@ -72,6 +77,7 @@ impl Contract {
             state: None,
             routes,
             assets: None,
+            readers: Readers::default(),
         }
     }
 
@@ -249,4 +255,8 @@ pub struct Assets {
     pub prefix: String,
     /// File in the artifact that maps source names to fingerprinted ones.
     pub manifest: Option<String>,
+    /// Suffixes that say how a file is encoded: `br`, `gz`, `svgz`, `zst`.
+    pub encoded_suffixes: Vec<String>,
+    /// Header fields for some of its files; where two set one field, the later counts.
+    pub headers: Arc<[HeaderRule]>,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::document::{Checked, Errors, Table};
 
+use super::headers;
 use super::route::{
     Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency, Live, PathPattern,
     Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook,
@@ -50,7 +51,9 @@ fn contract(top: &Table<'_>) -> Option<Contract> {
     let state = top.opt_table("state").map(state);
     let routes = routes(top);
     let assets = top.opt_table("assets").and_then(assets);
-    Some(Contract { app: name?, process: process?, wake, sleep, scale, state, routes, assets })
+    let readers = headers::errors(top);
+    let process = process?;
+    Some(Contract { app: name?, process, wake, sleep, scale, state, routes, assets, readers })
 }
 
 fn process(top: &Table<'_>) -> Option<Process> {
@@ -204,8 +207,17 @@ fn assets(t: Table<'_>) -> Option<Assets> {
         t.error("prefix", format!("expected a path that begins and ends with /, found {prefix:?}"));
     }
     let manifest = inside(&t, "manifest");
+    let known = ["br", "gz", "svgz", "zst"];
+    let encoded_suffixes = match t.has("encoded_suffixes") {
+        true => t.texts("encoded_suffixes"),
+        false => known.map(str::to_owned).into(),
+    };
+    for suffix in encoded_suffixes.iter().filter(|s| !known.contains(&s.as_str())) {
+        t.error("encoded_suffixes", format!("expected some of {known:?}, found {suffix:?}"));
+    }
+    let headers = headers::asset_headers(&t).into();
     t.finish();
-    Some(Assets { dir: dir?, prefix, manifest })
+    Some(Assets { dir: dir?, prefix, manifest, encoded_suffixes, headers })
 }
 
 /// The `[[route]]` tables of `top`, with `/*` as a page at the end if nothing catches all.
@@ -387,18 +399,6 @@ fn generic_hmac(t: Table<'_>) -> Option<GenericHmac> {
             }
         },
     };
-    let rules = GenericHmac {
-        header: header.unwrap_or_default(),
-        prefix: t.text("prefix").unwrap_or_default(),
-        encoding: t.word("encoding", &encodings, Encoding::Hex),
-        signed,
-        timestamp,
-        tolerance: t.duration("tolerance", secs(1)..=secs(3600), secs(300)),
-        event,
-        deadline: t.duration("deadline", secs(1)..=secs(120), secs(10)),
-    };
-    t.finish();
-    Some(rules)
     let handshake = t.text("handshake").and_then(|text| {
         let rest = text.strip_prefix("json:").filter(|rest| rest.starts_with('/'));
         match rest.and_then(|rest| rest.split_once('=')) {
@@ -411,6 +411,19 @@ fn generic_hmac(t: Table<'_>) -> Option<GenericHmac> {
             }
         }
     });
+    let rules = GenericHmac {
+        header: header.unwrap_or_default(),
+        prefix: t.text("prefix").unwrap_or_default(),
+        encoding: t.word("encoding", &encodings, Encoding::Hex),
+        signed,
+        timestamp,
+        tolerance: t.duration("tolerance", secs(1)..=secs(3600), secs(300)),
+        event,
+        handshake,
+        deadline: t.duration("deadline", secs(1)..=secs(120), secs(10)),
+    };
+    t.finish();
+    Some(rules)
 }
 
 fn live(t: &Table<'_>) -> Live {
@@ -419,7 +432,6 @@ fn live(t: &Table<'_>) -> Live {
         .iter()
         .filter_map(|text| match text.split_once(':') {
             Some(("cookie", name)) if !name.is_empty() => Some(SessionSource::Cookie(name.into())),
-        handshake,
             Some(("query", name)) if !name.is_empty() => Some(SessionSource::Query(name.into())),
             None if text == "vango-hello" => Some(SessionSource::VangoHello),
             _ => {

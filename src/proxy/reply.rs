@@ -1,6 +1,7 @@
 //! What a client is told: the app's answer that was put on record first, a stored one, or the edge's
 //! own, with the marks that an environment's answers carry. What a provider is told is evidence first.
 
+use http::header;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
@@ -63,7 +64,15 @@ impl EdgeProxy {
         }
         match &ctx.reply {
             Some(reply) => {
-                let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
+                let origin = session.req_header().headers.get(header::ORIGIN).cloned();
+                let mark = |head: &mut ResponseHeader| {
+                    let readers = ctx.view.as_ref().map(|v| &v.contract.readers);
+                    let fields = readers.map(|r| r.fields(origin.as_ref())).unwrap_or_default();
+                    for (name, value) in fields {
+                        head.insert_header(name, value)?;
+                    }
+                    self.mark(head, ctx)
+                };
                 answer::write(session, reply, ctx.form, ctx.id, ctx.body_unread, mark).await
             }
             None => {

@@ -360,7 +360,7 @@ fn view(
 }
 
 /// The owner's files, then those of the deployments that it replaced: a page that was opened before
-/// a deploy still finds what it names. How long those are kept is for who removes deployments.
+/// a deploy still finds what it names, where the name says which content it is. How long those are kept is for who removes deployments.
 fn shelves(
     records: &EnvRecords,
     owner: &Deployed,
@@ -378,6 +378,7 @@ fn shelves(
             shelves.push(Shelf {
                 artifact: deployed.digest,
                 prefix: assets.prefix.clone(),
+                headers: Arc::clone(&assets.headers),
                 index: indexes.get(&index).cloned(),
             });
         }

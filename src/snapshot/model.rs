@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::assets::AssetIndex;
 use crate::clock::Mono;
-use crate::contract::Contract;
+use crate::contract::{Contract, HeaderRule};
 use crate::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, Host, OperationId,
 };
@@ -144,6 +144,8 @@ pub struct Shelf {
     pub artifact: Digest,
     /// The path prefix under which they are asked for.
     pub prefix: String,
+    /// Header fields for some of them.
+    pub headers: Arc<[HeaderRule]>,
     /// Which files; `None` when the artifact's index cannot be had.
     pub index: Option<Arc<AssetIndex>>,
 }

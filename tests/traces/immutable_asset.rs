@@ -26,6 +26,7 @@ fn entry(path: &str, n: u8) -> Entry {
         path: path.into(),
         media_type: "text/css; charset=utf-8".into(),
         fingerprinted: vango_edge::assets::looks_fingerprinted(path),
+        coding: None,
         digest: digest(n),
         size: 100,
         encodings: vec![encoded(Coding::Br, n + 1, 40), encoded(Coding::Gzip, n + 2, 50)],
@@ -251,10 +252,15 @@ fn an_old_page_finds_its_files_after_a_deploy_and_the_newest_wins() {
     ] {
         assert_eq!(served(&world.visit("GET", path, &[]).unwrap()), Some(expected), "{path}");
     }
-    // The next one has no static files of that name: the newest that has them counts.
+    // The next one keeps its files under another prefix. What is fingerprinted is found where it was; a
+    // plain name, and one that nothing has, is the app's own route there.
     world.deploy_files(3, Epoch(3), "/static/", vec![entry("x.css", 70)]);
     world.deployment(2, &contract("/assets/"), Some(digest(202)), Some(Wall(9)));
-    assert_eq!(served(&world.visit("GET", "/assets/app.css", &[]).unwrap()), Some(digest(50)));
+    let mark = world.visit("GET", "/assets/mark.11223344.svg", &[]).unwrap();
+    assert_eq!(served(&mark), Some(digest(60)));
+    for path in ["/assets/app.css", "/assets/mark.deadbeef.svg"] {
+        assert!(world.visit("GET", path, &[]).is_none(), "{path}");
+    }
     assert_eq!(served(&world.visit("GET", "/static/x.css", &[]).unwrap()), Some(digest(70)));
     // A deployment that never owned the route gives nothing.
     world.deployment(4, &contract("/assets/"), Some(digest(202)), None);
@@ -268,6 +274,47 @@ fn an_old_page_finds_its_files_after_a_deploy_and_the_newest_wins() {
         world.put(&at, None);
     }
     assert!(world.visit("GET", "/assets/mark.0de621e9.svg", &[]).is_none());
+}
+
+#[test]
+fn a_plain_file_that_a_deploy_took_out_is_gone_through_rollbacks_too() {
+    let mut world = asleep();
+    world.deploy_files(2, Epoch(2), "/assets/", vec![entry("new.css", 50)]);
+    world.deployment(1, &contract("/assets/"), Some(digest(201)), Some(Wall(5)));
+    assert!(world.visit("GET", "/assets/app.css", &[]).is_none(), "the app's own route answers");
+    // Back to the first: what only the second had is gone in turn.
+    let files = vec![entry("app.css", 10), entry("mark.0de621e9.svg", 20), entry("a b/ä.css", 30)];
+    world.deploy_files(1, Epoch(3), "/assets/", files);
+    world.deployment(2, &contract("/assets/"), Some(digest(202)), Some(Wall(6)));
+    assert_eq!(served(&world.visit("GET", "/assets/app.css", &[]).unwrap()), Some(digest(10)));
+    assert!(world.visit("GET", "/assets/new.css", &[]).is_none());
+    // An owner without static files hides nothing but what is fingerprinted.
+    world.deploy(3, Epoch(4));
+    world.deployment(1, &contract("/assets/"), Some(digest(201)), Some(Wall(7)));
+    assert!(world.visit("GET", "/assets/app.css", &[]).is_none());
+    assert!(world.visit("GET", "/assets/mark.0de621e9.svg", &[]).is_some());
+}
+
+#[test]
+fn the_contract_adds_fields_by_pattern_and_the_last_word_counts() {
+    let mut world = World::asleep();
+    let index =
+        AssetIndex::write("public", "/assets/", vec![entry("w/sw.js", 10), entry("a.css", 20)]);
+    world.publisher.supply(digest(201), Arc::new(AssetIndex::read(&index).unwrap()));
+    let contract = contract("/assets/")
+        + "[[assets.header]]\nfiles = [\"*\"]\nset = { X-A = \"1\", X-B = \"1\" }\n\
+           [[assets.header]]\nfiles = [\"x\", \"*.js\"]\nset = { x-b = \"2\", Service-Worker-Allowed = \"/\" }\n";
+    world.deploy_with(1, Epoch(1), &contract, Some(digest(201)));
+    let of = |path: &str| {
+        let visit = world.visit("GET", path, &[]).unwrap();
+        let text = |n: &str| {
+            let all = plan(&visit).headers.iter().filter(|(name, _)| name == n);
+            all.map(|(_, v)| v.to_str().unwrap().to_owned()).collect::<Vec<_>>().join("+")
+        };
+        [text("x-a"), text("x-b"), text("service-worker-allowed")]
+    };
+    assert_eq!(of("/assets/w/sw.js"), ["1", "2", "/"]);
+    assert_eq!(of("/assets/a.css"), ["1", "1", ""]);
 }
 
 #[test]

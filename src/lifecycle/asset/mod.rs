@@ -3,7 +3,11 @@
 //! that is not in it goes by its route. So no asset wakes anything, waits for anything, carries a
 //! cookie or counts as activity.
 //!
-//! A name under the assets' prefix that looks fingerprinted and is in no index is a page's request for
+//! A deployment that was replaced gives only its fingerprinted files: the name says which content a page
+//! of then asks for. A plain name is the owner's; one that a deploy took out goes by its route, for no page
+//! can know which of its contents was meant.
+//!
+//! A name under the owner's prefix that looks fingerprinted and is in no index is a page's request for
 //! a file that is gone: 404, never an app's HTML, never a wake. (Not where the prefix is `/`: there it
 //! could be anything.)
 
@@ -18,10 +22,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::Method;
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::assets::{Asset, looks_fingerprinted};
 use crate::clock::Mono;
+use crate::contract::HeaderRule;
 use crate::id::Digest;
 use crate::snapshot::EnvView;
 
@@ -32,13 +37,16 @@ use super::trace::{Outcome, StepKind, Trace};
 /// What is under a path.
 #[derive(Debug, Clone)]
 enum Found {
-    /// This, in the artifact with this digest.
-    Asset(Arc<Asset>, Digest),
+    /// This, in the artifact with this digest, with the fields that its contract adds.
+    Asset(Arc<Asset>, Digest, Fields),
     /// A file that no artifact has any more.
     Gone,
     /// The artifact's index cannot be read.
     Unreadable(Digest),
 }
+
+/// Header fields.
+type Fields = Vec<(HeaderName, HeaderValue)>;
 
 /// A request for an asset, on its way.
 #[derive(Debug)]
@@ -76,8 +84,9 @@ impl Visit {
         let Some(found) = find(view, &facts) else { return Err(Box::new(facts)) };
         let mut trace = Trace::new(facts.id, facts.received);
         let action = match found {
-            Found::Asset(asset, artifact) => {
-                let plan = plan::plan(&asset, headers, facts.method == Method::HEAD, private);
+            Found::Asset(asset, artifact, fields) => {
+                let head = facts.method == Method::HEAD;
+                let plan = plan::plan(&asset, headers, head, private, fields);
                 trace.push(now, StepKind::FindAsset { asset: Some(asset), artifact });
                 Action::Serve(plan)
             }
@@ -142,23 +151,35 @@ fn find(view: &EnvView, facts: &Facts) -> Option<Found> {
     }
     let mut gone = None;
     for shelf in &view.assets {
+        let owners = shelf.artifact == view.owner.digest;
         let Some(below) = facts.path.strip_prefix(shelf.prefix.as_str()) else { continue };
         let Some(name) = decode(below) else { continue };
         let Some(index) = &shelf.index else {
             // Only the owner's own decides: an older artifact's damage hides what it had, no more.
-            if shelf.artifact == view.owner.digest {
+            if owners {
                 return Some(Found::Unreadable(shelf.artifact));
             }
             continue;
         };
-        if let Some(asset) = index.get(&name) {
-            return Some(Found::Asset(Arc::clone(asset), shelf.artifact));
+        if let Some(asset) = index.get(&name).filter(|a| owners || a.fingerprinted) {
+            let fields = fields(&shelf.headers, &name);
+            return Some(Found::Asset(Arc::clone(asset), shelf.artifact, fields));
         }
-        if shelf.prefix != "/" && looks_fingerprinted(&name) {
+        if owners && shelf.prefix != "/" && looks_fingerprinted(&name) {
             gone = Some(Found::Gone);
         }
     }
     gone
+}
+
+/// What `rules` add to the answer for the file `name`: of one field, what the last of them says.
+fn fields(rules: &[HeaderRule], name: &str) -> Fields {
+    let mut out = Fields::new();
+    for (field, value) in rules.iter().filter(|r| r.covers(name)).flat_map(|r| &r.set) {
+        out.retain(|(known, _)| known != field);
+        out.push((field.clone(), value.clone()));
+    }
+    out
 }
 
 /// A path as a file's name. `%2F` and what is not UTF-8 name no file.
@@ -195,6 +216,7 @@ mod sample {
             path: "app.css".into(),
             media_type: "text/css; charset=utf-8".into(),
             fingerprinted: false,
+            coding: None,
             digest: Digest::from_bytes([1; 32]),
             size: 100,
             encodings: vec![

@@ -72,7 +72,8 @@ fn parse_quality(text: &str) -> Option<Quality> {
 /// the request excludes all there are (406).
 pub fn choose<'a>(asset: &'a Asset, headers: &HeaderMap) -> Option<&'a Representation> {
     let accepted = Accepted::read(headers);
-    if !accepted.stated {
+    // What is stored encoded has no other form.
+    if !accepted.stated || asset.identity.coding.is_some() {
         // Anything is acceptable; who says nothing may well decode nothing.
         return Some(&asset.identity);
     }

@@ -65,8 +65,14 @@ pub enum Body {
 }
 
 /// The answer for `asset`, asked for with `headers`. `head`: by HEAD. `private`: it is behind an
-/// access token.
-pub fn plan(asset: &Arc<Asset>, headers: &HeaderMap, head: bool, private: bool) -> Plan {
+/// access token. `fields` are those that the contract adds.
+pub fn plan(
+    asset: &Arc<Asset>,
+    headers: &HeaderMap,
+    head: bool,
+    private: bool,
+    fields: Vec<(HeaderName, HeaderValue)>,
+) -> Plan {
     let Some(chosen) = negotiate::choose(asset, headers) else {
         let headers = vec![
             (header::VARY, HeaderValue::from_static("accept-encoding")),
@@ -77,7 +83,9 @@ pub fn plan(asset: &Arc<Asset>, headers: &HeaderMap, head: bool, private: bool) 
     };
     let source = Source { digest: chosen.digest, size: chosen.size, coding: chosen.coding };
     let etag = chosen.etag.to_str().unwrap_or_default();
-    let mut answer = Answer { out: common(asset, chosen, private), asset, chosen };
+    let mut out = common(asset, chosen, private);
+    out.extend(fields);
+    let mut answer = Answer { out, asset, chosen };
     let (status, body) = match conditions::evaluate(headers, etag) {
         Allowed::NotModified => (304, Body::None),
         Allowed::Failed => (412, answer.empty()),
@@ -215,7 +223,7 @@ mod tests {
             let name: HeaderName = name.parse().unwrap();
             map.append(name, value.parse().unwrap());
         }
-        plan(&Arc::new(asset.clone()), &map, head, false)
+        plan(&Arc::new(asset.clone()), &map, head, false, Vec::new())
     }
     fn text<'p>(plan: &'p Plan, name: &str) -> Option<&'p str> {
         let mut found = plan.headers.iter().filter(|(n, _)| n.as_str() == name);
@@ -250,8 +258,36 @@ mod tests {
         let answer = ask(&asset, false, &[("accept-encoding", "br")]);
         assert_eq!(text(&answer, "cache-control"), Some("public, max-age=31536000, immutable"));
         assert_eq!(text(&answer, "vary"), None, "nothing varies");
-        let answer = plan(&Arc::new(asset), &HeaderMap::new(), false, true);
+        let answer = plan(&Arc::new(asset), &HeaderMap::new(), false, true, Vec::new());
         assert_eq!(text(&answer, "cache-control"), Some("private, max-age=31536000, immutable"));
+    }
+
+    /// The bytes of `app.js.gz` are gzip, whatever is asked for: there is no other form of them.
+    #[test]
+    fn what_is_stored_encoded_is_sent_so() {
+        let mut asset = Asset { encoded: vec![], ..sample::asset() };
+        asset.identity.coding = Some(Coding::Gzip);
+        for accept in [&[][..], &[("accept-encoding", "br")], &[("accept-encoding", "identity")]] {
+            let answer = ask(&asset, false, accept);
+            assert_eq!((answer.status, &answer.body), (200, &Body::Part(0..100)), "{accept:?}");
+            assert_eq!(text(&answer, "content-encoding"), Some("gzip"));
+            assert_eq!(text(&answer, "vary"), None);
+        }
+        let part = ask(&asset, false, &[("range", "bytes=0-9")]);
+        assert_eq!((part.status, text(&part, "content-encoding")), (206, Some("gzip")));
+    }
+
+    #[test]
+    fn what_the_contract_adds_is_on_every_answer_about_the_file() {
+        let added = || vec![("service-worker-allowed".parse().unwrap(), "/".parse().unwrap())];
+        let asset = Arc::new(sample::asset());
+        let etag = asset.identity.etag.to_str().unwrap().to_owned();
+        for sent in [("accept", "*/*"), ("if-none-match", &*etag), ("range", "bytes=0-1")] {
+            let mut map = HeaderMap::new();
+            map.insert(sent.0.parse::<HeaderName>().unwrap(), sent.1.parse().unwrap());
+            let answer = plan(&asset, &map, false, false, added());
+            assert_eq!(text(&answer, "service-worker-allowed"), Some("/"), "{sent:?}");
+        }
     }
 
     #[test]
