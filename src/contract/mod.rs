@@ -11,9 +11,9 @@ mod spelling;
 pub use headers::{HeaderRule, NamePattern, Readers, errors};
 pub use parse::{parse, routes};
 pub use route::{
-    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency, Live, PathPattern,
-    Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook,
-    WhenCold,
+    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency, Live,
+    PathPattern, Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd,
+    Source, Webhook, WhenCold,
 };
 pub use spelling::{Loose, LoosePattern};
 

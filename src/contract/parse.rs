@@ -8,9 +8,9 @@ use crate::document::{Checked, Errors, Table};
 
 use super::headers;
 use super::route::{
-    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency, Live, PathPattern,
-    Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd, Source, Webhook,
-    WhenCold,
+    Action, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency, Live,
+    PathPattern, Provider, Resume, Route, RouteClass, RuntimePath, SessionSource, SocketEnd,
+    Source, Webhook, WhenCold,
 };
 use super::{
     Assets, Contract, LivePolicy, Process, Ready, Scale, SessionStore, Sleep, SleepMode, State,

@@ -72,7 +72,7 @@ pub fn check(
     locked: Option<Duration>,
     now: Wall,
 ) -> Verdict {
-    if tokens.is_empty() || is_preflight(facts, headers) {
+    if tokens.is_empty() || facts.is_preflight() {
         return Verdict::Pass;
     }
     // Before anything is compared, by header, query or cookie: whether a guess is right must not show.
@@ -112,15 +112,6 @@ pub fn check(
 }
 
 const WRONG: &str = "The token is not one that opens this preview.";
-
-/// Whether it is a browser's question whether a script of another origin may send a request.
-fn is_preflight(facts: &Facts, headers: &HeaderMap) -> bool {
-    facts.method == Method::OPTIONS
-        && headers.contains_key(header::ORIGIN)
-        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-        && !facts.body
-        && !facts.method_overridden
-}
 
 /// Whether it is a browser that goes to an address, and so follows a redirect and keeps a cookie.
 fn is_navigation(facts: &Facts) -> bool {

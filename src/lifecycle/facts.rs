@@ -128,6 +128,8 @@ pub struct Facts {
     pub method: Method,
     /// A field asks the app to read another method than this one.
     pub method_overridden: bool,
+    /// By its head a browser's preflight; see [`Facts::is_preflight`].
+    pub preflight: bool,
     /// Lower-case host without port.
     pub host: String,
     /// Normalised path, for matching.
@@ -188,6 +190,9 @@ impl Facts {
             received,
             method: parts.method.clone(),
             method_overridden: headers.keys().any(overrides_method),
+            preflight: parts.method == Method::OPTIONS
+                && headers.contains_key(header::ORIGIN)
+                && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD),
             host,
             // Only ASCII has a normalised form.
             spelled: (path.as_bytes() != raw_path)
@@ -207,6 +212,12 @@ impl Facts {
             affinity: None,
             session: None,
         })
+    }
+
+    /// Whether it is a browser's question whether a script of another origin may send a request (Fetch
+    /// §4.8). A browser shows no credentials with it, so that it may be any client's.
+    pub fn is_preflight(&self) -> bool {
+        self.preflight && !self.body && !self.method_overridden
     }
 
     /// Whether the client's name for itself has one of `parts`, which are lower case, in it.

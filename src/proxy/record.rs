@@ -96,6 +96,7 @@ pub fn close_at(
     let held = journey.held_for();
     let operation = journey.operation().cloned();
     let class = journey.class();
+    let counts = journey.counts(status);
     let (facts, view, mut trace) = journey.into_parts();
     trace.parent = facts.parent;
     trace.client = facts.origin.map(|o| o.address);
@@ -113,7 +114,7 @@ pub fn close_at(
         trace,
     };
     debug_assert_ne!(record.trace.outcome, Outcome::Open);
-    if let Some(error) = record.trace.outcome.evidence(status) {
+    if let Some(error) = counts {
         view.tally.count(error);
     }
     telemetry.finished(record, &view.live);

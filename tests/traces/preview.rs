@@ -109,6 +109,27 @@ fn a_preview_is_served_by_its_own_artifact_and_leaves_evidence() {
     assert_eq!(journey.trace.outcome.evidence(Some(200)), Some(false));
 }
 
+/// It passes without the preview's token: any client may send one.
+#[test]
+fn a_preflight_is_no_evidence() {
+    let world = world(true);
+    let preflight = http::Request::builder()
+        .method("OPTIONS")
+        .header("host", HOST)
+        .header("origin", "https://app.example")
+        .header("access-control-request-method", "POST");
+    let (parts, ()) = preflight.body(()).unwrap().into_parts();
+    let asked = Facts::parse(&parts, b"/dashboard", facts(&world, HOST).id, world.now).unwrap();
+    assert!(asked.is_preflight());
+    let snapshot = world.publisher.reader().load().clone();
+    let mut journey = Journey::begin(asked.clone(), classify(&snapshot, &asked).unwrap());
+    assert!(matches!(journey.decide(snapshot.host(HOST), None, world.now, 0), Next::Forward(_)));
+    journey.served(Some(500), world.now);
+    assert_eq!(journey.counts(Some(500)), None);
+    let said = lines(&journey).into_iter().find(|l| l.contains("Deployment record"));
+    assert!(said.unwrap().ends_with("says nothing of the artifact"));
+}
+
 #[test]
 fn explaining_it_says_the_same_asleep_and_awake() {
     for awake in [true, false] {

@@ -92,13 +92,19 @@ impl Journey {
         self.trace.push(now, kind);
     }
 
+    /// Whether this end counts for its preview's promotion, and as an error. A preflight does not: it
+    /// passes without the preview's token, and would let any client speak for an artifact or against it.
+    pub fn counts(&self, status: Option<u16>) -> Option<bool> {
+        if self.facts.is_preflight() { None } else { self.trace.outcome.evidence(status) }
+    }
+
     /// What a preview's answer means for its promotion.
     pub(in crate::lifecycle) fn attach_evidence(&mut self, status: Option<u16>, now: Mono) {
         if self.view.environment.is_production() {
             return;
         }
         // Only explaining: it would have been an answer.
-        let error = self.trace.outcome.evidence(Some(status.unwrap_or(200)));
+        let error = self.counts(Some(status.unwrap_or(200)));
         let view = Arc::clone(&self.view);
         self.trace.push(now, StepKind::AttachEvidence { view: Arc::clone(&view), error });
         self.trace.push(now, StepKind::PromoteLater(view));

@@ -264,6 +264,24 @@ fn the_edges_own_answers_may_be_read_by_the_scripts_that_the_contract_names() {
     assert_eq!((refused.status, refused.header("vary")), (400, None));
 }
 
+#[test]
+fn so_they_may_for_an_app_that_somebody_else_runs() {
+    // Its address is nobody's: what answers is the edge.
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let file = format!(
+        "app = \"legacy\"\nhosts = [\"legacy.localhost\"]\nupstreams = [\"{address}\"]\n\
+         health = {{ check = \"none\" }}\nerrors = {{ cors_origins = [\"*\"] }}\n"
+    );
+    let edge = Edge::start_with_app("legacy", &file);
+    let headers = [("Host", "legacy.localhost"), ("Origin", ORIGIN)];
+    let answer = edge.ask("GET", "/", &headers, "");
+    answer.retryable("not-forwarded");
+    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(answer.header("access-control-allow-credentials"), None);
+}
+
 /// Deploys `artifact` to production, by way of a preview.
 fn replace(edge: &Edge, artifact: &Artifact, preview: &str) {
     deploy_preview(edge, artifact, preview);
