@@ -121,7 +121,7 @@ fn everything_that_cannot_be_part_of_an_artifact_is_said_at_once() {
         assert!(*path == at(name) && why.contains(word), "{path:?}: {why}");
     }
     let out = tempfile::tempdir().unwrap();
-    let source = AssetSource { dir: "public", prefix: "/", manifest: None };
+    let source = AssetSource { dir: "public", prefix: "/", manifest: None, encoded_suffixes: &[] };
     let refused = pack(dir.path(), out.path(), Some(&source), &mut |_| {}).unwrap_err();
     let said = refused.to_string();
     assert!(found.iter().all(|(path, why)| said.contains(&format!("{}: {why}", path.display()))));
