@@ -52,14 +52,14 @@ end() { # pid
 
 finish() {
   local status=$? pid
-  trap '' INT TERM
+  trap '' HUP INT TERM
   for pid in "${at_once[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
   for pid in "${started[@]}"; do end "$pid"; done
   if [ -n "$work" ]; then
     rm -rf "$work"
   fi
   case $status in
-  0 | 130 | 143) ;;
+  0 | 129 | 130 | 143) ;;
   *)
     printf '\n%s failed while %s (status %s); its reason is above.\n' "$0" "$doing" "$status" >&2
     if [ -n "$remedy" ]; then printf '%s\n' "$remedy" >&2; fi
@@ -67,6 +67,7 @@ finish() {
   esac
 }
 trap finish EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
