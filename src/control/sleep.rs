@@ -202,7 +202,7 @@ impl Control {
         why: SleepFor,
     ) -> Result<Slept, StoreError> {
         let load = self.load_of(environment, &found.1.id);
-        let sealed = self.drained(environment, &found.1.id, load.as_deref(), why).await;
+        let sealed = self.drained(environment, &found, load.as_deref(), why).await;
         let outcome = if sealed {
             self.freeze_or_stop(environment, found).await
         } else {
@@ -323,17 +323,22 @@ impl Control {
     async fn drained(
         &self,
         environment: &Environment,
-        allocation: &AllocationId,
+        found: &Found,
         load: Option<&Load>,
         why: SleepFor,
     ) -> bool {
         // Not routed: nobody can be on it.
         let Some(load) = load else { return true };
+        let allocation = &found.1.id;
         let started = self.clock.now();
         let mut told: Option<Mono> = None;
         loop {
             let Some(view) = self.view_of(environment) else { return load.seal() };
             let routed = view.ready.iter().any(|a| a.id == *allocation);
+            // Without this a command waits its whole limit for what serves again.
+            if routed && self.is_taken_back(environment, found).await {
+                return false;
+            }
             let waited = self.clock.now().since(started);
             let limit = view.contract.process.drain_timeout;
             let sockets = load.sockets();
@@ -357,6 +362,13 @@ impl Control {
                 Drain::Seal | Drain::Wait => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }
+    }
+
+    /// Whether a wake changed the record since. The snapshot cannot say: one that shows the allocation as
+    /// ready may be from before it was draining.
+    async fn is_taken_back(&self, environment: &Environment, found: &Found) -> bool {
+        let all = self.of_environment(environment).await;
+        all.is_ok_and(|all| !all.iter().any(|(at, _, rev)| *at == found.0 && *rev == found.2))
     }
 }
 
