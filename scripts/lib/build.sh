@@ -15,7 +15,12 @@ bin() { # name
 build_environment() {
   need_rust
   need_packages "$build_packages"
-  export RUSTFLAGS="${RUSTFLAGS:-} -C link-arg=-fuse-ld=mold"
+  # Once only: a script that another one runs has it already, and with other flags every crate would be
+  # compiled again.
+  case ${RUSTFLAGS:-} in
+  *-fuse-ld=mold*) ;;
+  *) export RUSTFLAGS="${RUSTFLAGS:+$RUSTFLAGS }-C link-arg=-fuse-ld=mold" ;;
+  esac
   # librocksdb-sys then links what it finds there and compiles nothing. Without ROCKSDB_STATIC it names
   # the library without copying it into its own, so that everything but the last link can be done
   # before the archive is there; there is no shared library, so what is linked is the archive.
