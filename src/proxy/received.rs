@@ -6,9 +6,28 @@
 
 use http::{HeaderValue, header};
 use pingora::http::RequestHeader;
+use pingora::protocols::http::v2::server::BadTarget;
 
 use crate::lifecycle::facts::BadRequest;
 use crate::lifecycle::hop;
+
+/// The target of `head`, as it was sent.
+///
+/// # Errors
+/// Over HTTP/2, for one of which the crate `http` has no URI: the path in `head` is a placeholder then. Over
+/// HTTP/1.1 Pingora refuses these by itself ([`super::unread`]).
+pub fn target(head: &RequestHeader) -> Result<&[u8], BadRequest> {
+    match head.extensions.get::<BadTarget>() {
+        None => Ok(head.raw_path()),
+        Some(bad) if bad.too_long => Err(BadRequest::TargetTooLong),
+        Some(_) => Err(BadRequest::Malformed),
+    }
+}
+
+/// What was sent as the target of `head`, for a trace; nothing where it was too long to be kept.
+pub fn sent(head: &RequestHeader) -> &[u8] {
+    head.extensions.get::<BadTarget>().map_or_else(|| head.raw_path(), |bad| &bad.sent)
+}
 
 /// Makes `head` that.
 ///

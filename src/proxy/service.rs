@@ -218,19 +218,19 @@ impl ProxyHttp for EdgeProxy {
         let head = session.req_header();
         ctx.origin = ctx.client.as_ref().map(|c| c.origin_of(&head.headers));
         let method = head.method.clone();
-        let parsed = match &ctx.client {
-            Some(c) => {
+        let parsed = received::target(head).and_then(|target| {
+            if let Some(c) = &ctx.client {
                 let (bytes, fields) = (c.limits.header_bytes, c.limits.header_fields);
-                facts::check_head(&head.headers, head.raw_path().len(), bytes, fields)
+                facts::check_head(&head.headers, target.len(), bytes, fields)?;
             }
-            None => Ok(()),
-        }
-        .and_then(|()| Facts::parse(head, head.raw_path(), ctx.id, ctx.received))
-        .and_then(|facts| received::settle(session.req_header_mut()).map(|()| facts))
-        .map(|facts| {
-            let streamed = session.is_http2() && !session.as_downstream_mut().is_body_empty();
-            Facts { body: facts.body || streamed, ..facts }
+            Facts::parse(head, target, ctx.id, ctx.received)
         });
+        let parsed = parsed
+            .and_then(|facts| received::settle(session.req_header_mut()).map(|()| facts))
+            .map(|facts| {
+                let streamed = session.is_http2() && !session.as_downstream_mut().is_body_empty();
+                Facts { body: facts.body || streamed, ..facts }
+            });
         let has_body = parsed.as_ref().is_ok_and(|f| f.body);
         if let Some(client) = &ctx.client {
             // What cannot be read may have one too.
@@ -241,7 +241,7 @@ impl ProxyHttp for EdgeProxy {
             Ok(facts) => Facts { origin: ctx.origin.clone(), ..facts },
             Err(why) => {
                 ctx.body_unread = true;
-                self.unreadable(ctx, why, method, session.req_header().raw_path());
+                self.unreadable(ctx, why, method, received::sent(session.req_header()));
                 return Ok(());
             }
         };

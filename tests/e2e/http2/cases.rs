@@ -515,6 +515,18 @@ fn messages() -> Vec<Case> {
         ),
         case(
             "8.3.1",
+            "a :path with a fragment",
+            &[&head(&[METHOD, SCHEME, HOST, (":path", "/debug/echo#a")])],
+            malformed(),
+        ),
+        case(
+            "8.3.1",
+            "a :path with a space",
+            &[&head(&[METHOD, SCHEME, HOST, (":path", "/debug/ec ho")])],
+            malformed(),
+        ),
+        case(
+            "8.3.1",
             "userinfo in :authority",
             &[&head(&[METHOD, SCHEME, (":authority", "a@studylab.localhost"), PATH])],
             malformed(),

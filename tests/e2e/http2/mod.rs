@@ -145,7 +145,10 @@ fn floods_of_frames_are_bounded_in_memory_and_time() {
     assert_eq!(edge.get("/debug/echo").status, 200);
     let open_headers = frame(HEADERS, END_STREAM, 1, request("GET", &[]));
     let setting = [0, 4, 0, 1, 0, 0];
-    let floods: [(&str, Vec<u8>, Vec<u8>, usize); 7] = [
+    // A path as long as may be skipped, of which one byte comes at a time.
+    let skipped = [vec![0x04], integer(250_000)].concat();
+    let skipped = frame(HEADERS, END_STREAM, 1, skipped);
+    let floods: [(&str, Vec<u8>, Vec<u8>, usize); 8] = [
         // More than sockets' buffers take while the edge is busy.
         ("CONTINUATION", open_headers.clone(), frame(CONTINUATION, 0, 1, [0; 0]), 64 << 20),
         (
@@ -154,6 +157,7 @@ fn floods_of_frames_are_bounded_in_memory_and_time() {
             frame(CONTINUATION, 0, 1, fields(&[("a", "b")])),
             64 << 20,
         ),
+        ("CONTINUATION of a path", skipped, frame(CONTINUATION, 0, 1, b"a"), 64 << 20),
         ("SETTINGS", vec![], frame(SETTINGS, 0, 0, setting), 4 << 20),
         ("PING", vec![], frame(PING, 0, 0, [7; 8]), 4 << 20),
         ("empty DATA", post(1), frame(DATA, 0, 1, []), 4 << 20),

@@ -38,30 +38,40 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: impl AsRef<[u8]>) -> Vec
     out
 }
 
-/// A string literal without Huffman coding (RFC 7541 §5.2).
-fn literal(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    match text.len() {
-        short @ 0..127 => out.push(short as u8),
-        long => {
-            out.push(127);
-            let mut left = long - 127;
-            while left >= 128 {
-                out.push((left % 128) as u8 | 128);
-                left /= 128;
-            }
-            out.push(left as u8);
-        }
+/// An integer in the last seven bits of a first byte, and those after it (RFC 7541 §5.1).
+pub fn integer(n: usize) -> Vec<u8> {
+    if n < 127 {
+        return vec![n as u8];
     }
-    out.extend(text);
+    let mut out = vec![127];
+    let mut left = n - 127;
+    while left >= 128 {
+        out.push((left % 128) as u8 | 128);
+        left /= 128;
+    }
+    out.push(left as u8);
     out
+}
+
+/// A string literal without Huffman coding (RFC 7541 §5.2).
+pub fn literal(text: impl AsRef<[u8]>) -> Vec<u8> {
+    [&integer(text.as_ref().len()), text.as_ref()].concat()
+}
+
+/// A head without a body, in as many frames as it takes.
+pub fn head(stream: u32, block: &[u8]) -> Vec<u8> {
+    let pieces: Vec<_> = block.chunks(16 * 1024).collect();
+    let one = |(n, piece): (usize, &&[u8])| {
+        let last = if n + 1 == pieces.len() { END_HEADERS } else { 0 };
+        let (kind, flags) = if n == 0 { (HEADERS, END_STREAM) } else { (CONTINUATION, 0) };
+        frame(kind, flags | last, stream, piece)
+    };
+    pieces.iter().enumerate().flat_map(one).collect()
 }
 
 /// Fields as literals that are not indexed (RFC 7541 §6.2.2).
 pub fn fields(all: &[(&str, &str)]) -> Vec<u8> {
-    let one = |(name, value): &(&str, &str)| {
-        [vec![0], literal(name.as_bytes()), literal(value.as_bytes())].concat()
-    };
+    let one = |(name, value): &(&str, &str)| [vec![0], literal(name), literal(value)].concat();
     all.iter().flat_map(one).collect()
 }
 
@@ -109,6 +119,22 @@ impl Frame {
         let known = [200, 204, 206, 304, 400, 404, 500];
         known.get(usize::from(first.checked_sub(0x88)?)).copied()
     }
+}
+
+/// Three digits in the Huffman code (RFC 7541 appendix B): to 2 they have five bits, above them six.
+fn digits(code: &[u8]) -> Option<u16> {
+    let bits = code.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte));
+    let (mut left, mut number) = (8 * code.len(), 0);
+    for _ in 0..3 {
+        let next = |n: usize| bits >> left.checked_sub(n).unwrap_or(31) & ((1 << n) - 1);
+        let (digit, length) = match next(5) {
+            short @ 0..=2 => (short, 5),
+            _ => (next(6).checked_sub(0x16)?, 6),
+        };
+        number = 10 * number + digit as u16;
+        left = left.checked_sub(length)?;
+    }
+    Some(number)
 }
 
 /// What became of a case.
@@ -159,6 +185,13 @@ impl Peer {
         peer
     }
 
+    /// The same; answers' heads refer to nothing that came before them.
+    pub fn without_table(edge: &Edge, config: &Arc<ClientConfig>) -> Self {
+        let mut peer = Self::open(edge, config);
+        peer.send(frame(SETTINGS, 0, 0, [0, 1, 0, 0, 0, 0]));
+        peer
+    }
+
     /// Sends; one that is closed meanwhile takes nothing more.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.tls.write_all(bytes.as_ref()).and_then(|()| self.tls.flush()).is_ok()
@@ -184,6 +217,38 @@ impl Peer {
                     panic!("nothing came within {PATIENCE:?}")
                 }
                 Err(_) => return None,
+            }
+        }
+    }
+
+    /// The answer to the request of `stream`: its status, and its body. On a connection of
+    /// [`Peer::without_table`].
+    pub fn answer_of(&mut self, stream: u32) -> (u16, String) {
+        let (mut status, mut body) = (None, Vec::new());
+        loop {
+            let frame = self.next().expect("an answer");
+            assert_ne!(frame.kind, GOAWAY, "code {}", frame.code());
+            if frame.stream != stream {
+                continue;
+            }
+            match frame.kind {
+                HEADERS if status.is_none() => {
+                    // Both are in the static table, or its name is and its value follows.
+                    let start = frame.payload.iter().position(|b| *b & 0xe0 != 0x20);
+                    let literal = match &frame.payload[start.unwrap_or(0)..] {
+                        [8, 0x83, code @ ..] => code.get(..3).and_then(digits),
+                        [8, 0x82, code @ ..] => code.get(..2).and_then(digits),
+                        _ => None,
+                    };
+                    status = frame.status().or(literal);
+                    assert!(status.is_some(), "{:x?}", frame.payload);
+                }
+                DATA => body.extend(&frame.payload),
+                RST_STREAM => panic!("reset, code {}", frame.code()),
+                _ => {}
+            }
+            if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
+                return (status.unwrap(), String::from_utf8(body).unwrap());
             }
         }
     }

@@ -34,6 +34,16 @@ impl Protocol {
     }
 }
 
+/// vango-edge: In the extensions of a request whose `:path` is no request target, so that the server
+/// can answer it. The request's own path is a placeholder then.
+#[derive(Clone, Debug)]
+pub struct BadTarget {
+    /// It is longer than a list of header fields may be, or than `http` has URIs.
+    pub too_long: bool,
+    /// What was sent; empty where it is too long.
+    pub sent: Bytes,
+}
+
 impl<'a> From<&'a str> for Protocol {
     fn from(value: &'a str) -> Self {
         Self {

@@ -1741,14 +1741,30 @@ impl proto::Peer for Peer {
             }
 
             // This cannot be empty
-            if path.is_empty() {
+            if path.is_empty() && !pseudo.long_path {
                 malformed!("malformed headers: missing path");
             }
 
-            let maybe_path = uri::PathAndQuery::from_maybe_shared(path.clone().into_inner());
-            parts.path_and_query = Some(maybe_path.or_else(|why| {
-                malformed!("malformed headers: malformed path ({:?}): {}", path, why,)
-            })?);
+            // vango-edge: what `http` has no URI of is told to the server, which answers it; the stream
+            // was reset. And `http` cuts off what follows a `#`: the server saw another target than was
+            // sent.
+            let sent = path.into_inner();
+            let maybe_path = if pseudo.long_path || sent.contains(&b'#') {
+                None
+            } else {
+                uri::PathAndQuery::from_maybe_shared(sent.clone()).ok()
+            };
+            parts.path_and_query = Some(match maybe_path {
+                Some(path) => path,
+                None => {
+                    b = b.extension(crate::ext::BadTarget {
+                        too_long: pseudo.long_path,
+                        sent,
+                    });
+                    // No server takes it for a resource's, should it not look at the extension.
+                    uri::PathAndQuery::from_static("/\\")
+                }
+            });
         } else if is_connect && has_protocol {
             malformed!("malformed headers: missing path in extended CONNECT");
         }

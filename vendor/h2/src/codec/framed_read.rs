@@ -324,10 +324,13 @@ fn decode_frame(decoder: &mut FrameDecoder, mut bytes: BytesMut) -> Result<Optio
                 return Err(Error::library_go_away(Reason::PROTOCOL_ERROR));
             }
 
+            // vango-edge: one that goes on with a value that is not kept is bounded with that
+            let skipped = bytes.len() > frame::HEADER_LEN && partial.frame.is_skipping();
+
             // Check for CONTINUATION flood
             if is_end_headers {
                 partial.continuation_frames_count = 0;
-            } else {
+            } else if !skipped {
                 let cnt = partial.continuation_frames_count + 1;
                 if cnt > decoder.max_continuation_frames {
                     tracing::debug!(
@@ -462,6 +465,11 @@ impl Continuable {
             Continuable::Headers(ref h) => h.is_over_size(),
             Continuable::PushPromise(ref p) => p.is_over_size(),
         }
+    }
+
+    // vango-edge: see above
+    fn is_skipping(&self) -> bool {
+        matches!(self, Continuable::Headers(h) if h.is_skipping())
     }
 
     fn load_hpack(

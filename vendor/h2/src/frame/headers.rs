@@ -16,6 +16,9 @@ type EncodeBuf<'a> = bytes::buf::Limit<&'a mut BytesMut>;
 
 const MAX_HEADER_LIST_ABUSE_MULTIPLIER: usize = 4;
 
+// vango-edge: `http` has no longer URIs.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+
 /// Header frame
 ///
 /// This could be either a request or a response.
@@ -75,6 +78,9 @@ pub struct Pseudo {
 
     // Response
     pub status: Option<StatusCode>,
+
+    // vango-edge: `path` was too long, and is empty here
+    pub long_path: bool,
 }
 
 #[derive(Debug)]
@@ -100,6 +106,11 @@ struct HeaderBlock {
     /// Pseudo headers, these are broken out as they must be sent as part of the
     /// headers frame.
     pseudo: Pseudo,
+
+    /// vango-edge: bytes of values that are too long and not kept, and those of the last one that are
+    /// still to come
+    skipped: usize,
+    skipping: usize,
 }
 
 #[derive(Debug)]
@@ -126,6 +137,8 @@ impl Headers {
                 fields,
                 is_over_size: false,
                 pseudo,
+                skipped: 0,
+                skipping: 0,
             },
             flags: HeadersFlag::default(),
         }
@@ -143,6 +156,8 @@ impl Headers {
                 fields,
                 is_over_size: false,
                 pseudo: Pseudo::default(),
+                skipped: 0,
+                skipping: 0,
             },
             flags,
         }
@@ -208,6 +223,8 @@ impl Headers {
                 field_size: 0,
                 is_over_size: false,
                 pseudo: Pseudo::default(),
+                skipped: 0,
+                skipping: 0,
             },
             flags,
         };
@@ -246,6 +263,11 @@ impl Headers {
 
     pub fn is_over_size(&self) -> bool {
         self.header_block.is_over_size
+    }
+
+    /// vango-edge: Whether what comes next goes on with a value that is not kept
+    pub fn is_skipping(&self) -> bool {
+        self.header_block.skipping > 0
     }
 
     pub fn into_parts(self) -> (Pseudo, HeaderMap) {
@@ -368,6 +390,8 @@ impl PushPromise {
                 fields,
                 is_over_size: false,
                 pseudo,
+                skipped: 0,
+                skipping: 0,
             },
             promised_id,
             stream_id,
@@ -459,6 +483,8 @@ impl PushPromise {
                 field_size: 0,
                 is_over_size: false,
                 pseudo: Pseudo::default(),
+                skipped: 0,
+                skipping: 0,
             },
             promised_id,
             stream_id: head.stream_id(),
@@ -587,6 +613,7 @@ impl Pseudo {
             path,
             protocol,
             status: None,
+            long_path: false,
         };
 
         // If the URI includes a scheme component, add it to the pseudo headers
@@ -611,6 +638,7 @@ impl Pseudo {
             path: None,
             protocol: None,
             status: Some(status),
+            long_path: false,
         }
     }
 
@@ -872,6 +900,14 @@ impl HeaderBlock {
         let max_header_list_abuse_size =
             max_header_list_size.saturating_mul(MAX_HEADER_LIST_ABUSE_MULTIPLIER);
 
+        // vango-edge: the rest of a value that is not kept
+        let skipped = self.skipping.min(src.len());
+        src.advance(skipped);
+        self.skipping -= skipped;
+        if self.skipping > 0 {
+            return Err(hpack::DecoderError::NeedMore(hpack::NeedMore::StringUnderflow).into());
+        }
+
         macro_rules! check_size {
             () => {{
                 if headers_size > max_header_list_abuse_size {
@@ -960,6 +996,17 @@ impl HeaderBlock {
                 Authority(v) => set_pseudo!(authority, v),
                 Method(v) => set_pseudo!(method, v),
                 Scheme(v) => set_pseudo!(scheme, v),
+                // vango-edge: a path that is too long by itself is the server's to refuse, and counts as
+                // too large a list only where that is far too large
+                Path(v) if v.len() > max_header_list_size.min(MAX_TARGET) => {
+                    self.pseudo.long_path = true;
+                    self.skipped += v.len();
+                    if self.skipped > max_header_list_abuse_size {
+                        header_list_way_too_large = true;
+                        return ControlFlow::Break(());
+                    }
+                    set_pseudo!(path, BytesStr::from_static(""))
+                }
                 Path(v) => set_pseudo!(path, v),
                 Protocol(v) => set_pseudo!(protocol, v),
                 Status(v) => set_pseudo!(status, v),
@@ -971,6 +1018,28 @@ impl HeaderBlock {
         match res {
             Ok(()) => {}
             Err(e) => {
+                // vango-edge: a value that is too long is not kept until it is whole. The path may be,
+                // see above; any other makes the list too large.
+                let long = match e {
+                    hpack::DecoderError::NeedMore(_) => {
+                        decoder.skip_long(cursor.into_inner(), max_header_list_size)
+                    }
+                    _ => None,
+                };
+                if let Some(long) = long {
+                    self.skipped += long.len;
+                    self.skipping = long.left;
+                    if self.skipped > max_header_list_abuse_size {
+                        tracing::trace!("header list way too large; aborting connection");
+                        return Err(Error::HeaderListWayTooLarge);
+                    }
+                    if long.is_path && !reg && self.pseudo.path.is_none() {
+                        self.pseudo.path = Some(BytesStr::from_static(""));
+                        self.pseudo.long_path = true;
+                    } else {
+                        self.is_over_size = true;
+                    }
+                }
                 tracing::trace!("hpack decoding error; err={:?}", e);
                 return Err(e.into());
             }

@@ -143,6 +143,17 @@ struct Table {
     max_size: usize,
 }
 
+/// vango-edge: A value that is not kept; see [`Decoder::skip_long`].
+#[derive(Debug)]
+pub struct Skipped {
+    /// It is the one of `:path`.
+    pub is_path: bool,
+    /// Its bytes.
+    pub len: usize,
+    /// Those of them that are still to come.
+    pub left: usize,
+}
+
 struct StringMarker {
     offset: usize,
     len: usize,
@@ -257,6 +268,47 @@ impl Decoder {
         }
 
         Ok(())
+    }
+
+    /// vango-edge: Takes a literal off `src`, which begins with it, where its value is longer than
+    /// `longest` and still on its way: it is too long whatever it is, and need not be kept.
+    pub fn skip_long(&mut self, src: &mut BytesMut, longest: usize) -> Option<Skipped> {
+        use self::Representation::*;
+
+        let mut at = Cursor::new(&mut *src);
+        let (prefix, indexed) = match Representation::load(peek_u8(&at)?).ok()? {
+            LiteralWithIndexing => (6, true),
+            LiteralWithoutIndexing | LiteralNeverIndexed => (4, false),
+            Indexed | SizeUpdate => return None,
+        };
+        let name = decode_int(&mut at, prefix).ok()?;
+        let is_path = if name == 0 {
+            let from = at.position() as usize;
+            let name = self.try_decode_string(&mut at).ok()?;
+            let from = from + name.offset;
+            match &name.string {
+                Some(decoded) => &decoded[..] == b":path",
+                None => &at.get_ref()[from..from + name.len] == b":path",
+            }
+        } else {
+            matches!(self.table.get(name).ok()?, Header::Path(_))
+        };
+        let len = decode_int(&mut at, 7).ok()?;
+        let here = at.remaining();
+        // Four times, since a Huffman code has up to 30 bits: longer than the table when it is decoded.
+        if len <= here || len <= longest.max(4 * self.table.max_size) {
+            return None;
+        }
+        src.clear();
+        if indexed {
+            // What is larger than the table empties it (RFC 7541 section 4.4).
+            self.table.reserve(self.table.max_size + 1);
+        }
+        Some(Skipped {
+            is_path,
+            len,
+            left: len - here,
+        })
     }
 
     fn process_size_update(&mut self, buf: &mut Cursor<&mut BytesMut>) -> Result<(), DecoderError> {

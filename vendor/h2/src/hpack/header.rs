@@ -79,10 +79,7 @@ impl Header {
                     let value = BytesStr::try_from(value)?;
                     Ok(Header::Scheme(value))
                 }
-                b"path" => {
-                    let value = BytesStr::try_from(value)?;
-                    Ok(Header::Path(value))
-                }
+                b"path" => Ok(Header::Path(path(value))),
                 b"protocol" => {
                     let value = Protocol::try_from(value)?;
                     Ok(Header::Protocol(value))
@@ -226,6 +223,16 @@ impl From<Header> for Header<Option<HeaderName>> {
     }
 }
 
+/// vango-edge: A path that is no UTF-8 makes its request malformed, and is no error of the connection
+/// (RFC 9113 section 8.1.1). What stands for its bytes has their number, which the table counts, and is in
+/// no target.
+fn path(value: Bytes) -> BytesStr {
+    BytesStr::try_from(value.clone()).unwrap_or_else(|_| {
+        let ascii = |b: &u8| if b.is_ascii() { *b } else { 0x7f };
+        BytesStr(value.iter().map(ascii).collect())
+    })
+}
+
 impl<'a> Name<'a> {
     pub fn into_entry(self, value: Bytes) -> Result<Header, DecoderError> {
         match self {
@@ -236,7 +243,7 @@ impl<'a> Name<'a> {
             Name::Authority => Ok(Header::Authority(BytesStr::try_from(value)?)),
             Name::Method => Ok(Header::Method(Method::from_bytes(&value)?)),
             Name::Scheme => Ok(Header::Scheme(BytesStr::try_from(value)?)),
-            Name::Path => Ok(Header::Path(BytesStr::try_from(value)?)),
+            Name::Path => Ok(Header::Path(path(value))),
             Name::Protocol => Ok(Header::Protocol(Protocol::try_from(value)?)),
             Name::Status => {
                 match StatusCode::from_bytes(&value) {

@@ -51,6 +51,8 @@ const BODY_BUF_LIMIT: usize = 1024 * 64;
 
 type H2Connection<S> = server::Connection<S, Bytes>;
 
+// vango-edge: tells of a request whose target is none; see vendor/h2.
+pub use h2::ext::BadTarget;
 pub use h2::server::Builder as H2Options;
 
 // 64 KiB decoded header-list limit.
