@@ -19,7 +19,7 @@ use crate::lifecycle::reply::Reply;
 use crate::store::record::ledger::{StoredHead, StoredResponse, Subject};
 use crate::telemetry::Cut;
 
-use super::client::{Client, Phase};
+use super::client::{Client, ExpectedBody, Phase};
 use super::exchange::{self, Body, BodyCut, Delivered, Rest, Terms};
 use super::gate::{Carried, Gate, Placed};
 use super::{body, headers, response};
@@ -95,7 +95,8 @@ pub async fn deliver(
         drop((placed, open));
     });
     let mut refused = None;
-    let between = Between { feed, hints, told };
+    let expected = feed.as_ref().and_then(|_| expected(session));
+    let between = Between { feed, expected, hints, told };
     let delivered = between.pump(session, journey, gate, &mut refused).await;
     Ok(match delivered {
         Some(Delivered::Whole(head, body)) => {
@@ -171,6 +172,8 @@ fn mark(head: &mut RequestHeader, journey: &Journey) -> pingora::Result<()> {
 struct Between {
     /// For the client's body, until it is over.
     feed: Option<Feed>,
+    /// Over HTTP/2, as long: without it a body that drips has no bound, and keeps its place in the app.
+    expected: Option<ExpectedBody>,
     /// What the app says before its answer.
     hints: mpsc::Receiver<ResponseHeader>,
     /// Its answer.
@@ -205,7 +208,7 @@ impl Between {
             };
             let Some(read) = read else {
                 // The app takes nothing more.
-                self.feed = None;
+                (self.feed, self.expected) = (None, None);
                 continue;
             };
             let piece = match read {
@@ -216,7 +219,7 @@ impl Between {
                 }
                 // Closing the feed is the body's end.
                 Ok(None) => {
-                    self.feed = None;
+                    (self.feed, self.expected) = (None, None);
                     if let Some(client) = Client::of(session) {
                         client.enter(Phase::Answer);
                     }
@@ -236,10 +239,16 @@ impl Between {
             // There is room: nothing else sends.
             let sent = self.feed.as_ref().is_some_and(|feed| feed.try_send(piece).is_ok());
             if cut || !sent {
-                self.feed = None;
+                (self.feed, self.expected) = (None, None);
             }
         }
     }
+}
+
+/// Over HTTP/2: holds the connection to the rate of bodies while one is coming.
+fn expected(session: &mut Session) -> Option<ExpectedBody> {
+    let comes = session.is_http2() && !session.as_downstream_mut().is_body_done();
+    Client::of(session).filter(|_| comes).map(Client::expect_body)
 }
 
 /// A piece of the client's body, once the feed has room for it: none once the app takes nothing more. Cancel

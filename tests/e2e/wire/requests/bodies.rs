@@ -1,6 +1,9 @@
 //! Where a body ends, and how long it is.
 
+use std::time::Duration;
+
 use super::*;
+use crate::support::pass;
 
 /// A body in DATA frames whose last one is empty, as curl and Go send an upload of unknown length.
 fn in_frames(stream: u32, pieces: &[&str]) -> Vec<u8> {
@@ -48,6 +51,25 @@ fn a_body_over_http2_needs_no_length_and_has_the_routes_bound() {
     assert_eq!(peer.end_of(1), End::Answered(0));
     let rows = wire.edge.list(&["ledger"]);
     assert!(rows.iter().all(|r| r["state"] != "completed"), "{rows:?}");
+}
+
+#[test]
+fn a_body_that_drips_over_http2_is_cut_off_on_every_way_that_does_not_read_it_whole() {
+    let wire =
+        Wire::start_with("[limits.client]\nrate_grace = \"300ms\"\nmin_body_rate = \"1KiB\"\n");
+    for (cuts, way) in ["/page", "/none", "/app", "/head"].into_iter().enumerate() {
+        let mut peer = wire.peer();
+        peer.send(frame(HEADERS, END_HEADERS, 1, wire.fields("POST", way, "", &[])));
+        // A tenth of the rate: each byte is in time, and all of them together are not.
+        let mut sent = 0;
+        while peer.send(frame(DATA, 0, 1, b"a")) {
+            pass(Duration::from_millis(10));
+            sent += 1;
+            assert!(sent < 1000, "{way}: nothing ends it");
+        }
+        let metric = "vango_edge_cutoffs_total{limit=\"body-rate\"}";
+        assert_eq!(wire.edge.metric(metric), cuts as u64 + 1, "{way}");
+    }
 }
 
 #[test]
