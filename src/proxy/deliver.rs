@@ -17,11 +17,10 @@ use crate::lifecycle::facts::Facts;
 use crate::lifecycle::idempotency::Claim;
 use crate::lifecycle::reply::Reply;
 use crate::store::record::ledger::{StoredHead, StoredResponse, Subject};
-use crate::telemetry::Cut;
 
-use super::client::{Client, ExpectedBody, Phase};
-use super::exchange::{self, Body, BodyCut, Delivered, Rest, Terms};
+use super::exchange::{self, Body, Delivered, Fed, Rest, Terms};
 use super::gate::{Carried, Gate, Placed};
+use super::upload::{self, Step, Upload};
 use super::{body, headers, response};
 
 /// What came of trying to deliver.
@@ -30,15 +29,13 @@ pub enum Tried {
     Again,
     /// Answer this.
     Reply(Reply),
-    /// The app answered.
-    Answered(Box<http::response::Parts>, Bytes, Option<Rest>),
+    /// The app answered: the head, the body or its begin, the rest of it, and what of the request's body
+    /// is still on its way to the app.
+    Answered(Box<http::response::Parts>, Bytes, Option<(Rest, Option<Upload>)>),
 }
 
 /// 1xx answers of an app that wait for a client to take them, at most.
 const HINTS: usize = 4;
-
-/// Feeds a body that is sent as it comes.
-type Feed = mpsc::Sender<Result<Bytes, BodyCut>>;
 
 /// Sends the request to where it was placed, at most once.
 pub async fn deliver(
@@ -95,9 +92,9 @@ pub async fn deliver(
         drop((placed, open));
     });
     let mut refused = None;
-    let expected = feed.as_ref().and_then(|_| expected(session));
-    let between = Between { feed, expected, hints, told };
-    let delivered = between.pump(session, journey, gate, &mut refused).await;
+    let upload = feed.map(|feed| Upload::new(session, feed));
+    let between = Between { upload, hints, told };
+    let (delivered, upload) = between.pump(session, journey, gate, &mut refused).await;
     Ok(match delivered {
         Some(Delivered::Whole(head, body)) => {
             match journey.withheld(head.status.as_u16(), gate.clock.now()) {
@@ -106,9 +103,11 @@ pub async fn deliver(
             }
         }
         Some(Delivered::Streaming(head, first, rest)) => {
-            match journey.withheld(head.status.as_u16(), gate.clock.now()) {
+            let withheld = || journey.withheld(head.status.as_u16(), gate.clock.now());
+            // One whose body the edge cut off breaks off as well.
+            match refused.or_else(withheld) {
                 Some(reply) => Tried::Reply(reply),
-                None => Tried::Answered(Box::new(head), first, Some(rest)),
+                None => Tried::Answered(Box::new(head), first, Some((rest, upload))),
             }
         }
         Some(Delivered::Failed(failure)) => Tried::Reply(match refused {
@@ -170,10 +169,8 @@ fn mark(head: &mut RequestHeader, journey: &Journey) -> pingora::Result<()> {
 
 /// What goes between the client and an exchange that is at work.
 struct Between {
-    /// For the client's body, until it is over.
-    feed: Option<Feed>,
-    /// Over HTTP/2, as long: without it a body that drips has no bound, and keeps its place in the app.
-    expected: Option<ExpectedBody>,
+    /// The client's body, until it is over.
+    upload: Option<Upload>,
     /// What the app says before its answer.
     hints: mpsc::Receiver<ResponseHeader>,
     /// Its answer.
@@ -181,85 +178,36 @@ struct Between {
 }
 
 impl Between {
-    /// Passes the client's body on, and what the app says meanwhile, until there is an answer.
+    /// Passes the client's body on, and what the app says meanwhile, until there is an answer. What is left
+    /// of the body then is for whoever writes that.
     async fn pump(
         mut self,
         session: &mut Session,
         journey: &mut Journey,
         gate: &Gate,
         refused: &mut Option<Reply>,
-    ) -> Option<Delivered> {
+    ) -> (Option<Delivered>, Option<Upload>) {
         // The app is there and its place is taken: the client may send its body. One that is gone is
         // found by reading.
-        if self.feed.is_some() {
+        if self.upload.is_some() {
             let _ = body::invite(session).await;
         }
-        let mut bytes = 0u64;
         loop {
-            let read = tokio::select! {
+            let step = tokio::select! {
                 biased;
                 Some(hint) = self.hints.recv() => {
                     // The exchange goes on without a client that is gone.
                     let _ = session.write_response_header(Box::new(hint), false).await;
                     continue;
                 }
-                delivered = &mut self.told => return delivered.ok(),
-                read = read_for(session, self.feed.as_ref()) => read,
+                delivered = &mut self.told => return (delivered.ok(), self.upload),
+                step = upload::step(&mut self.upload, session, journey, gate) => step,
             };
-            let Some(read) = read else {
-                // The app takes nothing more.
-                (self.feed, self.expected) = (None, None);
-                continue;
-            };
-            let piece = match read {
-                Ok(Some(piece)) => {
-                    bytes += piece.len() as u64;
-                    *refused = journey.body_grew(bytes, gate.clock.now());
-                    if refused.is_some() { Err(BodyCut) } else { Ok(piece) }
-                }
-                // Closing the feed is the body's end.
-                Ok(None) => {
-                    (self.feed, self.expected) = (None, None);
-                    if let Some(client) = Client::of(session) {
-                        client.enter(Phase::Answer);
-                    }
-                    continue;
-                }
-                Err(e) => {
-                    let now = gate.clock.now();
-                    if body::is_malformed(&e) {
-                        *refused = Some(journey.body_malformed(now));
-                    } else if Client::of(session).and_then(|c| c.why_cut()) == Some(Cut::BodyRate) {
-                        *refused = Some(journey.body_stalled(now));
-                    }
-                    Err(BodyCut)
-                }
-            };
-            let cut = piece.is_err();
-            // There is room: nothing else sends.
-            let sent = self.feed.as_ref().is_some_and(|feed| feed.try_send(piece).is_ok());
-            if cut || !sent {
-                (self.feed, self.expected) = (None, None);
+            if let Step::BrokeOff(why) = step {
+                *refused = why;
             }
         }
     }
-}
-
-/// Over HTTP/2: holds the connection to the rate of bodies while one is coming.
-fn expected(session: &mut Session) -> Option<ExpectedBody> {
-    let comes = session.is_http2() && !session.as_downstream_mut().is_body_done();
-    Client::of(session).filter(|_| comes).map(Client::expect_body)
-}
-
-/// A piece of the client's body, once the feed has room for it: none once the app takes nothing more. Cancel
-/// safe.
-async fn read_for(
-    session: &mut Session,
-    feed: Option<&Feed>,
-) -> Option<pingora::Result<Option<Bytes>>> {
-    let Some(feed) = feed else { return std::future::pending().await };
-    drop(feed.reserve().await.ok()?);
-    Some(session.as_downstream_mut().read_request_body().await)
 }
 
 /// Hands what the app says before its answer to the channel that this returns. Its 100 is the edge's matter.
@@ -306,7 +254,7 @@ fn body_of(
     journey: &Journey,
     carried: &mut Carried,
     head: &mut RequestHeader,
-) -> pingora::Result<(Body, Option<Feed>)> {
+) -> pingora::Result<(Body, Option<mpsc::Sender<Fed>>)> {
     let facts = journey.facts();
     if journey.reads_whole_body() || !facts.body {
         let bytes = carried.body.take().map(|b| b.bytes).unwrap_or_default();
@@ -337,15 +285,13 @@ fn to_request(
     Ok(request)
 }
 
-/// Writes the app's response, or what was stored of it.
-pub async fn write(
-    session: &mut Session,
+/// The head of the app's response, or of what was stored of it, as the client gets it.
+pub fn marked(
     id: RequestId,
     claim: &Claim,
     head: &http::response::Parts,
-    (first, rest): (Bytes, Option<Rest>),
     mark: impl Fn(&mut ResponseHeader) -> pingora::Result<()>,
-) -> pingora::Result<()> {
+) -> pingora::Result<ResponseHeader> {
     let mut out = response::copied(head.status, &head.headers)?;
     out.insert_header("x-request-id", id.to_string())?;
     mark(&mut out)?;
@@ -353,7 +299,7 @@ pub async fn write(
         let seconds = (claim.retention_ms / 1000).to_string();
         out.insert_header("vango-edge-idempotency-retention", seconds)?;
     }
-    response::write(session, out, first, rest).await
+    Ok(out)
 }
 
 /// A stored response as one to write.

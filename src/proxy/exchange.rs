@@ -33,7 +33,7 @@ use crate::store::record::ledger::{StoredHead, StoredResponse};
 use super::app::{self, Leg};
 use super::response::{self, Pieces};
 
-/// A client that stopped in the middle of its body.
+/// A client's body that comes no further.
 #[derive(Debug, thiserror::Error)]
 #[error("the client did not send its whole body")]
 pub struct BodyCut;
@@ -46,11 +46,24 @@ pub fn whole(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|e: Infallible| match e {}).boxed_unsync()
 }
 
-/// A body that is fed piece by piece; the end of the channel is its end.
-pub fn fed() -> (mpsc::Sender<Result<Bytes, BodyCut>>, Body) {
+/// What a body is fed with.
+pub enum Fed {
+    /// More of it.
+    Piece(Bytes),
+    /// Its end. Without it the app must not see one: it would take a part for the whole.
+    End,
+}
+
+/// A body that is fed piece by piece, with its end at last; a feed that is dropped before cuts it off.
+pub fn fed() -> (mpsc::Sender<Fed>, Body) {
     let (feed, fed) = mpsc::channel(1);
-    let frames = stream::unfold(fed, |mut fed: mpsc::Receiver<Result<Bytes, BodyCut>>| async {
-        fed.recv().await.map(|piece| (piece.map(Frame::data), fed))
+    let frames = stream::unfold(Some(fed), |fed: Option<mpsc::Receiver<Fed>>| async {
+        let mut fed = fed?;
+        match fed.recv().await {
+            Some(Fed::Piece(piece)) => Some((Ok(Frame::data(piece)), Some(fed))),
+            Some(Fed::End) => None,
+            None => Some((Err(BodyCut), None)),
+        }
     });
     (feed, StreamBody::new(frames).boxed_unsync())
 }

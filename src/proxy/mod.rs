@@ -37,6 +37,7 @@ mod service;
 mod tls;
 mod turns;
 mod unread;
+mod upload;
 mod visit;
 mod watch;
 

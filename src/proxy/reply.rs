@@ -10,7 +10,8 @@ use crate::snapshot::EnvView;
 use super::deliver::{self, Tried};
 use super::request::Ctx;
 use super::service::EdgeProxy;
-use super::{answer, headers, preview};
+use super::upload::Beside;
+use super::{answer, headers, preview, response};
 
 impl EdgeProxy {
     /// Sends what is kept on record, at most once, and answers.
@@ -28,8 +29,16 @@ impl EdgeProxy {
                     ctx.first_byte = Some(self.now());
                     let Some(claim) = journey.claim().cloned() else { break };
                     let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
-                    return deliver::write(session, ctx.id, &claim, &head, (first, rest), mark)
-                        .await;
+                    let head = deliver::marked(ctx.id, &claim, &head, mark)?;
+                    let Some((rest, upload)) = rest else {
+                        return response::write(session, head, first).await;
+                    };
+                    let Some(journey) = &mut ctx.journey else { break };
+                    let gate = &self.parts.gate;
+                    let mut beside = Beside { upload, journey, gate, refused: None };
+                    let written = response::stream(session, head, first, rest, &mut beside).await;
+                    ctx.reply = beside.refused;
+                    return written;
                 }
                 Tried::Reply(reply) => {
                     ctx.reply = Some(reply);
@@ -56,7 +65,8 @@ impl EdgeProxy {
             }
             let Some(claim) = journey.claim().cloned() else { return Ok(()) };
             let mark = |head: &mut ResponseHeader| self.mark(head, ctx);
-            return deliver::write(session, ctx.id, &claim, &head, (body, None), mark).await;
+            let head = deliver::marked(ctx.id, &claim, &head, mark)?;
+            return response::write(session, head, body).await;
         }
         if ctx.acknowledge {
             ctx.from_record = true;

@@ -81,49 +81,89 @@ pub trait Pieces: Send {
     fn next(&mut self) -> impl Future<Output = Option<Result<Bytes, UpstreamFailure>>> + Send;
 }
 
-/// Sends `head` and a body that begins with `first`; without `rest` that is all of it.
-///
-/// # Errors
-/// Pingora's when the client is gone; one of the upstream's when the app broke off, after which the
-/// connection is to be closed without the body's end.
-pub async fn write(
+/// What is read of a client while it is answered.
+pub trait Meanwhile: Send {
+    /// It goes before the pieces of the answer that are there.
+    const FIRST: bool;
+
+    /// Ready once the answer is to end, with why. Cancel safe. Reading, it also sends what was gathered.
+    fn over(&mut self, session: &mut Session) -> impl Future<Output = Box<Error>> + Send;
+}
+
+/// Nothing: its body is over, or not wanted. A client that leaves ends the answer: the app is told at once
+/// and not at its next piece.
+pub struct Nothing;
+
+impl Meanwhile for Nothing {
+    const FIRST: bool = false;
+
+    async fn over(&mut self, session: &mut Session) -> Box<Error> {
+        left(session).await;
+        gone()
+    }
+}
+
+/// Why an answer ends whose client left.
+pub fn gone() -> Box<Error> {
+    Error::explain(ErrorType::ConnectionClosed, "the client left").into_down()
+}
+
+/// Sends `head`, framed by the `length` of its body where that is known; whether a body follows.
+async fn write_head(
     session: &mut Session,
     mut head: ResponseHeader,
-    first: Bytes,
-    rest: Option<impl Pieces>,
-) -> pingora::Result<()> {
+    length: Option<usize>,
+) -> pingora::Result<bool> {
     let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let no_body = bodiless || session.req_header().method == Method::HEAD;
-    match &rest {
+    match length {
         _ if no_body => {}
-        None => head.insert_header(header::CONTENT_LENGTH, first.len())?,
-        Some(_) if head.headers.contains_key(header::CONTENT_LENGTH) => {}
-        Some(_) => head.insert_header(header::TRANSFER_ENCODING, "chunked")?,
+        Some(length) => head.insert_header(header::CONTENT_LENGTH, length)?,
+        None if head.headers.contains_key(header::CONTENT_LENGTH) => {}
+        None => head.insert_header(header::TRANSFER_ENCODING, "chunked")?,
     }
     if let Some(client) = Client::of(session) {
         client.answers(is_event_stream(&head.headers));
     }
     session.write_response_header(Box::new(head), no_body).await?;
-    if no_body {
+    Ok(!no_body)
+}
+
+/// Sends `head` and `body`.
+///
+/// # Errors
+/// Pingora's when the client is gone.
+pub async fn write(
+    session: &mut Session,
+    head: ResponseHeader,
+    body: Bytes,
+) -> pingora::Result<()> {
+    if write_head(session, head, Some(body.len())).await? {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+/// Sends `head` and a body that begins with `first`, and `rest` as it comes.
+///
+/// # Errors
+/// Pingora's when the client is gone; one of the upstream's when the app broke off, and what `meanwhile`
+/// ended it for: the connection is to be closed without the body's end.
+pub async fn stream(
+    session: &mut Session,
+    head: ResponseHeader,
+    first: Bytes,
+    mut rest: impl Pieces,
+    meanwhile: &mut impl Meanwhile,
+) -> pingora::Result<()> {
+    if !write_head(session, head, None).await? {
         return Ok(());
     }
-    let Some(mut rest) = rest else {
-        return session.write_response_body(Some(first), true).await;
-    };
     if !first.is_empty() {
         session.write_response_body(Some(first), false).await?;
     }
     loop {
-        let piece = tokio::select! {
-            biased;
-            piece = rest.next() => piece,
-            // Reading, it also sends what was gathered. A client that leaves ends it: the app is told at
-            // once and not at its next piece.
-            () = left(session) => {
-                let gone = Error::explain(ErrorType::ConnectionClosed, "the client left");
-                return Err(gone.into_down());
-            }
-        };
+        let piece = next(&mut rest, meanwhile, session).await?;
         match piece {
             None => return session.write_response_body(None, true).await,
             Some(Ok(piece)) => session.write_response_body(Some(piece), false).await?,
@@ -131,6 +171,27 @@ pub async fn write(
                 session.set_keepalive(None);
                 return Err(broken(failure, "the answer broke off"));
             }
+        }
+    }
+}
+
+/// The next piece, while what is meant for the app goes there.
+async fn next<M: Meanwhile>(
+    rest: &mut impl Pieces,
+    meanwhile: &mut M,
+    session: &mut Session,
+) -> pingora::Result<Option<Result<Bytes, UpstreamFailure>>> {
+    if M::FIRST {
+        tokio::select! {
+            biased;
+            over = meanwhile.over(session) => Err(over),
+            piece = rest.next() => Ok(piece),
+        }
+    } else {
+        tokio::select! {
+            biased;
+            piece = rest.next() => Ok(piece),
+            over = meanwhile.over(session) => Err(over),
         }
     }
 }

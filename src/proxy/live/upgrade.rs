@@ -100,7 +100,7 @@ async fn exchange(request: Request<Empty<Bytes>>, stream: TcpStream) -> hyper::R
 /// Passes on an answer that is no 101, with what `mark` adds. `answer_within` bounds each read of it.
 ///
 /// # Errors
-/// Those of [`response::write`].
+/// Those of [`response::stream`].
 pub async fn relay(
     session: &mut Session,
     answer: Response<Incoming>,
@@ -111,7 +111,8 @@ pub async fn relay(
     let mut head = response::copied(parts.status, &parts.headers)?;
     mark(&mut head)?;
     session.set_keepalive(None);
-    response::write(session, head, Bytes::new(), Some(Body { body, within: answer_within })).await
+    let body = Body { body, within: answer_within };
+    response::stream(session, head, Bytes::new(), body, &mut response::Nothing).await
 }
 
 /// The body of an answer that is no 101.

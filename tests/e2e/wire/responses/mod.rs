@@ -3,6 +3,7 @@
 mod ends;
 mod fields;
 mod interim;
+mod streams;
 mod whole;
 
 use std::fs;
