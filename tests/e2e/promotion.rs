@@ -114,6 +114,48 @@ fn production_gets_exactly_what_was_validated_and_nothing_without_evidence() {
     });
 }
 
+/// Each answer ended after a 1xx: the app closed, fell silent, or wrote half a head or something else.
+#[test]
+fn a_preview_that_answers_with_nothing_but_a_1xx_is_not_promoted() {
+    let edge = Edge::start_with("[limits]\nresponse_timeout = \"700ms\"\n");
+    let apps = edge.apps().join("studylab.toml");
+    let app = std::fs::read_to_string(&apps).unwrap();
+    let policy = |errors: &str| {
+        let policy = format!("promotion = {{ min_requests = 5, max_error_rate = {errors} }}");
+        std::fs::write(&apps, format!("{app}\n{policy}\n")).unwrap();
+        edge.json(&["reload"]);
+    };
+    policy("0.5");
+    edge.deploy(&version("1"));
+    let preview = Artifact::perl(
+        r#"
+        if ($line =~ m{^GET /(\d+)-(\w+) }) {
+            print $client "HTTP/1.1 $1 Wait\r\n\r\n";
+            print $client "HTTP/1.1 200 OK\r\nContent-Le" if $2 eq 'half';
+            print $client "\x00\x01 what?\r\n\r\n" if $2 eq 'garbage';
+            if ($2 eq 'silent') { 1 while <$client> }
+        } else {
+            print $client $ok;
+        }
+        "#,
+    );
+    let preview = deploy_preview(&edge, &preview, "pr-7");
+    let failing = [("100-closed", 502), ("103-half", 502), ("102-garbage", 502), ("103-closed", 502)];
+    for (path, status) in failing.into_iter().chain([("100-silent", 504)]) {
+        let mut client = edge.connect();
+        client.send_head("GET", &format!("/{path}"), &[("Host", &host("pr-7"))]);
+        let last = std::iter::from_fn(|| client.answer()).find(|answer| answer.status >= 200);
+        assert_eq!(last.expect("an answer proper").status, status, "{path}");
+    }
+    let said = refused(&edge, &["promote", "studylab", "pr-7"]);
+    assert!(said.contains("5 of its 5 answers were errors (1.0000), and at most 0.5"), "{said}");
+    assert_eq!(route(&edge)["epoch"], 1, "nothing was changed");
+    // Nothing else is wrong with it.
+    policy("1.0");
+    let done = edge.json(&["promote", "studylab", "pr-7"]);
+    assert_eq!((&done["state"], &done["digest"]), (&json!("healthy"), &preview["digest"]));
+}
+
 #[test]
 fn what_cannot_become_healthy_goes_back_by_itself() {
     let edge = Edge::start();

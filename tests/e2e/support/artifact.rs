@@ -35,6 +35,30 @@ impl Artifact {
         Self::new().set("process", "command", &gate.command()).set("wake", "budget", "\"5m\"")
     }
 
+    /// A program of Perl in place of the sample app: it takes one connection after the other, reads a
+    /// request's head from it, and runs `answer`, which sees the head's first `$line`.
+    pub fn perl(answer: &str) -> Self {
+        let artifact = Self::new().set("process", "command", "[\"perl\", \"app.pl\"]");
+        let program = format!(
+            r#"
+            use IO::Socket::INET;
+            $SIG{{PIPE}} = 'IGNORE';
+            my $port = IO::Socket::INET->new(
+                LocalAddr => '127.0.0.1', LocalPort => $ENV{{PORT}}, Listen => 64, ReuseAddr => 1)
+                or die $!;
+            my $ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+            while (my $client = $port->accept) {{
+                my $line = <$client>;
+                while (my $field = <$client>) {{ last if $field =~ /^\r?\n$/ }}
+                {answer}
+                close $client;
+            }}
+            "#
+        );
+        fs::write(artifact.path().join("app.pl"), program).unwrap();
+        artifact
+    }
+
     /// With a switch of the app's.
     pub fn env(mut self, name: &str, value: impl AsRef<str>) -> Self {
         self.env.push((name.into(), value.as_ref().into()));

@@ -213,21 +213,9 @@ fn with_a_promotion_policy_a_deployment_says_which_commands_come_next() {
 
 /// An app that closes its port when it is asked to, and goes on running.
 fn deaf() -> Artifact {
-    let artifact = Artifact::new().set("process", "command", "[\"perl\", \"deaf.pl\"]");
-    let program = r#"
-        use IO::Socket::INET;
-        my $port = IO::Socket::INET->new(
-            LocalAddr => '127.0.0.1', LocalPort => $ENV{PORT}, Listen => 64, ReuseAddr => 1) or die $!;
-        while (my $client = $port->accept) {
-            my $line = <$client>;
-            while (my $field = <$client>) { last if $field =~ /^\r?\n$/ }
-            print $client "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
-            close $client;
-            if ($line =~ m{^GET /close }) { close $port; sleep 1000; }
-        }
-    "#;
-    fs::write(artifact.path().join("deaf.pl"), program).unwrap();
-    artifact
+    Artifact::perl(
+        "print $client $ok; if ($line =~ m{^GET /close }) { close $client; close $port; sleep 1000; }",
+    )
 }
 
 #[test]
