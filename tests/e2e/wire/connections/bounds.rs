@@ -138,11 +138,13 @@ fn forcing(want: &str) -> Artifact {
 fn readiness_says_what_traffic_says_and_a_redirect_is_named() {
     let edge = Edge::start();
     edge.deploy(&forcing("https"));
-    edge.get("/dashboard").retryable("wake-failed");
-    let ops = edge.ops();
-    let failure = ops[0].to_string();
+    let told = edge.get("/dashboard").retryable("wake-failed").to_string();
+    assert!(told.contains("the app was not ready in time"), "{told}");
+    let (ops, log) = (edge.ops()[0].to_string(), edge.log());
+    // The whole reason is the operator's: a client is told neither where the app sends it nor why.
     for part in ["301", "https://elsewhere.test/", "X-Forwarded-Proto", "process.ready"] {
-        assert!(failure.contains(part), "{part}: {failure}");
+        assert!(ops.contains(part) && log.contains(part), "{part}: {ops}\n{log}");
+        assert!(!told.contains(part), "{part}: {told}");
     }
     // Behind a proxy that serves HTTPS the same app is ready.
     edge.reconfigure("[server]\n", "[server]\ntrusted_proxies = [\"127.0.0.1\"]\n");
