@@ -98,9 +98,8 @@ impl Connections {
     }
 
     /// One is open until the guard is dropped.
-    pub fn opened(&self) -> OpenConnection {
-        self.open.inc();
-        OpenConnection(self.open.clone())
+    pub fn opened(&self) -> Open {
+        Open::new(&self.open)
     }
 
     /// These certificates are served, by their files, until these seconds since 1970.
@@ -118,11 +117,18 @@ impl Connections {
     }
 }
 
-/// See [`Connections::opened`].
+/// One of those that a gauge counts, until it is dropped.
 #[derive(Debug)]
-pub struct OpenConnection(IntGauge);
+pub struct Open(IntGauge);
 
-impl Drop for OpenConnection {
+impl Open {
+    pub(super) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
     }

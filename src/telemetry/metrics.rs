@@ -26,7 +26,7 @@ use crate::store::record::{AllocationState, Operation, WakeState};
 
 use super::CLASSES;
 use super::access::Lines;
-use super::connections::Connections;
+use super::connections::{Connections, Open};
 use super::otlp::Exported;
 use super::reloads::Reloads;
 use super::ring::TraceRecord;
@@ -55,6 +55,7 @@ pub struct Metrics {
     snapshot_age: Gauge,
     allocations: IntGaugeVec,
     sockets: IntGauge,
+    resting: IntGauge,
     socket_ends: IntCounterVec,
     upstreams: IntGaugeVec,
     store: [Histogram; 3],
@@ -153,6 +154,10 @@ impl Metrics {
                 "How long ago the store was last known to be followed.",
             )?,
             sockets: IntGauge::new("sockets", "Live sockets open on allocations in the registry.")?,
+            resting: IntGauge::new(
+                "sockets_resting",
+                "Live sockets whose client stays while it has no app.",
+            )?,
             socket_ends: IntCounterVec::new(
                 Opts::new("socket_ends_total", "Live sockets that ended, by their cause."),
                 &["cause"],
@@ -190,6 +195,7 @@ impl Metrics {
         self.registry.register(Box::new(self.snapshot_age.clone()))?;
         self.registry.register(Box::new(self.allocations.clone()))?;
         self.registry.register(Box::new(self.sockets.clone()))?;
+        self.registry.register(Box::new(self.resting.clone()))?;
         self.registry.register(Box::new(self.socket_ends.clone()))?;
         for cause in Cause::ALL {
             self.socket_ends.with_label_values(&[cause.name()]);
@@ -233,6 +239,11 @@ impl Metrics {
         if let (Some(placed), Some(answered)) = (placed, answered) {
             self.phase("first_byte", answered.saturating_sub(placed).as_secs_f64());
         }
+    }
+
+    /// A live socket's client rests until the guard is dropped.
+    pub fn rests(&self) -> Open {
+        Open::new(&self.resting)
     }
 
     /// A live socket ended.

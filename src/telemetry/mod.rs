@@ -10,7 +10,7 @@ mod reloads;
 mod ring;
 
 pub use access::{AccessLog, Target as AccessTarget};
-pub use connections::{Connections, Cut, OpenConnection};
+pub use connections::{Connections, Cut, Open};
 pub use logger::{set_level as set_log_level, start as start_log};
 pub use metrics::{Metrics, OPERATION_STATES};
 pub use reloads::Reloads;

@@ -73,6 +73,7 @@ impl Resting {
     }
 
     async fn roused(&mut self, parts: &LiveParts) -> Roused {
+        let _counted = parts.telemetry.metrics.rests();
         let clock = &parts.gate.clock;
         if self.asleep && self.is_up(parts) {
             // It was published before this one had its seat.

@@ -29,6 +29,9 @@ fn a_tab_rests_while_its_app_sleeps_and_its_users_next_message_wakes_it() {
         assert_eq!(tab.add(), 1);
         eventually("it sleeps under its tab", || asleep(&edge));
         assert_eq!(edge.metric("vango_edge_socket_ends_total{cause=\"asleep\"}"), 1);
+        let resting = || edge.metric("vango_edge_sockets_resting ");
+        eventually("it is counted", || resting() == 1);
+        assert_eq!(edge.metric("vango_edge_sockets "), 0);
         tab.ping();
         // As a browser answers a ping of the protocol's.
         tab.send(b"\x8a\x80\0\0\0\0");
@@ -37,6 +40,7 @@ fn a_tab_rests_while_its_app_sleeps_and_its_users_next_message_wakes_it() {
         assert_eq!(edge.ops().len(), 1);
         tab.click();
         assert_eq!(tab.rest(), [] as [u8; 0], "{mode}: cut");
+        assert_eq!(resting(), 0);
         edge.until_hot();
         let mut tab = Tab::back(&edge, &sid);
         assert_eq!((tab.add(), tab.told.as_str()), (2, told), "{mode}");
