@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vango_edge::clock::{Clock, Mono, SystemClock};
 
-use crate::support::{Artifact, Edge, Gate, eventually, eventually_some};
+use crate::support::{Artifact, Edge, Gate, UPGRADE, eventually, eventually_some};
 
 use super::promotion::{deploy_preview, host, promote, route, visit};
 
@@ -46,13 +46,7 @@ fn a_preview_that_nobody_uses_goes_with_its_process_and_the_audit_says_so() {
     visit(&edge, "quiet", 1);
     let address = host("socket");
     // A socket that says nothing is open, and that is use.
-    let upgrade = [
-        ("Host", address.as_str()),
-        ("Connection", "Upgrade"),
-        ("Upgrade", "websocket"),
-        ("Sec-WebSocket-Version", "13"),
-        ("Sec-WebSocket-Key", "dmFuZ28tZWRnZS1rZXkhIQ=="),
-    ];
+    let upgrade = [&[("Host", address.as_str())], &UPGRADE[..]].concat();
     let mut socket = edge.connect();
     socket.send_head("GET", "/vango/live?sid=s-1", &upgrade);
     assert_eq!(socket.answer().unwrap().status, 101);

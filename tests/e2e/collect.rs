@@ -5,15 +5,11 @@ use std::process::{Command, Stdio};
 
 use vango_edge::clock::{Entropy, SeededEntropy};
 
-use crate::support::{Artifact, Edge, binary, eventually};
+use crate::support::{Edge, binary, eventually};
 
-use super::promotion::{deploy_preview, host, visit};
+use super::promotion::{deploy_preview, host, version, visit};
 
 const SOON: &str = "[assets]\nretention = \"1ms\"\nkeep_deployments = 1\n";
-
-fn version(name: &str) -> Artifact {
-    Artifact::new().env("VERSION", name)
-}
 
 fn count(edge: &Edge, dir: &str) -> usize {
     fs::read_dir(edge.state().join(dir)).unwrap().count()

@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vango_edge::clock::{Clock, Entropy, SeededEntropy, SystemClock};
 
-use crate::support::{Artifact, Connection, Edge, Gate, binary, eventually, eventually_some};
+use crate::support::{
+    Artifact, Connection, Edge, Gate, UPGRADE, binary, eventually, eventually_some,
+};
 
 pub fn host(preview: &str) -> String {
     format!("{preview}.preview.studylab.localhost")
@@ -38,21 +40,13 @@ pub fn route(edge: &Edge) -> Value {
 }
 
 /// An artifact that differs from every other of another `name`.
-fn version(name: &str) -> Artifact {
+pub fn version(name: &str) -> Artifact {
     Artifact::new().env("VERSION", name)
 }
 
 /// How long or how often, from the environment; scripts ask for more than the suite takes.
 pub fn asked(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
-
-#[track_caller]
-fn refused(edge: &Edge, arguments: &[&str]) -> String {
-    let output = edge.command(arguments);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
-    said
 }
 
 #[test]
@@ -66,7 +60,7 @@ fn production_gets_exactly_what_was_validated_and_nothing_without_evidence() {
     let first = edge.deploy(&version("1"));
     let preview = deploy_preview(&edge, &version("2"), "pr-7");
     visit(&edge, "pr-7", 2);
-    let said = refused(&edge, &["promote", "studylab", "pr-7"]);
+    let said = edge.refused(&["promote", "studylab", "pr-7"]);
     for words in
         ["answered 2 requests, and 3 are asked for", "\"smoke\" is not recorded", "--check"]
     {
@@ -75,25 +69,25 @@ fn production_gets_exactly_what_was_validated_and_nothing_without_evidence() {
     assert_eq!(route(&edge)["digest"], first["digest"], "nothing was changed");
     visit(&edge, "pr-7", 1);
     edge.json(&["evidence", "studylab", "pr-7", "--check", "smoke=failed"]);
-    assert!(refused(&edge, &["promote", "studylab", "pr-7"]).contains("did not pass"));
+    assert!(edge.refused(&["promote", "studylab", "pr-7"]).contains("did not pass"));
     let evidence =
         edge.json(&["evidence", "studylab", "pr-7", "--check", "smoke=passed", "--note", "n"]);
     assert_eq!((&evidence["requests"], &evidence["satisfied"]), (&json!(3), &json!(true)));
     // A digest that nobody validated.
     let other = format!("sha256:{}", "ab".repeat(32));
     assert!(
-        refused(&edge, &["promote", "studylab", &other]).contains("a rebuild is a new deployment")
+        edge.refused(&["promote", "studylab", &other]).contains("a rebuild is a new deployment")
     );
     // One that was deployed, and never served.
     let stored = edge.deploy(&version("3"));
     let stored = stored["digest"].as_str().unwrap().to_owned();
-    assert!(refused(&edge, &["promote", "studylab", &stored]).contains("0 requests"));
+    assert!(edge.refused(&["promote", "studylab", &stored]).contains("0 requests"));
 
     let done = edge.json(&["promote", "studylab", "pr-7"]);
     assert_eq!((&done["state"], &done["epoch"]), (&json!("healthy"), &json!(2)));
     assert_eq!((&done["digest"], &done["previous"]), (&preview["digest"], &first["digest"]));
     assert_eq!(route(&edge)["digest"], preview["digest"]);
-    assert!(refused(&edge, &["promote", "studylab", "pr-7"]).contains("already"));
+    assert!(edge.refused(&["promote", "studylab", "pr-7"]).contains("already"));
     let statement = edge.command(&["evidence", "studylab", "production", "--statement"]);
     let statement: Value = serde_json::from_slice(&statement.stdout).unwrap();
     let subject = &statement["subject"][0]["digest"]["sha256"];
@@ -140,14 +134,15 @@ fn a_preview_that_answers_with_nothing_but_a_1xx_is_not_promoted() {
         "#,
     );
     let preview = deploy_preview(&edge, &preview, "pr-7");
-    let failing = [("100-closed", 502), ("103-half", 502), ("102-garbage", 502), ("103-closed", 502)];
+    let failing =
+        [("100-closed", 502), ("103-half", 502), ("102-garbage", 502), ("103-closed", 502)];
     for (path, status) in failing.into_iter().chain([("100-silent", 504)]) {
         let mut client = edge.connect();
         client.send_head("GET", &format!("/{path}"), &[("Host", &host("pr-7"))]);
         let last = std::iter::from_fn(|| client.answer()).find(|answer| answer.status >= 200);
         assert_eq!(last.expect("an answer proper").status, status, "{path}");
     }
-    let said = refused(&edge, &["promote", "studylab", "pr-7"]);
+    let said = edge.refused(&["promote", "studylab", "pr-7"]);
     assert!(said.contains("5 of its 5 answers were errors (1.0000), and at most 0.5"), "{said}");
     assert_eq!(route(&edge)["epoch"], 1, "nothing was changed");
     // Nothing else is wrong with it.
@@ -166,7 +161,7 @@ fn what_cannot_become_healthy_goes_back_by_itself() {
     deploy_preview(&edge, &next, "pr-7");
     visit(&edge, "pr-7", 1);
     std::fs::write(&file, "").unwrap();
-    let said = refused(&edge, &["promote", "studylab", "pr-7"]);
+    let said = edge.refused(&["promote", "studylab", "pr-7"]);
     assert!(said.contains("rolled_back") && said.contains("ended before it was ready"), "{said}");
     let page = edge.get("/dashboard");
     assert_eq!(edge.trace(page.request_id())["outcome"], "hot", "what served serves on");
@@ -193,8 +188,8 @@ fn of_two_promotions_one_wins_and_the_other_is_told() {
         let found = edge.ops().into_iter().find(|o| o["kind"] == "promote")?;
         (found["state"] == "route_cas").then(|| found["id"].as_str().unwrap().to_owned())
     });
-    assert!(refused(&edge, &["promote", "studylab", "quick"]).contains(&id));
-    assert!(refused(&edge, &["rollback", "studylab"]).contains("no earlier artifact"));
+    assert!(edge.refused(&["promote", "studylab", "quick"]).contains(&id));
+    assert!(edge.refused(&["rollback", "studylab"]).contains("no earlier artifact"));
     gate.open();
     assert!(slow.wait().unwrap().success());
     assert_eq!(route(&edge)["epoch"], 2);
@@ -221,14 +216,8 @@ fn a_live_socket_outlives_the_move_of_its_owner() {
     edge.deploy(&version("1"));
     deploy_preview(&edge, &version("2"), "pr-7");
     visit(&edge, "pr-7", 1);
-    let upgrade = [
-        ("Connection", "Upgrade"),
-        ("Upgrade", "websocket"),
-        ("Sec-WebSocket-Version", "13"),
-        ("Sec-WebSocket-Key", "dmFuZ28tZWRnZS1rZXkhIQ=="),
-    ];
     let mut socket = edge.connect();
-    socket.send_head("GET", "/vango/live?sid=s-1", &upgrade);
+    socket.send_head("GET", "/vango/live?sid=s-1", &UPGRADE);
     assert_eq!(socket.answer().unwrap().status, 101);
     let of_production = |a: &Value| a["environment"] == "studylab/production";
     let old = edge.ps().into_iter().find(of_production).unwrap()["id"].clone();

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Artifact, Connection, Edge, Gate, descriptors_of, eventually, memory_of};
+use crate::support::{
+    Artifact, Connection, Edge, Gate, UPGRADE, descriptors_of, eventually, memory_of,
+};
 
 /// Rewrites the app's file with these hosts, and `more` after them.
 fn write_app(edge: &Edge, hosts: &[&str], more: &str) {
@@ -210,13 +212,7 @@ fn processes_get_new_secrets_from_their_next_start() {
 /// A live socket, as far as its 101.
 fn live(edge: &Edge) -> Connection {
     let mut socket = edge.connect();
-    let headers = [
-        ("Connection", "Upgrade"),
-        ("Upgrade", "websocket"),
-        ("Sec-WebSocket-Version", "13"),
-        ("Sec-WebSocket-Key", "dmFuZ28tZWRnZS1rZXkhIQ=="),
-    ];
-    socket.send_head("GET", "/vango/live", &headers);
+    socket.send_head("GET", "/vango/live", &UPGRADE);
     assert_eq!(socket.answer().unwrap().status, 101);
     socket
 }

@@ -1,50 +1,85 @@
-"""An app for tests: accepts any upgrade and sends every byte back as it came, frames or not.
+"""An app for tests and scripts/bench/sockets: accepts any upgrade and sends every byte back as it came,
+frames or not. With ?say in the target it first says, in one text frame, which Vango-Edge-* headers it saw.
 
-With ?say in the target it first says, in one text frame, which Vango-Edge-* headers it saw.
+Any other request is told how many sockets were accepted, how many of them in 100 ms, and how many asked at
+once; GET /anew counts anew. Accepting takes $ACCEPT_TAKES seconds, in which others may ask.
 """
 import asyncio
 import base64
 import hashlib
 import json
 import os
+import time
+
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+asking = 0
+most = 0
+accepted = []
 
 
-def accept(key):
-    guid = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-    return base64.b64encode(hashlib.sha1(key + guid).digest())
+def upgrades(headers):
+    return headers.get(b"upgrade", b"").lower() == b"websocket"
 
 
-async def serve(reader, writer):
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        lines = head.split(b"\r\n")
-        headers = {}
-        for line in lines[1:]:
-            name, _, value = line.partition(b":")
-            headers[name.strip().lower()] = value.strip()
-        if headers.get(b"upgrade", b"").lower() != b"websocket":
-            body = b"an echo\n"
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body))
-            return await writer.drain()
-        answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        writer.write(answer + b"Sec-WebSocket-Accept: " + accept(headers.get(b"sec-websocket-key", b"")) + b"\r\n\r\n")
-        if b"say" in lines[0]:
-            saw = {n.decode(): v.decode() for n, v in headers.items() if n.startswith(b"vango-edge-") or n.startswith(b"sec-")}
-            text = json.dumps(saw).encode()
-            writer.write(b"\x81\x7e" + len(text).to_bytes(2, "big") + text)
-        while data := await reader.read(65536):
-            writer.write(data)
+def switch(writer, headers):
+    """Accepts an upgrade (RFC 6455 section 4.2.2)."""
+    proof = base64.b64encode(hashlib.sha1(headers.get(b"sec-websocket-key", b"") + GUID).digest())
+    head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    writer.write(head + b"Sec-WebSocket-Accept: " + proof + b"\r\n\r\n")
+
+
+def answer(writer, body, status=b"200 OK", kind=b"application/json"):
+    head = b"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+    writer.write(head % (status, kind, len(body)) + body)
+
+
+async def serve(conversation):
+    """Hands the target and the fields of one request of each connection to `conversation`, for good."""
+
+    async def one(reader, writer):
+        try:
+            line, *fields = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+            pairs = (field.partition(b":") for field in fields)
+            headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+            await conversation(reader, writer, line.split(b" ")[1].decode(), headers)
             await writer.drain()
-    except (ConnectionError, asyncio.IncompleteReadError):
-        pass
-    finally:
-        writer.close()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
 
-
-async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(os.environ["PORT"]), limit=1 << 20, backlog=4096)
+    port = int(os.environ["PORT"])
+    server = await asyncio.start_server(one, "127.0.0.1", port, limit=1 << 20, backlog=4096)
     async with server:
         await server.serve_forever()
 
 
-asyncio.run(main())
+async def echo(reader, writer, target, headers):
+    global asking, most
+    if not upgrades(headers):
+        tenths = {}
+        for at in accepted:
+            tenths[int(at * 10)] = tenths.get(int(at * 10), 0) + 1
+        seen = {"at_once": most, "in_100_ms": max(tenths.values(), default=0), "accepted": len(accepted)}
+        if target == "/anew":
+            most = 0
+            accepted.clear()
+        return answer(writer, json.dumps(seen).encode())
+    asking += 1
+    most = max(most, asking)
+    await asyncio.sleep(float(os.environ.get("ACCEPT_TAKES", "0")))
+    switch(writer, headers)
+    await writer.drain()
+    asking -= 1
+    accepted.append(time.monotonic())
+    if "say" in target:
+        saw = {n.decode(): v.decode() for n, v in headers.items() if n.startswith((b"vango-edge-", b"sec-"))}
+        text = json.dumps(saw).encode()
+        writer.write(b"\x81\x7e" + len(text).to_bytes(2, "big") + text)
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(echo))

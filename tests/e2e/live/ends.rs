@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use serde_json::json;
 use tungstenite::Message;
 
-use crate::support::{Artifact, Edge, eventually};
+use crate::support::{Artifact, Edge, UPGRADE, eventually};
 
 use super::{Socket, echo, open, raw};
 
@@ -160,13 +160,7 @@ fn more_sockets_than_the_node_takes_are_told_to_come_later() {
     let _one = Socket::greeted(&edge, "/vango/live", &[]);
     let two = Socket::greeted(&edge, "/vango/live", &[]);
     let mut connection = edge.connect();
-    let headers = [
-        ("Connection", "Upgrade"),
-        ("Upgrade", "websocket"),
-        ("Sec-WebSocket-Version", "13"),
-        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-    ];
-    connection.send_head("GET", "/vango/live", &headers);
+    connection.send_head("GET", "/vango/live", &UPGRADE);
     connection.answer().unwrap().retryable("app-saturated");
     assert_eq!(edge.get("/dashboard").status, 200, "pages are not behind them");
     drop(two);

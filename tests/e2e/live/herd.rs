@@ -86,13 +86,15 @@ struct Upstream {
 
 impl Upstream {
     fn start() -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/bench/sockets-app.py");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/live/echo.py");
         // The kernel chooses; nobody else is given the port again so soon.
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
         let mut python = Command::new("python3");
-        let child = python.arg(script).env("PORT", address.port().to_string()).spawn().unwrap();
+        // What accepting costs a small app.
+        python.env("PORT", address.port().to_string()).env("ACCEPT_TAKES", "0.002");
+        let child = python.arg(script).spawn().unwrap();
         eventually("it listens", || TcpStream::connect(address).is_ok());
         Self { child, address }
     }

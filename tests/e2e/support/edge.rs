@@ -328,13 +328,28 @@ impl Edge {
             .unwrap()
     }
 
+    /// The same for one that must fail: what it wrote to stderr.
+    #[track_caller]
+    pub fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        said
+    }
+
+    /// The same for one that must succeed: what it printed for people.
+    #[track_caller]
+    pub fn said(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// The same with `--json`; it must succeed.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.command(&[arguments, &["--json"]].concat());
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}");
-        serde_json::from_slice(&output.stdout).unwrap()
+        serde_json::from_str(&self.said(&[arguments, &["--json"]].concat())).unwrap()
     }
 
     /// The same for a list.

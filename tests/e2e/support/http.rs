@@ -8,6 +8,14 @@ use serde_json::Value;
 
 use super::PATIENCE;
 
+/// The fields that ask for a WebSocket (RFC 6455 §4.1).
+pub const UPGRADE: [(&str, &str); 4] = [
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
+
 /// One client connection.
 pub struct Connection {
     stream: TcpStream,

@@ -9,7 +9,7 @@ mod http;
 pub use artifact::Artifact;
 pub use edge::{Edge, binary, descriptors_of, memory_of, write_config};
 pub use gate::Gate;
-pub use http::{Answer, Connection};
+pub use http::{Answer, Connection, UPGRADE};
 
 use std::time::Duration;
 

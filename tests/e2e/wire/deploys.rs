@@ -6,29 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::promotion::{asked, deploy_preview, host, route, visit};
+use crate::promotion::{asked, deploy_preview, host, route, version, visit};
 use crate::support::{Artifact, Edge, eventually, memory_of};
-
-fn version(name: &str) -> Artifact {
-    Artifact::new().env("VERSION", name)
-}
-
-/// What a command that failed said.
-#[track_caller]
-fn refused(edge: &Edge, arguments: &[&str]) -> String {
-    let output = edge.command(arguments);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
-    said
-}
-
-/// What a command for people printed.
-#[track_caller]
-fn said(edge: &Edge, arguments: &[&str]) -> String {
-    let output = edge.command(arguments);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// As `npm install` leaves it: the program is started through a link of `.bin`.
 #[test]
@@ -48,10 +27,10 @@ fn links_inside_an_artifact_are_kept_and_those_that_lead_out_are_said_at_once() 
         symlink(target, at.join("node_modules/.bin").join(name)).unwrap();
     }
     symlink("../../../../outside", at.join("node_modules/.bin/out")).unwrap();
-    let by_deploy = refused(&edge, &["deploy", at.to_str().unwrap()]);
+    let by_deploy = edge.refused(&["deploy", at.to_str().unwrap()]);
     let config = edge.config();
     let check = ["check", "-c", config.to_str().unwrap(), "--artifact", at.to_str().unwrap()];
-    let by_check = refused(&edge, &check);
+    let by_check = edge.refused(&check);
     for (name, words) in [
         ("python", "symbolic link to /usr/bin/python3, which is absolute"),
         ("me", "circle"),
@@ -139,7 +118,7 @@ fn the_second_deployment_takes_over_without_a_request_failing() {
     slow.send_head("GET", "/debug/slow?ms=1500", &[]);
     eventually("it is in flight", || edge.ps().first().is_some_and(|r| r["in_flight"] == 1));
     let second = version("2");
-    let text = said(&edge, &["deploy", second.write().to_str().unwrap()]);
+    let text = edge.said(&["deploy", second.write().to_str().unwrap()]);
     assert!(text.contains("serves studylab.localhost under epoch 2"), "{text}");
     let page = edge.get("/dashboard");
     assert_eq!(edge.trace(page.request_id())["outcome"], "hot", "it was ready before it owned");
@@ -147,7 +126,7 @@ fn the_second_deployment_takes_over_without_a_request_failing() {
     eventually("the first one has ended", || edge.ps().iter().all(|a| a["id"] != old));
 
     // The same again says so, and nothing happens.
-    let text = said(&edge, &["deploy", second.write().to_str().unwrap()]);
+    let text = edge.said(&["deploy", second.write().to_str().unwrap()]);
     assert!(text.contains("already, under epoch 2: nothing was changed"), "{text}");
     assert_eq!(edge.list(&["deployments"]).len(), 2);
 
@@ -157,7 +136,7 @@ fn the_second_deployment_takes_over_without_a_request_failing() {
         if asleep {
             edge.json(&["sleep", "studylab"]);
         }
-        let text = refused(&edge, &["deploy", broken.write().to_str().unwrap()]);
+        let text = edge.refused(&["deploy", broken.write().to_str().unwrap()]);
         for words in ["studylab/production goes on with what it ran", "ended before it was ready"] {
             assert!(text.contains(words), "{text}");
         }
@@ -181,7 +160,7 @@ fn with_a_promotion_policy_a_deployment_says_which_commands_come_next() {
     edge.deploy(&version("1"));
     let second = version("2");
     let dir = second.write().to_str().unwrap().to_owned();
-    let text = said(&edge, &["deploy", &dir]);
+    let text = edge.said(&["deploy", &dir]);
     assert_eq!(route(&edge)["epoch"], 1, "nothing moved");
     // Word for word, with a name for the preview.
     let commands: Vec<Vec<String>> = text
@@ -197,7 +176,7 @@ fn with_a_promotion_policy_a_deployment_says_which_commands_come_next() {
     for (n, command) in commands.iter().enumerate() {
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         assert_eq!(command[0], ["deploy", "evidence", "promote"][n], "{text}");
-        said(&edge, &command);
+        edge.said(&command);
         if n == 0 {
             visit(&edge, "pr-7", 2);
         }
@@ -272,7 +251,7 @@ fn a_full_node_starts_an_app_when_there_is_a_place_and_holds_it_against_nobody()
     assert!(edge.ops().iter().all(|o| o["failures"] == 0), "{:?}", edge.ops());
     assert!(edge.log().contains("waits for a place: this node runs 1 processes, its maximum"));
     // A deployment that finds no place for its start changes nothing and says why.
-    let text = refused(&edge, &["deploy", version("3").write().to_str().unwrap()]);
+    let text = edge.refused(&["deploy", version("3").write().to_str().unwrap()]);
     assert!(text.contains("runner.max_processes"), "{text}");
     edge.json(&["sleep", "studylab/pr-7"]);
     visit(&edge, "pr-7", 1);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::support::{Answer, Artifact, Edge};
+use crate::support::{Answer, Artifact, Edge, UPGRADE};
 use crate::tls::{edge_with, h2_connection};
 
 /// An app of the operator's own, which keeps each head that it gets as it came and answers 200, or 101 to
@@ -315,17 +315,7 @@ fn the_app_gets_the_bytes_that_the_client_sent() {
     assert_eq!((answer.status, app.target().as_str()), (200, "/%e8/./%7E?%e8"));
     // A socket too.
     let mut socket = edge.connect();
-    socket.send_head(
-        "GET",
-        "/%6cive?%e8=%7E",
-        &[
-            HOST,
-            ("Connection", "Upgrade"),
-            ("Upgrade", "websocket"),
-            ("Sec-WebSocket-Version", "13"),
-            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-        ],
-    );
+    socket.send_head("GET", "/%6cive?%e8=%7E", &[&[HOST], &UPGRADE[..]].concat());
     socket.read_until("101 ");
     assert_eq!(app.target(), "/%6cive?%e8=%7E");
 }

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use serde_json::Value;
 
 use crate::promotion::{deploy_preview, host};
-use crate::support::{Answer, Artifact, Connection, Edge};
+use crate::support::{Answer, Artifact, Connection, Edge, UPGRADE};
 use crate::tls::{client_config, edge_with};
 
 /// An app that answers each request with the head that it got.
@@ -113,12 +113,7 @@ fn a_trusted_proxys_word_reaches_the_app_on_every_class_and_anybody_elses_does_n
             let mut headers = vec![("Idempotency-Key", key.as_str()), ("X-User", "u")];
             headers.extend(said);
             if path == "/live" {
-                headers.extend([
-                    ("Connection", "Upgrade"),
-                    ("Upgrade", "websocket"),
-                    ("Sec-WebSocket-Version", "13"),
-                    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-                ]);
+                headers.extend(UPGRADE);
                 headers.retain(|(name, _)| *name != "Idempotency-Key");
             }
             let mut connection = edge.connect();

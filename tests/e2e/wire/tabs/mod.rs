@@ -30,9 +30,11 @@ pub fn vango() -> (Artifact, TempDir) {
             "session = [\"cookie:vango_session\", \"query:sid\"]",
             "session = [\"vango-hello\"]",
         );
-    for (name, text) in
-        [("vango.py", include_str!("vango.py")), ("vango.html", include_str!("vango.html"))]
-    {
+    for (name, text) in [
+        ("vango.py", include_str!("vango.py")),
+        ("echo.py", include_str!("../../live/echo.py")),
+        ("vango.html", include_str!("vango.html")),
+    ] {
         std::fs::write(artifact.path().join(name), text).unwrap();
     }
     (artifact, sessions)

@@ -6,24 +6,22 @@ by another process when the edge says "hydrate". As Vango's server it says goodb
 Asked for a session it takes $STORE_TAKES seconds, and answers one question after the other.
 """
 import asyncio
-import base64
-import hashlib
 import os
 import pathlib
 import secrets
 import signal
 import struct
+import sys
+
+# Nothing is written beside the app: the edge would say so, and clean up.
+sys.dont_write_bytecode = True
+import echo
 
 SESSIONS = pathlib.Path(os.environ["SESSIONS"])
 PAGE = pathlib.Path(__file__).with_name("vango.html").read_bytes()
 counts = {}
 open_sockets = set()
 store = asyncio.Lock()
-
-
-def accept(key):
-    guid = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-    return base64.b64encode(hashlib.sha1(key + guid).digest())
 
 
 def string(payload, at):
@@ -54,9 +52,7 @@ async def frame(reader):
 
 
 async def live(reader, writer, headers):
-    key = headers.get(b"sec-websocket-key", b"")
-    writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
-    writer.write(b"Sec-WebSocket-Accept: " + accept(key) + b"\r\n\r\n")
+    echo.switch(writer, headers)
     _, hello = await frame(reader)
     _csrf, at = string(hello, 6)
     sid, _ = string(hello, at)
@@ -92,44 +88,25 @@ async def live(reader, writer, headers):
         open_sockets.discard(writer)
 
 
-async def serve(reader, writer):
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        lines = head.split(b"\r\n")
-        target = lines[0].split(b" ")[1].decode()
-        headers = {}
-        for line in lines[1:]:
-            name, _, value = line.partition(b":")
-            headers[name.strip().lower()] = value.strip()
-        if headers.get(b"upgrade", b"").lower() == b"websocket":
-            return await live(reader, writer, headers)
-        asked = target.removeprefix("/internal/sessions/")
-        there = asked == target or (SESSIONS / asked).exists()
-        if asked != target:
-            async with store:
-                await asyncio.sleep(float(os.environ.get("STORE_TAKES", "0")))
-        body = PAGE if asked == target else b""
-        status = b"200 OK" if there else b"404 Not Found"
-        head = b"HTTP/1.1 %s\r\nContent-Type: text/html\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-        writer.write(head % (status, len(body)) + body)
-        await writer.drain()
-    except (ConnectionError, asyncio.IncompleteReadError):
-        pass
-    finally:
-        writer.close()
+async def vango(reader, writer, target, headers):
+    if echo.upgrades(headers):
+        return await live(reader, writer, headers)
+    asked = target.removeprefix("/internal/sessions/")
+    if asked == target:
+        return echo.answer(writer, PAGE, kind=b"text/html")
+    async with store:
+        await asyncio.sleep(float(os.environ.get("STORE_TAKES", "0")))
+    echo.answer(writer, b"", b"200 OK" if (SESSIONS / asked).exists() else b"404 Not Found")
 
 
 async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(os.environ["PORT"]), backlog=4096)
-
     def terminate():
         for writer in open_sockets:
             writer.write(b"\x88\x02\x03\xe8")
         asyncio.get_running_loop().call_later(0.1, os._exit, 0)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-    async with server:
-        await server.serve_forever()
+    await echo.serve(vango)
 
 
 asyncio.run(main())
