@@ -221,7 +221,8 @@ fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// CRC-32C (Castagnoli, RFC 3720 appendix B.4), eight bytes at a time.
+/// CRC-32C (Castagnoli, RFC 3720 appendix B.4), eight bytes at a time. Written here since no crate that is
+/// built anyway has this polynomial: `crc32fast` has the one of IEEE 802.3.
 fn crc32c(mut crc: u32, bytes: &[u8]) -> u32 {
     let (eights, rest) = bytes.as_chunks::<8>();
     for &[a, b, c, d, e, f, g, h] in eights {
