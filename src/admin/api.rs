@@ -471,7 +471,7 @@ fn take_apart(url: &str) -> (bool, Option<&str>, Cow<'_, str>) {
     responses(
         (status = 200, description = "What it came to", body = Done),
         (status = 404, description = "There is no such environment"),
-        (status = 409, description = "Somebody else runs it"),
+        (status = 409, description = "This edge does not run it"),
         (status = 503, description = "It cannot be recorded, or the app backs off")))]
 pub async fn sleep(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
     let environment = named.ours(&admin)?;
@@ -496,7 +496,7 @@ pub async fn sleep(State(admin): State<Admin>, Path(named): Path<Named>) -> Answ
     responses(
         (status = 200, description = "What it came to", body = Done),
         (status = 404, description = "There is no such environment"),
-        (status = 409, description = "Somebody else runs it"),
+        (status = 409, description = "This edge does not run it"),
         (status = 503, description = "It cannot be recorded, or the app backs off")))]
 pub async fn wake(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
     let environment = named.ours(&admin)?;

@@ -44,12 +44,12 @@ impl Named {
     /// The environment, if this edge runs it.
     ///
     /// # Errors
-    /// 404 if it does not know it, 409 if somebody else runs it.
+    /// 404 if it does not know it, 409 if this edge does not run it.
     pub fn ours(&self, admin: &Admin) -> Result<Environment, Problem> {
         let environment = self.known(admin)?;
         let snapshot = admin.control.snapshots.load();
         if snapshot.environment(&environment).is_some_and(|v| v.external) {
-            let why = format!("somebody else runs {environment}; this edge only forwards to it");
+            let why = format!("this edge does not run {environment}: it only forwards to it");
             return Err(Problem::new(StatusCode::CONFLICT, why));
         }
         Ok(environment)

@@ -78,7 +78,7 @@ pub enum Command {
         /// A preview's name, or sha256:…
         what: String,
     },
-    /// Remove a preview: its hosts are nobody's, its allocations end
+    /// Remove a preview: its hosts have no owner any more, its allocations end
     #[command(after_long_help = help::REMOVE)]
     Remove {
         /// app/preview

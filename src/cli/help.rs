@@ -95,8 +95,8 @@ Example:
   vango-edge rollback studylab";
 
 pub(super) const EVIDENCE: &str = "\
-Requests and errors are counted by the edge; checks are named by whoever runs them, and the last word on
-each name counts. It says whether the app's policy is satisfied, and what it misses.
+Requests and errors are counted by the edge; checks are named by what runs them, and the last word on each
+name counts. It says whether the app's policy is satisfied, and what it misses.
 
 Examples:
   vango-edge evidence studylab pr-7
@@ -127,7 +127,7 @@ Example:
 
 pub(super) const ROUTES: &str = "\
 Columns: the host; whose it is; the owner's epoch, which only grows; its deployment and artifact; its state:
-hot, asleep, frozen, failed, or that of the wake that goes on; up or down for an app that somebody else runs.
+hot, asleep, frozen, failed, or that of the wake that goes on; up or down for an app with upstreams.
 
 Example:
   vango-edge routes studylab";
@@ -159,7 +159,7 @@ Examples:
 pub(super) const LEDGER: &str = "\
 States: reserved (nothing was sent), forwarded (it is with the app), completed (the answer is kept),
 completed_unreplayable (it was answered, the answer is not kept), refused (an event's app said no: the next
-delivery is sent), released (it may be sent again), unknown (sent, and nobody knows: see `resolve`).
+delivery is sent), released (it may be sent again), unknown (sent, and never answered: see `resolve`).
 
 Examples:
   vango-edge ledger --state unknown

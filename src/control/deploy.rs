@@ -65,8 +65,8 @@ pub enum DeployError {
         /// Those there are.
         known: String,
     },
-    /// Somebody else runs the app.
-    #[error("{0} has upstreams that somebody else runs; it takes no deployments")]
+    /// This edge does not run the app.
+    #[error("{0} has upstreams, which this edge does not run: it takes no deployments")]
     Static(AppName),
     /// Its `state.schema_file` carries no hash.
     #[error("state.schema_file {file}: {why}")]
@@ -87,7 +87,7 @@ pub enum DeployError {
     /// A timeout of the edge ends a held request before its app's wake budget does.
     #[error("{0}")]
     Budget(String),
-    /// Somebody else changed the owners meanwhile.
+    /// Another transaction changed the owners meanwhile.
     #[error("the owners changed meanwhile; nothing was done, deploy again")]
     Raced,
     /// The store could not be read or changed.

@@ -107,7 +107,7 @@ impl Control {
                 Err(why) => why,
             },
             (Inherited::End(why), _) => why.to_owned(),
-            (Inherited::Adopt, None) => "nobody owns its routes any more".to_owned(),
+            (Inherited::Adopt, None) => "its routes have no owner any more".to_owned(),
         };
         log::info!("{}: ended {}: {why}", record.environment, record.id);
         self.end_and_forget((at, record, revision), UNFIT).await?;

@@ -176,8 +176,8 @@ impl Journey {
             None => "a principal",
         };
         let detail = format!(
-            "Keys of this route belong to whoever {wanted} names, once and not empty; this request \
-             has none, and two people's equal keys must stay apart."
+            "Keys of this route belong to the person that {wanted} names, once and not empty; this \
+             request has none, and two people's equal keys must stay apart."
         );
         Some(Reply::refused(Problem::PrincipalMissing, 400, detail))
     }

@@ -77,7 +77,7 @@ impl QueueBound {
 pub enum StepKind {
     /// The head has no one reading.
     Unreadable(BadRequest),
-    /// Nobody owns this host, or its contract has no route for the path.
+    /// This host has no owner, or its contract has no route for the path.
     NoOwner(String),
     /// The owner was read from the snapshot.
     LoadOwner(Arc<EnvView>),
@@ -233,7 +233,7 @@ pub enum KeyVerdict {
     Reused,
     /// The first request with it is at work.
     InProgress,
-    /// Nobody knows what became of the first.
+    /// What became of the first is not known.
     Unknown,
     /// The first was answered, and the answer is stored.
     Completed,
@@ -406,7 +406,7 @@ impl Trace {
             }
             Outcome::Welcomed
             | Outcome::Refused(Problem::PreviewAccess | Problem::TooManyAttempts) => {
-                return "Let nobody see a preview who has not shown its token.";
+                return "Let a client see the preview only with its token.";
             }
             Outcome::Refused(Problem::AssetNotFound) => {
                 return "Refuse: the file is in no artifact. Do not wake the app for it.";

@@ -170,7 +170,7 @@ impl Metrics {
             access_log: Lines::new(&registry)?,
             otlp: Exported::new(&registry)?,
             upstreams: IntGaugeVec::new(
-                Opts::new("upstream_up", "Whether an upstream that somebody else runs is up."),
+                Opts::new("upstream_up", "Whether an upstream of the configuration is up."),
                 &["environment", "upstream"],
             )?,
             connections: Connections::new(&registry)?,

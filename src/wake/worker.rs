@@ -158,7 +158,7 @@ impl Worker {
         (answer, true)
     }
 
-    /// The same, for those who wait already: nobody waits for the answer.
+    /// The same for requests that wait already: the caller does not wait for the answer.
     pub fn wake_detached(self: &Arc<Self>, environment: &Environment) {
         drop(self.ask(environment));
     }
@@ -198,7 +198,7 @@ impl Worker {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         match machine::ensure(current.as_ref(), &owner, &view, id, now, wall) {
             Ensure::Attach(id) => Ok(Woke::Operation { id, created: false }),
-            // Both are about to be shown by the snapshot, and whoever waits is told then.
+            // Both are about to be shown by the snapshot, and held requests are told then.
             Ensure::Ready | Ensure::Moved => Ok(Woke::Ready),
             Ensure::BackingOff => Ok(Woke::BackingOff),
             Ensure::Create(operation) => {
@@ -216,7 +216,7 @@ impl Worker {
         }
     }
 
-    /// Takes up the environment's operation if it is in progress, nobody has it, and this process
+    /// Takes up the environment's operation if it is in progress, no executor has it, and this process
     /// is not at it already. Returns at once; the work is detached.
     pub fn consider(self: &Arc<Self>, environment: &Environment) {
         let snapshot = self.snapshots.load();
@@ -367,7 +367,7 @@ impl Worker {
         let environment = claim.operation.environment.clone();
         if trouble.no_room {
             log::warn!(
-                "{environment} did not start, and nobody waits for it: {}",
+                "{environment} did not start, and no request waits for it: {}",
                 trouble.failure.detail
             );
             let event = WakeEvent::NoRoom { failure: trouble.failure };

@@ -196,10 +196,10 @@ describe("requests and their traces", () => {
     }
   });
 
-  test("a request that nobody owns", async () => {
+  test("a request for no environment", async () => {
     const { answer, title, steps } = await follow("GET", "/", {}, undefined, "nobody.localhost");
     assert.equal(answer.status, 404);
-    assert.match(title, /Nobody Owns/);
+    assert.match(title, /for No Environment/);
     assert.equal(steps[0][3], "none");
   });
 

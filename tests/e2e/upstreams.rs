@@ -175,7 +175,7 @@ fn it_is_neither_deployed_woken_nor_put_to_sleep() {
     for verb in ["sleep", "wake"] {
         let said = edge.command(&[verb, "legacy"]);
         assert!(!said.status.success());
-        assert!(String::from_utf8_lossy(&said.stderr).contains("somebody else runs"));
+        assert!(String::from_utf8_lossy(&said.stderr).contains("does not run"));
     }
     let missing = edge.ask("POST", "/actions/save", &[HOST], "x=1");
     missing.problem(400, "idempotency-key-missing");

@@ -25,7 +25,7 @@ export async function apps(main, signal) {
     if (document.hidden || document.querySelector("dialog[open]")) return;
     const rows = /** @type {Environment[]} */ (await get("/v1/environments?limit=1000"));
     if (signal.aborted) return;
-    // Drawn anew only when something shows: whoever has the focus on a button keeps it.
+    // Drawn anew only when something shows: a button that has the focus keeps it.
     const now = JSON.stringify(rows.map((e) => ({ ...e, idle_ms: Math.round((e.idle_ms ?? 0) / 10_000) })));
     if (now === drawn) return;
     drawn = now;

@@ -1,4 +1,4 @@
-/** What is kept of unsafe requests: keys and webhook events, outcomes that nobody knows, the audit. */
+/** What is kept of unsafe requests: keys and webhook events, outcomes that are not known, the audit. */
 
 import { page, post } from "./api.js";
 import { badge, h, table } from "./dom.js";
@@ -31,7 +31,7 @@ export class Shown {
  * @param {boolean} audit this edge keeps one
  * @param {Shown} shown
  * @param {(said?: string) => void} again draws anew; told what came of a resolution, if there was one
- * @returns {Promise<{waiting: HTMLElement, some: boolean, kept: HTMLElement}>} what waits for somebody, and whether
+ * @returns {Promise<{waiting: HTMLElement, some: boolean, kept: HTMLElement}>} what waits for an operator, and whether
  *   there is any; and the rest
  */
 export async function kept(ledger, audit, shown, again) {
@@ -57,7 +57,7 @@ export async function kept(ledger, audit, shown, again) {
       (unknown.rows.length === 0
         ? h("p", { class: "empty" }, "None: each action and event that was forwarded was answered.")
         : [
-            h("p", { class: "problem" }, `${count(unknown.rows.length, "request")}${unknown.more ? " and more" : ""} reached an app that never answered. The edge sends nothing again by itself. Whether it was carried out, somebody has to look up in the app’s own records, and say so here: until then a repeat of an action is refused, and an event that its provider delivers again is given to the app once more.`),
+            h("p", { class: "problem" }, `${count(unknown.rows.length, "request")}${unknown.more ? " and more" : ""} reached an app that never answered. The edge sends nothing again by itself. Look up in the app’s own records whether it was carried out, and say so here: until then a repeat of an action is refused, and an event that its provider delivers again is given to the app once more.`),
             h("div", { class: "unknown" }, records_table("Unknown outcomes", unknown.rows, (r) => h("button", { class: "chip", "data-key": `${r.at} resolve`, onclick: () => resolve(r, again) }, "Resolve…"))),
           ]),
   );

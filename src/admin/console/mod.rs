@@ -32,7 +32,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/console/releases.js", JS, include_str!("releases.js")),
 ];
 
-/// Only what this binary serves is loaded, run or talked to; nobody frames it (CSP Level 3).
+/// Only what this binary serves is loaded, run or talked to; no page frames it (CSP Level 3).
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";

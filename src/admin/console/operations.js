@@ -60,7 +60,7 @@ export async function operations(main, signal, _rest, query) {
     if (!ledger && !audit) return;
     const found = await kept(ledger, audit, shown, told);
     if (signal.aborted) return;
-    // What waits for somebody comes first; that nothing does is said below.
+    // What waits for an operator comes first; that nothing does is said below.
     fill(waiting, found.some && found.waiting);
     fill(evidence, !found.some && found.waiting, found.kept);
   };

@@ -8,7 +8,7 @@ import { clock, count, ms, outcomeMeans, outcomeTone, riskTone, title } from "./
 /** @typedef {import("./api.js").Trace} Trace */
 /** @typedef {import("./api.js").TraceBatch} TraceBatch */
 
-/** Rows in the list: more than anybody reads, few enough that a page never grows. */
+/** Rows in the list: more than a person reads, few enough that a page never grows. */
 const ROWS = 200;
 
 /** Traces seen in this tab, so that one can be opened after the edge's ring has let it go. */

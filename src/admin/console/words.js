@@ -109,7 +109,7 @@ export function title(t) {
     case "asset":
       return "Immutable Asset Request";
     case "none":
-      return t.outcome === "no-route" ? "Request That Nobody Owns" : "Request Refused at the Door";
+      return t.outcome === "no-route" ? "Request for No Environment" : "Request Refused at the Door";
     default:
       return `${t.method} ${t.class}`;
   }

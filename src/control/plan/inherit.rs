@@ -13,7 +13,7 @@ pub enum Inherited {
 
 /// Decides on the record and on the environment's newest owner.
 pub fn inherited(allocation: &Allocation, owner: Option<&RouteOwner>) -> Inherited {
-    let Some(owner) = owner else { return Inherited::End("nobody owns its routes any more") };
+    let Some(owner) = owner else { return Inherited::End("its routes have no owner any more") };
     match allocation.state {
         AllocationState::Planned | AllocationState::Starting => {
             // Its operation is claimable, and starts over under the next attempt.

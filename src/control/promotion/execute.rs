@@ -32,7 +32,7 @@ const TO_PROVE: Duration = Duration::from_secs(10);
 /// Tries when owners change while an allocation is started for the next one.
 const TRIES: u32 = 3;
 
-/// Why an executor stopped without a terminal state: somebody else has the promotion, or the store is
+/// Why an executor stopped without a terminal state: another executor has the promotion, or the store is
 /// away. Either way it is claimable.
 type Lost = anyhow::Error;
 
@@ -49,7 +49,7 @@ fn failure(safe: impl Into<String>, detail: impl Into<String>) -> Failure {
 }
 
 impl Control {
-    /// Takes up promotions that nobody executes, for as long as the process runs. The first look lets
+    /// Takes up promotions that no executor has, for as long as the process runs. The first look lets
     /// go of what an earlier process of this node had claimed: the state directory's lock says that
     /// it is gone.
     pub async fn carry_promotions(self: &Arc<Self>) {
@@ -310,7 +310,7 @@ impl Control {
                 && Some(view.owner.epoch) >= p.epoch
             {
                 if Some(view.owner.epoch) > p.epoch {
-                    // Somebody moved it on: theirs is the word now.
+                    // A later promotion or deployment moved it on: that one decides now.
                     let detail = format!("the owner is at epoch {} already", view.owner.epoch);
                     let why = failure("the owner moved on", detail);
                     return Ok(self.step(claim, PromotionEvent::Refused(why), |t| t).await?);
@@ -393,10 +393,10 @@ impl Control {
         if now.map(|o| o.epoch) != expected {
             let found = now.map_or("none".into(), |o| format!("epoch {}", o.epoch));
             let detail = format!(
-                "the owner was read at epoch {}, and is now {found}: somebody else was first",
+                "the owner was read at epoch {}, and is now {found}: another change was first",
                 expected.map_or("none".into(), |e| e.to_string()),
             );
-            return Ok(Err(failure("somebody else was first", detail)));
+            return Ok(Err(failure("another change of the owner was first", detail)));
         }
         let wanted = match (to, &p.from) {
             (Owner::New, _) => p.deployment.clone(),

@@ -60,9 +60,9 @@ pub enum PromoteError {
         /// Where it is.
         state: &'static str,
     },
-    /// Somebody else was quicker.
+    /// Another promotion was quicker.
     #[error(
-        "somebody else promoted at the same moment; look at `vango-edge ops`, then decide again"
+        "another promotion came first at the same moment; look at `vango-edge ops`, then decide again"
     )]
     Raced,
     /// The store could not be read or changed.

@@ -29,7 +29,7 @@ pub enum Actor {
     ObjectStore,
     /// A service the app keeps state in.
     RuntimeService,
-    /// Whoever deploys and promotes.
+    /// The person or program that deploys and promotes.
     User,
 }
 
@@ -226,7 +226,9 @@ impl StepKind {
     fn values(&self) -> (String, String) {
         match self {
             Self::Unreadable(why) => ("no one reading".into(), why.to_string()),
-            Self::NoOwner(host) => ("none".into(), format!("nobody owns {host} and this path")),
+            Self::NoOwner(host) => {
+                ("none".into(), format!("no environment owns {host} and this path"))
+            }
             Self::LoadOwner(v) => (
                 format!("{} epoch {}", v.environment, v.owner.epoch),
                 if v.external {

@@ -104,7 +104,7 @@ impl Worker {
                 }
             }
         }
-        log::warn!("{environment}: {allocation} ended: {how}; its record is somebody else's");
+        log::warn!("{environment}: {allocation} ended: {how}; its record was changed meanwhile");
         Ok(())
     }
 
@@ -174,7 +174,7 @@ impl Worker {
         let allocation = allocation.clone();
         self.runtime.spawn(async move {
             match worker.end_deaf(&environment, &allocation).await {
-                // Somebody else changed its record: the next connection that is refused asks again.
+                // Another transaction changed its record: the next connection that is refused asks again.
                 Ok(()) | Err(Lost::Claim) => {}
                 Err(e) => log::warn!("{environment}: {allocation} was not replaced: {e}"),
             }
