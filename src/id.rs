@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Entropy;
 
-/// Why a name was refused. `Display` is safe to show to whoever sent it.
+/// Why a name was refused. `Display` is safe to show to the client that sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {given:?}: {expected}")]
 pub struct IdError {

@@ -57,7 +57,7 @@ use stop::{Signals, drain, leave};
 /// # Errors
 /// What kept it from starting, or from stopping cleanly.
 pub fn run(file: PathBuf, config: Config) -> Result<()> {
-    // Logs, artifacts and records are nobody else's on this machine.
+    // No other user of this machine may read logs, artifacts and records.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let handed = Handed::take();
     // Requests on one runtime, everything else on another: a wake or a scrape never takes a
@@ -167,7 +167,7 @@ async fn run_on(
     let apps = edge.externals.clone();
     tokio::spawn(async move { control.follow(publisher, apps, followed).await });
     listed.await.context("the store could not be read")?;
-    // Nobody asks before it is known which upstreams are up.
+    // No request comes before it is known which upstreams are up.
     let looked_at = pools(&config);
     edge.pools.first_look(&looked_at).await;
     edge.pools.watch(looked_at);

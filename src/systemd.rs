@@ -50,7 +50,7 @@ impl Handed {
         self.0.iter().map(|(a, _)| *a).find(|a| a.port() == port)
     }
 
-    /// Says which nobody asked for; they are closed.
+    /// Says which ones no key of the configuration asked for; they are closed.
     pub fn finish(self) {
         for (address, _) in self.0 {
             log::warn!("a socket for {address} was handed over, and no key names that address");

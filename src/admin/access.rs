@@ -30,7 +30,7 @@ pub enum AccessError {
     /// One cannot be read.
     #[error("admin.tokens: {0}")]
     Unreadable(#[from] SecretError),
-    /// Anybody could use it.
+    /// Any machine that reaches the address could use it.
     #[error(
         "admin.tokens: {0} can be reached from other machines, and no token is asked for: add one, \
          or make admin.listen a loopback address and restart"

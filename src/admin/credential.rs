@@ -6,7 +6,7 @@
 //! is the node's own, in its state directory, so that an allocation that is adopted by the next
 //! process of the edge keeps its credential.
 //!
-//! Deliberately absent: rotation. Whoever reads the key reads the store beside it.
+//! Deliberately absent: rotation. Who can read the key can read the store beside it.
 
 use std::path::{Path, PathBuf};
 

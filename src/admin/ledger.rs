@@ -169,7 +169,7 @@ pub async fn one(
     }
 }
 
-/// What somebody who knows says about an unknown outcome.
+/// What an operator, or the app, says about an unknown outcome.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Resolve {
     /// The attempt this is about, as the record shows it: another one is refused.

@@ -1,6 +1,6 @@
 //! The admin listener's connections, under the bounds that clients' connections have: how many there
 //! are, how long a head may take and how large it is, how long a connection may be idle. Without them
-//! whoever reaches the port holds descriptors and memory for as long as he likes.
+//! a client that reaches the port holds descriptors and memory for as long as it likes.
 
 use std::convert::Infallible;
 use std::future::Future;

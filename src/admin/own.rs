@@ -1,5 +1,5 @@
 //! What an app may ask and say of its own: the records of its keys and events, and what became of
-//! those whose outcome nobody else knows.
+//! those whose outcome only the app knows.
 //!
 //! Invariant: the environment comes from the credential and from nothing else, so that no request
 //! can be about another app's records, or production's from a preview. The credential is good while

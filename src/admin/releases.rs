@@ -248,7 +248,7 @@ pub async fn promotion(
     Ok(Json(promotion_row(&found)))
 }
 
-/// Removes a preview: its hosts are nobody's, its allocations end.
+/// Removes a preview: its hosts have no owner any more, its allocations end.
 #[utoipa::path(delete, path = "/v1/environments/{app}/{name}", tag = "commands",
     params(Named),
     responses(
@@ -271,7 +271,7 @@ pub async fn remove(State(admin): State<Admin>, Path(named): Path<Named>) -> Ans
     Ok(Json(Done { done: "it is removed".into(), operation: None }))
 }
 
-/// Removes now what nobody needs, instead of in ten minutes at most: deployments, blobs, trees.
+/// Removes now what nothing refers to, instead of in ten minutes at most: deployments, blobs, trees.
 #[utoipa::path(post, path = "/v1/collect", tag = "commands",
     responses(
         (status = 200, description = "What was removed", body = CollectedRow),

@@ -1,6 +1,6 @@
 //! Server-sent events (WHATWG HTML, section 9.2): traces as they end, and revisions of what routing
-//! stands on. Whoever looks gets a sample when there is more than a person can read; the sample is
-//! taken here, so that neither the network nor a browser carries what nobody sees.
+//! stands on. A console gets a sample when there is more than a person can read; the sample is
+//! taken here, so that neither the network nor a browser carries what no person would read.
 
 use std::convert::Infallible;
 use std::sync::Arc;

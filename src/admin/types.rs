@@ -16,12 +16,12 @@ pub struct RouteRow {
     pub environment: String,
     /// The owner's epoch.
     pub epoch: u64,
-    /// The owner's deployment; `-` for an app that somebody else runs.
+    /// The owner's deployment; `-` for an app that this edge does not run.
     pub deployment: String,
-    /// The owner's artifact; `-` for an app that somebody else runs.
+    /// The owner's artifact; `-` for an app that this edge does not run.
     pub digest: String,
     /// `hot`, `asleep`, `frozen`, or the state of the wake that is going on; `up` or `down` for an app
-    /// that somebody else runs.
+    /// that this edge does not run.
     pub state: String,
 }
 
@@ -38,7 +38,7 @@ pub struct AllocationRow {
     pub epoch: u64,
     /// What it runs.
     pub digest: String,
-    /// Where it is in its life; `up` or `down` for an upstream that somebody else runs.
+    /// Where it is in its life; `up` or `down` for an upstream.
     pub state: String,
     /// Where it listens.
     pub address: Option<String>,
@@ -113,7 +113,7 @@ pub struct TraceRow {
     pub path: String,
     /// Its route's class.
     pub class: String,
-    /// Whose it was, if anybody's.
+    /// The environment that it was for, if one owns its host and path.
     pub environment: Option<String>,
     /// How it ended.
     pub outcome: String,
@@ -303,7 +303,7 @@ pub struct PromotionRow {
     pub changed: String,
 }
 
-/// What was removed because nobody needs it.
+/// What was removed because nothing refers to it.
 #[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CollectedRow {
     /// Deployments.

@@ -159,7 +159,7 @@ fn blob(bytes: &[u8], dir: &Path, media_type: &'static str) -> Result<Blob, Arti
 
 /// How a file is encoded by its name, the name it would have decoded, and its decoded beginning: of
 /// `app.js.gz`, what `app.js` is. `None` for a name that says nothing of the kind, for bytes that are not
-/// so encoded, and for archives: `backup.tar.gz` is kept as it is by whoever loads it.
+/// so encoded, and for archives: `backup.tar.gz` is kept as it is by the client that loads it.
 fn stored_encoded(
     suffixes: &[String],
     name: &str,

@@ -43,7 +43,7 @@ use crate::id::Digest;
 /// The contract's file in an artifact's root.
 pub const CONTRACT: &str = "vango-edge.toml";
 
-/// The mode of a tree's directories: nobody but root adds to them. The directory around all trees is the
+/// The mode of a tree's directories: only root adds to them. The directory around all trees is the
 /// edge's user's alone.
 const DIRECTORY: u32 = 0o555;
 

@@ -96,7 +96,7 @@ impl Artifacts {
             Err(object_store::Error::NotFound { .. }) => return Ok(false),
             Err(e) => return Err(e.into()),
         };
-        // Whoever asks is about to deploy it: it counts as uploaded now.
+        // The client that asks is about to deploy it: it counts as uploaded now.
         if let Some(path) = self.blob_path(digest) {
             sweep::touch(&path);
         }
@@ -403,7 +403,7 @@ impl Artifacts {
         let size = self.objects.head(&key(digest)).await.map_err(|e| missing(digest, e))?.size;
         let at = Key::from("index.json");
         let mut index: Index = match self.objects.get(&at).await {
-            // One that cannot be read is of no use to anybody: it is written anew.
+            // One that cannot be read is of no use: it is written anew.
             Ok(got) => serde_json::from_slice(&got.bytes().await?).unwrap_or_default(),
             Err(object_store::Error::NotFound { .. }) => Index::default(),
             Err(e) => return Err(e.into()),

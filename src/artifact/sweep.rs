@@ -1,4 +1,4 @@
-//! Removes blobs that nobody names any more from a directory.
+//! Removes blobs that nothing names any more from a directory.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ pub fn touch(path: &Path) {
     let _ = utimensat(nix::fcntl::AT_FDCWD, path, &now, &now, UtimensatFlags::FollowSymlink);
 }
 
-/// Removes the files of `dir` whose name is no digest: what uploads left that nobody goes on with. Returns
+/// Removes the files of `dir` whose name is no digest: what uploads left that were broken off. Returns
 /// how many, and their bytes.
 pub fn unfinished(dir: &Path) -> Result<(usize, u64), ArtifactError> {
     let failed = |e| ArtifactError::io(dir, e);
@@ -85,7 +85,11 @@ mod tests {
         }
         let keep = BTreeSet::from([kept]);
         assert_eq!(blobs(dir.path(), &keep, Wall(1000)).unwrap(), (0, 0), "all are young");
-        assert_eq!(unfinished(dir.path()).unwrap(), (1, 5), "nobody goes on with it after a start");
+        assert_eq!(
+            unfinished(dir.path()).unwrap(),
+            (1, 5),
+            "no upload goes on with it after a start"
+        );
         fs::write(dir.path().join(format!("{}#1", gone.hex())), "12345").unwrap();
         let later = Wall(u64::MAX);
         assert_eq!(blobs(dir.path(), &keep, later).unwrap(), (2, 10));

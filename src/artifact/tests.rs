@@ -177,7 +177,7 @@ async fn what_was_changed_in_a_tree_is_written_again_and_the_rest_stays() {
     let after = entries(&root);
     assert_eq!(before.len(), after.len());
     let same = root.join(CONTRACT);
-    assert_eq!(before[&same], after[&same], "what nobody touched was not written");
+    assert_eq!(before[&same], after[&same], "what was not changed was not written");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "nothing was written through the link");
     assert_eq!(entries(&root), after);
     artifacts.tree(&digest, || false).await.unwrap();

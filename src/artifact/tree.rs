@@ -5,7 +5,7 @@
 //! found for the price of a `stat` an entry, on every wake, without reading a file. What this does not find
 //! is a disk that returns other bytes than were written, and a root user who sets the clock back.
 //!
-//! Nobody but root can write to a tree without taking the right first. What is found in it all the same is
+//! Only root can write to a tree without taking the right first. What is found in it all the same is
 //! removed if it was added, and written again if it was changed or is gone; the rest of the tree stays.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -100,7 +100,7 @@ pub fn evidence(
     show::text(&out)
 }
 
-/// Removes what nobody needs, and says what that was.
+/// Removes what nothing refers to, and says what that was.
 ///
 /// # Errors
 /// Why nothing was removed.

@@ -104,7 +104,7 @@ impl Server {
 pub struct Admin {
     /// A loopback address, or any with at least one token.
     pub listen: SocketAddr,
-    /// Who may use it; empty: whoever reaches the loopback address.
+    /// Who may use it; empty: every process that reaches the loopback address.
     pub tokens: Vec<AdminToken>,
     /// Names of the listener besides addresses and `localhost`, lower case, without port.
     pub hosts: Vec<String>,
@@ -304,7 +304,7 @@ pub struct App {
     pub promotion: Promotion,
     /// The app's file says so itself: production moves by a promotion only, and a deployment is stored.
     pub gated: bool,
-    /// An app that somebody else runs.
+    /// Where it runs, if this edge does not run it.
     pub upstreams: Option<Upstreams>,
 }
 
@@ -345,7 +345,7 @@ pub struct Promotion {
     pub checks: Vec<String>,
 }
 
-/// An app that somebody else runs.
+/// An app that this edge does not run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstreams {
     /// Where; none twice.
@@ -356,7 +356,7 @@ pub struct Upstreams {
     pub health: Option<Health>,
 }
 
-/// `[health]` of an app that somebody else runs.
+/// `[health]` of an app that this edge does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
     /// What is checked.

@@ -1,5 +1,5 @@
-//! The configuration in force: an immutable value that is swapped whole, so that whoever reads it
-//! sees one configuration and never half of two.
+//! The configuration in force: an immutable value that is swapped whole, so that a reader sees
+//! one configuration and never half of two.
 
 use std::sync::Arc;
 

@@ -152,7 +152,7 @@ pub fn errors(top: &Table<'_>) -> Readers {
     Readers { origins }
 }
 
-/// Scheme, host and port as Fetch serialises them (RFC 6454 §6.2). `null` is no origin of anybody's.
+/// Scheme, host and port as Fetch serialises them (RFC 6454 §6.2). `null` is the origin of no site.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
     let (host, port) = match rest.rsplit_once(':') {

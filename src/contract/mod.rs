@@ -47,7 +47,7 @@ pub struct Contract {
 }
 
 impl Contract {
-    /// The contract of an app that somebody else runs: only its routes and bounds say anything.
+    /// The contract of an app that this edge does not run: only its routes and bounds say anything.
     /// Nothing of it is started, stopped or put to sleep.
     pub fn external(app: AppName, routes: Vec<Route>, concurrency: u32, upstreams: u32) -> Self {
         const SECOND: Duration = Duration::from_secs(1);

@@ -194,7 +194,7 @@ pub struct Action {
 /// Who keeps the record of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idempotency {
-    /// Nobody.
+    /// Neither the app nor the edge.
     None,
     /// The app.
     App,
@@ -202,7 +202,7 @@ pub enum Idempotency {
     Edge,
 }
 
-/// A stable name of whoever sends a request.
+/// A stable name of a request's sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A cookie's value.

@@ -1,4 +1,4 @@
-//! Removes previews that nobody uses any more ([`super::plan::previews`] decides), as `vango-edge remove`
+//! Removes previews that are not used any more ([`super::plan::previews`] decides), as `vango-edge remove`
 //! does. Never one whose artifact is being promoted.
 
 use std::collections::HashMap;

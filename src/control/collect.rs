@@ -1,4 +1,4 @@
-//! Removes what nobody needs: deployments first, then blobs and trees that no deployment and no running
+//! Removes what nothing refers to: deployments first, then blobs and trees that no deployment and no running
 //! allocation names.
 //!
 //! Safe to kill anywhere: what is needed is found anew each time, what is removed has no name left, and
@@ -78,7 +78,7 @@ impl Control {
         }
     }
 
-    /// Removes what nobody needs now.
+    /// Removes what nothing refers to now.
     ///
     /// # Errors
     /// [`CollectError`]; what was removed until then was not needed.

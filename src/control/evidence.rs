@@ -45,7 +45,7 @@ pub struct Counted {
 /// Why evidence could not be recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum EvidenceError {
-    /// Nobody owns the environment's routes.
+    /// The environment's routes have no owner.
     #[error("there is no environment {0}; `vango-edge routes` lists them")]
     NoEnvironment(Environment),
     /// A name or a note is too long, or there are too many checks.
@@ -102,7 +102,7 @@ impl Control {
     fn counted(&self) -> Vec<(DeploymentId, Counted)> {
         let mut known = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshots.load();
-        // What somebody else runs has no deployment.
+        // What this edge does not run has no deployment.
         for view in snapshot.environments().filter(|v| !v.external) {
             known.entry(view.owner.deployment.clone()).or_insert_with(|| Counted {
                 environment: view.environment.clone(),
@@ -111,7 +111,7 @@ impl Control {
             });
         }
         drop(snapshot);
-        // Nobody counts into it any more, and nothing is left in it.
+        // No request counts into it any more, and nothing is left in it.
         known.retain(|_, c| Arc::strong_count(&c.tally) > 1 || !c.tally.is_empty());
         let copy = |c: &Counted| Counted {
             environment: c.environment.clone(),

@@ -21,7 +21,7 @@ const INDEX_DEADLINE: Duration = Duration::from_secs(5);
 /// Entries asked for at a time.
 const PAGE: usize = 1000;
 
-/// Apps that somebody else runs, as the configuration in force has them.
+/// Apps that this edge does not run, as the configuration in force has them.
 pub type Externals = tokio::sync::watch::Receiver<Arc<Vec<ExternalApp>>>;
 
 impl Control {
@@ -85,7 +85,7 @@ impl Control {
                 events = tokio::time::timeout(Duration::from_secs(1), watch.next()) => events,
                 changed = externals.changed() => {
                     if changed.is_err() {
-                        // Nobody reloads any more: the process ends.
+                        // The sender of reloads is gone: the process ends.
                         return Ok(());
                     }
                     let apps = externals.borrow_and_update().clone();

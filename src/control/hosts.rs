@@ -106,7 +106,7 @@ impl Control {
         // What served under an earlier epoch is ended by [`super::retire`].
     }
 
-    /// Ends the allocations of an environment that nothing reaches any more: nobody else looks at
+    /// Ends the allocations of an environment that nothing reaches any more: no other task looks at
     /// them. Once routing shows it, so that none of them is chosen meanwhile, or after a while.
     async fn end_unrouted(&self, environment: &Environment) {
         for _ in 0..UNROUTED_LOOKS {

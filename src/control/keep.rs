@@ -21,7 +21,7 @@ pub struct Rules {
     pub newest: usize,
 }
 
-/// The deployments that nobody needs. `used` are owners, and what promotions that go on stand on.
+/// The deployments that nothing refers to. `used` are owners, and what promotions that go on stand on.
 pub fn removable<'d>(
     all: &'d [Deployment],
     used: &BTreeSet<DeploymentId>,

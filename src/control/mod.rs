@@ -71,7 +71,7 @@ pub struct Control {
     pub decided: Box<dyn Fn(Decision) + Send + Sync>,
     /// Held while owners are made to follow the configuration, by a deployment or a reload.
     pub changing_owners: tokio::sync::Mutex<()>,
-    /// Read by those who make deployments, written by who collects what nobody needs.
+    /// Read by what makes deployments, written by what collects those that nothing refers to.
     pub collecting: tokio::sync::RwLock<()>,
     /// Environments whose promotion this process executes now.
     pub promoting: std::sync::Mutex<std::collections::HashSet<Environment>>,

@@ -1,4 +1,4 @@
-//! Takes a preview away: its hosts are nobody's, its allocations end, its artifact is kept as long as
+//! Takes a preview away: its hosts have no owner any more, its allocations end, its artifact is kept as long as
 //! any that was replaced.
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub enum RemoveError {
     /// It moves to another artifact, or its own is being promoted.
     #[error("{0} moves it to another artifact or promotes its own; wait for it")]
     Busy(OperationId),
-    /// Somebody else changed its owner meanwhile.
+    /// Another transaction changed its owner meanwhile.
     #[error("its owner changed meanwhile; nothing was done, try again")]
     Raced,
     /// What is there could not be read or changed.

@@ -92,7 +92,7 @@ impl Control {
                 let snapshot = self.snapshots.load();
                 let Some(view) = snapshot.environment(environment) else { return };
                 let found = view.ready.iter().chain(&view.others).find(|a| a.id == *id);
-                // Not routed: nobody can be on it.
+                // Not routed: no request can be on it.
                 let Some(found) = found else { return };
                 (Arc::clone(&found.load), view.contract.process.clone())
             };
@@ -104,7 +104,7 @@ impl Control {
                 told = Some(now);
             }
             match plan::retire::retire(in_flight, sockets, now.since(started), &process) {
-                // Whoever still looks at an older snapshot may have been quicker.
+                // A request that was decided on an older snapshot may have been quicker.
                 Retiring::End if load.seal() => return,
                 Retiring::Cut => {
                     load.seal_anyway();

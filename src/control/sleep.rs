@@ -245,8 +245,8 @@ impl Control {
         Ok(Slept { stopped: usize::from(stopped), frozen: 0 })
     }
 
-    /// Past the point of no return, then the process ends, then its record goes. `false` when somebody
-    /// else changed the record first.
+    /// Past the point of no return, then the process ends, then its record goes. `false` when another
+    /// transaction changed the record first.
     async fn stop_allocation(
         &self,
         environment: &Environment,
@@ -280,7 +280,7 @@ impl Control {
         Ok(stopped)
     }
 
-    /// The allocation's record in its next state; `None` when somebody else changed it first.
+    /// The allocation's record in its next state; `None` when another transaction changed it first.
     async fn change(
         &self,
         (at, record, revision): Found,
@@ -327,7 +327,7 @@ impl Control {
         load: Option<&Load>,
         why: SleepFor,
     ) -> bool {
-        // Not routed: nobody can be on it.
+        // Not routed: no request can be on it.
         let Some(load) = load else { return true };
         let allocation = &found.1.id;
         let started = self.clock.now();
@@ -357,7 +357,7 @@ impl Control {
                     load.seal_anyway();
                     return true;
                 }
-                // Whoever still looks at an older snapshot may have been quicker.
+                // A request that was decided on an older snapshot may have been quicker.
                 Drain::Seal if sockets == 0 && load.seal() => return true,
                 Drain::Seal | Drain::Wait => tokio::time::sleep(LOOK_AGAIN).await,
             }

@@ -222,7 +222,7 @@ impl Audit {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps evidence soon, without making anybody wait.
+    /// Keeps evidence soon; the caller does not wait.
     pub fn soon(&self, evidence: Evidence) {
         // Counted first: the writer may be done with it before this goes on.
         self.unwritten.send_modify(|n| *n += 1);
@@ -253,7 +253,7 @@ impl Audit {
     /// Keeps evidence that an answer depends on; returns once it is kept. It survives `kill -9`.
     ///
     /// # Errors
-    /// [`StoreError`] when it is not, or nobody knows.
+    /// [`StoreError`] when it is not, or when that is not known.
     pub async fn before_answer(&self, evidence: &Evidence) -> Result<(), StoreError> {
         let kept = async {
             let txn = self.with(Txn::new(), evidence).await?;

@@ -141,7 +141,7 @@ impl Ledger {
                 self.forget(n as u64);
                 Ok(n)
             }
-            // Somebody took one of them meanwhile: the next round looks again.
+            // A request took one of them meanwhile: the next round looks again.
             Err(LedgerError::Store(StoreError::Conflict { .. })) => Ok(0),
             Err(e) => Err(e),
         }

@@ -104,7 +104,7 @@ impl Ledger {
         let at = key::attempt(&slot.at);
         let next = idempotency::ended(&end.record, end.came, self.wall());
         let mut txn = Txn::new().unchanged(&at, end.revision).put(&at, next.encode());
-        // An event's acceptance is remembered, its response is nobody's.
+        // An event's acceptance is remembered; its response is not kept, since it is not sent again.
         if let (AttemptState::Completed, Subject::Action, Some(response)) =
             (next.state, next.subject, &end.response)
         {
@@ -117,7 +117,7 @@ impl Ledger {
         }
         match self.commit(txn).await {
             Err(LedgerError::Store(StoreError::Conflict { .. })) => {
-                // An earlier try of this one was committed after all, or somebody who knows has
+                // An earlier try of this one was committed after all, or an operator or the app has
                 // resolved it. Either way it is no longer open under this attempt.
                 Ok(())
             }

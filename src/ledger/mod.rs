@@ -7,7 +7,7 @@
 //! - [`Ledger::forward`] returns only once `forwarded` is on disk (synced). No byte is sent before.
 //! - A subject has one holder in this process at a time ([`Slot`]); a record that is open and has
 //!   no holder is never taken for one that is at work.
-//! - Whoever holds something lets go of it: dropping a [`Reservation`] releases it (nothing was
+//! - What is held is let go of by dropping it: dropping a [`Reservation`] releases it (nothing was
 //!   sent), dropping a [`Sending`] makes it unknown (something may have been).
 //! - When the store does not answer, nothing is sent: callers get [`LedgerError`] and say so. Whether
 //!   the record is there all the same is known once the store has recovered; until then its subject is
@@ -344,8 +344,8 @@ impl Ledger {
     }
 
     /// A record, and whether its holder is at work. A holder writes what came of it and then lets go:
-    /// whoever read the record before that and looks for the holder after it would take a request that
-    /// was answered for one that nobody knows of. So an open record without a holder is read again, and
+    /// a caller that read the record before that and looks for the holder after it would take a request
+    /// that was answered for one whose outcome is unknown. So an open record without a holder is read again, and
     /// believed only if it has not changed.
     async fn seen(&self, at: &str) -> Result<Option<Seen>, LedgerError> {
         let mut before: Option<u64> = None;

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn without_tokens_everybody_passes_and_with_one_nobody_without_it() {
+    fn without_tokens_all_requests_pass_and_with_one_only_those_that_show_it() {
         assert_eq!(ask(&[], "/", &[], NOW), Verdict::Pass);
         assert!(matches!(ask(&["s3cret"], "/", &[], NOW), Verdict::None(r) if r.status == 401));
         for wrong in ["", "s3cre", "s3crets", "S3cret"] {

@@ -201,8 +201,8 @@ impl Journey {
         self.attempts
     }
 
-    /// Decides on `view`, which is the environment in the newest snapshot, or `None` when nobody
-    /// owns the host any more. `granted` is a place that the hold queue took for this request.
+    /// Decides on `view`, which is the environment in the newest snapshot, or `None` when the
+    /// host has no owner any more. `granted` is a place that the hold queue took for this request.
     /// `pick` is 64 random bits.
     pub fn decide(
         &mut self,
@@ -266,7 +266,7 @@ impl Journey {
                 let reply = self.too_late(now, pick);
                 self.answer(now, reply)
             }
-            // Nobody here can bring one up: there is nothing to wait for.
+            // The edge can bring none up: there is nothing to wait for.
             Choice::Refused if view.external => self.answer(now, retry::not_forwarded()),
             // It is not worth a wake, and so not worth a wait that may end in one.
             Choice::Cold if !self.wakes => {

@@ -211,7 +211,7 @@ pub fn token_due(
 }
 
 /// Whether a response may carry a token: an answer of a page or of a live socket that is not an
-/// error, and that no shared cache may keep, since the cookie would go to whoever asks the cache.
+/// error, and that no shared cache may keep, since the cookie would go to every client of the cache.
 pub fn may_carry_token(class: &RouteClass, status: u16, headers: &HeaderMap) -> bool {
     let class_and_status = match class {
         RouteClass::Page => (200..400).contains(&status) && status != 304,
@@ -244,7 +244,7 @@ pub enum FoundIn {
     Hello,
 }
 
-/// An app's session id. Whoever has it may be the session, so nothing prints it.
+/// An app's session id. A client that has it may act as the session, so nothing prints it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SessionId {
     text: Box<str>,

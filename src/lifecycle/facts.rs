@@ -156,7 +156,7 @@ pub struct Facts {
     pub key: IdempotencyKey,
     /// Whose trace it belongs to, where its client says so.
     pub parent: Option<TraceParent>,
-    /// Where it comes from. Filled in by whoever has the connection.
+    /// Where it comes from. Filled in where the connection is at hand.
     pub origin: Option<Arc<Origin>>,
     /// Where its session was before, if the edge's token says so. Filled in once it is known whose
     /// request it is.

@@ -4,8 +4,8 @@
 //!
 //! The promise for contract `edge`: for one key, the app sees the mutation at most once from the
 //! edge. It stands on two things only: a record is `forwarded` on disk before the first byte is
-//! sent, and no state that may follow `forwarded` lets the same key be sent again, unless somebody
-//! who knows (the app, an operator) has said that it was not carried out.
+//! sent, and no state that may follow `forwarded` lets the same key be sent again, unless the app or an
+//! operator has said that it was not carried out.
 //!
 //! Deliberately absent: any way back from `unknown` by time. Retention ends a record, nothing else.
 
@@ -43,7 +43,7 @@ pub(super) fn hash<'a>(domain: &'a str, parts: impl IntoIterator<Item = &'a [u8]
     hex(&sha.finalize())
 }
 
-/// The hash under which an operator finds a key, whoever sent it and wherever.
+/// The hash under which an operator finds a key, from any client and on any route.
 pub fn key_hash(key: &str) -> String {
     hash("key", [key.as_bytes()])[..32].to_owned()
 }
@@ -183,7 +183,7 @@ fn principal(headers: &HeaderMap, source: &Source) -> Option<Vec<u8>> {
 /// What a record says about a request that has the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may be sent: nothing was, or somebody who knows said that it was not carried out.
+    /// It may be sent: nothing was, or the app or an operator said that it was not carried out.
     Free,
     /// The body has to be read before anything can be said.
     NeedsBody,
@@ -191,7 +191,7 @@ pub enum Verdict {
     Reused,
     /// 409: the first is at work.
     InProgress,
-    /// 409: nobody knows.
+    /// 409: what became of it is not known.
     Unknown,
     /// The stored response.
     Replay,
@@ -224,7 +224,7 @@ pub fn judge(record: &Attempted, print: &Print, whole: bool, alive: bool) -> Ver
 /// What a record says about another delivery of the same **event**.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivered {
-    /// It may be given to the app: it never was, or the app did not accept it, or nobody knows (the
+    /// It may be given to the app: it never was, or the app did not accept it, or that is not known (the
     /// provider delivers at least once; the app tells repeats by the event's id).
     Free,
     /// Another delivery of it is at work.
@@ -360,7 +360,7 @@ pub fn released(reserved: &Attempted, now: Wall) -> Option<Attempted> {
     })
 }
 
-/// What somebody who knows says about an unknown outcome.
+/// What an operator, or the app, says about an unknown outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resolution {
     /// It was carried out: repeats are told so.

@@ -2,7 +2,7 @@
 //! for: what the connection itself says, or what a proxy that the operator trusts says of it.
 //!
 //! Every proxy adds its word on the right: the right-most address that is no trusted proxy's is the
-//! client, and what stands left of it is the client's own, which anybody may write. `Forwarded`
+//! client, and what stands left of it is the client's own, which may say anything. `Forwarded`
 //! (RFC 7239) and `X-Forwarded-*` count alike. A proxy passes on the one that it does not set, so
 //! where both are there and disagree, neither is believed and the proxy's own word remains.
 

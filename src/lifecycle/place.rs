@@ -108,7 +108,7 @@ pub fn choose(
 
 /// The allowed allocation with the highest weight for the session among those whose load is within a
 /// quarter of the average, counting the request to be placed; the least loaded always is. Only those
-/// that are allowed count: the sessions of one that died, and that nobody took off yet, spread over all
+/// that are allowed count: the sessions of one that died, and that was not taken off yet, spread over all
 /// that are left. `None`: none is allowed.
 fn on_ring<'v>(
     ready: &'v [Arc<AllocationView>],

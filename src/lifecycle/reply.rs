@@ -16,7 +16,7 @@ pub const PROBLEM_BASE: &str = "https://vango-edge.dev/problems/";
 /// A condition the edge answers for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Problem {
-    /// 404: nobody owns the host, or no route of the contract takes the path.
+    /// 404: the host has no owner, or no route of the contract takes the path.
     NoRoute,
     /// 400: no single host can be read from the request.
     BadHost,

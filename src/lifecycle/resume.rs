@@ -53,7 +53,7 @@ impl Session {
 /// What came of looking for the session's routing record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Lookup {
-    /// Nobody looked: there is no id to look for, or nothing is looked up when only explaining.
+    /// It was not looked for: there is no id to look for, or nothing is looked up when only explaining.
     #[default]
     NotAsked,
     /// It is there.

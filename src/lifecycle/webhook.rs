@@ -330,7 +330,7 @@ fn stripe(headers: &HeaderMap, now: Wall) -> Result<Signed, Refusal> {
             ("t", _) if at.is_some() => return Err(Refusal::Repeated),
             ("t", text) => at = Some(text),
             ("v1", hex) if signatures.len() < MOST_SIGNATURES => signatures.push(unhex(hex)?),
-            // Other schemes, and more than anybody rotates.
+            // Other schemes, and more signatures than a rotation needs.
             _ => {}
         }
     }

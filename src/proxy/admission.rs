@@ -275,7 +275,7 @@ mod tests {
         assert!(!waiting[1].0.prove(), "it was displaced");
         assert!(waiting[0].0.prove() && waiting[2].0.prove());
         drop(waiting);
-        assert!(!places.make_room(), "nobody is left who may be");
+        assert!(!places.make_room(), "no connection is left that may be");
         assert!(lock(&places.unproved).is_empty());
         drop((all, seventh));
     }

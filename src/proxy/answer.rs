@@ -61,7 +61,7 @@ pub async fn welcome(
     head.insert_header("location", location)?;
     head.insert_header("set-cookie", cookie)?;
     head.insert_header("cache-control", "no-store")?;
-    // The address that carried the token is told to nobody.
+    // No site is told the address that carried the token.
     head.insert_header("referrer-policy", "no-referrer")?;
     head.insert_header("content-length", "0")?;
     head.insert_header("x-request-id", request.to_string())?;

@@ -1,4 +1,4 @@
-//! Requests that make no journey: what nobody owns, and who is not let into a preview. Their answers
+//! Requests that make no journey: those for no environment, and those that are not let into a preview. Their answers
 //! and traces are kept here; who is let in is decided by [`crate::lifecycle::access`].
 
 use std::sync::Arc;

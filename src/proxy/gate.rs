@@ -90,7 +90,7 @@ impl Placed {
 impl Drop for Placed {
     fn drop(&mut self) {
         drop(self.placement.take());
-        // The count is read after the place is free; whoever joins the queue later looks again
+        // The count is read after the place is free; a request that joins the queue later looks again
         // itself.
         if self.live.waiting() > 0 {
             self.queues.pump(&self.environment);
@@ -180,7 +180,7 @@ impl Gate {
             };
             if let Some(environment) = &from {
                 // If the grant was not taken up, its place is free again, in the environment that
-                // gave it: the host may be another one's by now, or nobody's.
+                // gave it: the host may have another owner by now, or none.
                 self.queues.pump(environment);
             }
             match next {
@@ -305,7 +305,8 @@ impl Gate {
         }
     }
 
-    /// A connection to `placed` could not be made: whoever runs it looks why. `Some` is the answer to give.
+    /// A connection to `placed` could not be made: the worker looks why, if this edge runs it. `Some` is
+    /// the answer to give.
     pub fn connect_failed(&self, journey: &mut Journey, placed: &Placement) -> Option<Reply> {
         if !placed.allocation.external {
             self.worker.doubt(&journey.view().environment, &placed.allocation.id);

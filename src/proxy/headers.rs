@@ -21,7 +21,7 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const RESUME: HeaderName = HeaderName::from_static("vango-edge-resume");
 const RESUME_REASON: HeaderName = HeaderName::from_static("vango-edge-resume-reason");
 
-/// Names that only the edge may set, whoever else sent them.
+/// Names that only the edge may set: a client's are dropped.
 const OURS: [HeaderName; 6] = [
     header::FORWARDED,
     FORWARDED_FOR,

@@ -1,8 +1,8 @@
-//! Health of upstreams that somebody else runs, by pingora-load-balancing's pools and checks.
+//! Health of upstreams, which this edge does not run, by pingora-load-balancing's pools and checks.
 //!
 //! Placement is the lifecycle's, over the snapshot, as for allocations: the least loaded of those that
 //! are up. What its pools cannot give is made up for here. They take a new upstream for healthy: it is
-//! looked at as often as it takes to be found down before anybody else looks at it, and is down until
+//! looked at as often as it takes to be found down before a request is placed on it, and is down until
 //! then. They want a service for each pool, none after the start: each pool is a task, and a reload
 //! replaces it.
 

@@ -27,7 +27,7 @@ pub struct Ctx {
     pub(super) journey: Option<Journey>,
     /// A request for an asset, which makes no journey either.
     pub(super) visit: Option<Visit>,
-    /// What is traced of a request that nobody owns, which makes no journey.
+    /// What is traced of a request for no environment, which makes no journey.
     pub(super) unrouted: Option<TraceRecord>,
     /// The answer to give instead of forwarding.
     pub(super) reply: Option<Reply>,

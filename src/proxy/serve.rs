@@ -218,8 +218,8 @@ impl Serving {
         self.admission.open()
     }
 
-    /// Accepts until [`Serving::drain`], and then what the kernel has queued: whoever was connected
-    /// is served. Errors of single connections end those connections.
+    /// Accepts until [`Serving::drain`], and then what the kernel has queued: each client that was
+    /// connected is served. Errors of single connections end those connections.
     pub async fn accept(self: Arc<Self>, listener: Listener) {
         let mut stopped = self.stop.subscribe();
         let tls = listener.tls.map(Arc::new);
@@ -227,7 +227,7 @@ impl Serving {
         // Accepted sockets inherit it. Without it they only take more memory.
         let _ = setsockopt(&listener, NotSentLowAt, &UNSENT);
         let accepting = self.accept_forever(&listener, address, tls.as_ref());
-        // Outside of turns: the end waits for nobody.
+        // Outside of turns: the end waits for no other task.
         tokio::select! {
             biased;
             _ = stopped.wait_for(|s| *s) => {}
@@ -411,7 +411,7 @@ impl Serving {
     /// asked is closed only after [`QUIET`]: a client's next request may be on its way to us, and
     /// closing then would lose it.
     pub async fn drain(&self, limit: Duration) -> usize {
-        // Nobody may be listening when there are no connections.
+        // There may be no receiver when there are no connections.
         self.stop.send_replace(true);
         let quiet = QUIET.min(limit);
         if self.closed_within(quiet).await == 0 {

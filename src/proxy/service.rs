@@ -169,7 +169,7 @@ impl EdgeProxy {
         if !safe {
             // A connection from the pool may be closing just now, and after the first byte that
             // looks like an app that died: what may not be sent twice gets one of its own, under a
-            // key that nobody asks for again.
+            // key that no other request asks for.
             peer.group_key ^= self.parts.gate.entropy.next_u64() | 1;
             options.idle_timeout = Some(Duration::ZERO);
         }

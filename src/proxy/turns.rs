@@ -105,7 +105,7 @@ struct State {
     /// What is left of the pass.
     left: Duration,
     pacer: Pacer,
-    /// When it began, or somebody took a turn after all had slept.
+    /// When it began, or a task took a turn after all had slept.
     began: Mono,
     /// What is new, what is large or slow, and who accepts. One ticket for each task that waits.
     queues: [VecDeque<Arc<Ticket>>; 3],
@@ -237,7 +237,7 @@ impl Inner {
     }
 
     /// Once a turn was taken: begins a pass whenever the sockets were looked at and everything that
-    /// is ready has run, for as long as somebody waits for it.
+    /// is ready has run, for as long as a task waits for it.
     async fn pace(self: Arc<Self>) {
         loop {
             self.begin.notified().await;
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_ended_in_the_queue_keeps_nobody_waiting() {
+    fn a_task_that_ended_in_the_queue_keeps_no_other_waiting() {
         on_one_thread(|turns, clock| async move {
             let mut tasks = Vec::new();
             for _ in 0..100 {

@@ -62,7 +62,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>, spec: AdoptSpec) -> Result<(), A
             None
         }
     };
-    // Nobody else has it yet.
+    // It was shared with no other task yet.
     let Some(running) = Arc::into_inner(running) else {
         let e = std::io::Error::other("it is still being looked at");
         return Err(StartError::system("adopting", e).into());

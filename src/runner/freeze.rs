@@ -1,7 +1,7 @@
 //! Keeps an allocation in memory without processor time: by its control group where it has one of
 //! its own, by SIGSTOP to its process group where not.
 //!
-//! The group is exact: what it forks at the moment stands still too, and nobody can tell. SIGSTOP
+//! The group is exact: what it forks at the moment stands still too, and no process can tell. SIGSTOP
 //! does not reach what left the process group, and a parent would see its child stop; so what it
 //! started elsewhere runs on.
 //!

@@ -156,7 +156,7 @@ pub enum ExitStatus {
     Code(i32),
     /// By a signal.
     Signal(i32),
-    /// Nobody could say.
+    /// That is not known.
     Unknown,
 }
 
@@ -307,7 +307,7 @@ pub trait Runner: Send + Sync {
     /// Whether readiness requests of later starts say that they came over HTTPS.
     fn readiness_over_https(&self, _https: bool) {}
 
-    /// A place for one more process, if there is one and nobody waits for it.
+    /// A place for one more process, if there is one and no other start waits for it.
     ///
     /// # Errors
     /// [`StartError::Full`].

@@ -24,7 +24,7 @@ impl PidFd {
         // SAFETY: the descriptor is new and ours.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: an `OwnedFd` is an open descriptor for as long as the `AsyncFd` owns it, and
-        // nobody replaces it.
+        // nothing replaces it.
         let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         Ok(Self(registered?))
     }

@@ -146,7 +146,7 @@ impl Shared {
     }
 
     /// Starts the process and what watches it. Nothing is awaited between the fork and the watch,
-    /// so a caller that goes away leaves no process that nobody watches.
+    /// so a caller that goes away leaves no process without its watch.
     fn launch(
         self: &Arc<Self>,
         spec: StartSpec,
@@ -160,7 +160,7 @@ impl Shared {
         let pidfd = match PidFd::open(pid) {
             Ok(pidfd) => pidfd,
             Err(e) => {
-                // Without it nobody would notice its end.
+                // Without it its end would go unnoticed.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(StartError::system("pidfd_open (Linux 5.3 or later is needed)", e));
@@ -233,7 +233,7 @@ impl Shared {
                 status,
                 asked: running.asked.load(Ordering::Acquire),
             };
-            // Nobody listens in a test, or at the very end.
+            // There is no receiver in a test, or at the very end.
             let _ = shared.exited.send(exit).await;
         });
         watched

@@ -47,7 +47,7 @@ pub struct Running {
     pub cgroup: Option<Cgroup>,
     pub notify: Option<UnixDatagram>,
     pub asked: AtomicBool,
-    /// Whether the process was reaped: until then its id, and its group's, are nobody else's.
+    /// Whether the process was reaped: until then the kernel gives its id, and its group's, to no other.
     pub reaped: Mutex<bool>,
     pub ended: watch::Receiver<Option<Ended>>,
     pub tail: Arc<Tail>,
@@ -58,8 +58,8 @@ impl Running {
     /// Signals the process group, if the process was not reaped yet.
     pub fn signal_group(&self, signal: Signal) {
         let reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that was adopted is reaped by another: its id may be somebody else's at any time after
-        // its end, so it is looked at right before.
+        // One that was adopted is reaped by its parent, and another process may have its id at any time
+        // after that: so it is looked at right before.
         let same = || proc::start_time(self.identity.pid) == Some(self.identity.start_time);
         if !*reaped
             && (!self.adopted || same())
@@ -91,7 +91,7 @@ impl Running {
     }
 
     /// Takes the exit status of a child that has ended. One that was adopted has another parent,
-    /// and nobody here is told how it ended.
+    /// and how it ended is not told here.
     pub fn reap(&self, child: Option<Child>) -> ExitStatus {
         use std::os::unix::process::ExitStatusExt;
         let mut reaped = self.reaped.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +156,7 @@ impl Running {
         }
     }
 
-    /// Nobody else may listen where its requests go.
+    /// No other process may listen where its requests go.
     pub async fn check_port(self: &Arc<Self>) -> Result<(), StartError> {
         let (this, port) = (Arc::clone(self), self.port.address().port());
         let held = tokio::task::spawn_blocking(move || this.holds_port()).await;

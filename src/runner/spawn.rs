@@ -31,7 +31,7 @@ pub fn mark(allocation: &AllocationId) -> String {
     format!("{MARK}={allocation}")
 }
 
-/// A port that the kernel chose and that it gives to nobody who asks for any port, for as long as
+/// A port that the kernel chose and that it gives to no program that asks for any port, for as long as
 /// this lives: a socket is bound to it, and does not listen. An app that sets `SO_REUSEADDR`, as
 /// servers do, can bind it and listen (ip(7), socket(7)). Another that names this very port could as
 /// well, which is why readiness asks who listens.

@@ -65,8 +65,8 @@ pub(super) fn bind(
     Ok((listeners, secure))
 }
 
-/// Connections that operators may have at once: more than they need, and few enough that whoever reaches the
-/// port takes no descriptors that clients and apps need.
+/// Connections that operators may have at once: more than they need, and few enough that they take
+/// no descriptors that clients and apps need, whatever connects to the port.
 const OPERATORS: usize = 1024;
 
 /// The admin listener's bounds: clients' own, for each connection.
@@ -92,7 +92,7 @@ pub(super) fn operators(rules: &Arc<ArcSwap<AcceptRules>>) -> admin::Bounds {
     admin::Bounds { admit: Box::new(admit), heads: Box::new(heads) }
 }
 
-/// One JSON line on stdout, so that whoever asked for port 0 learns what it got.
+/// One JSON line on stdout: a caller that asked for port 0 reads there which port it got.
 pub(super) fn print_addresses(
     listeners: &[proxy::Listener],
     admin: &tokio::net::TcpListener,

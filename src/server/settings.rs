@@ -115,7 +115,7 @@ pub(super) fn tell_expiry(config: &Config, telemetry: &Telemetry, clock: &dyn Cl
     }
 }
 
-/// Apps that somebody else runs.
+/// Apps that this edge does not run.
 pub(super) fn external_apps(config: &Config) -> Vec<ExternalApp> {
     let apps = config.apps.values().filter_map(|app| {
         let upstreams = app.upstreams.as_ref()?;

@@ -143,7 +143,7 @@ impl StateDir {
         };
         let store = open("store", Options::default()).await?;
         // A store of its own: no reservation waits for a wake's transaction, nor the other way round, and
-        // nobody who follows routing sees them pass.
+        // the tasks that follow routing see none of its changes pass.
         let ledger = open("ledger", Options { watch_revisions: 1, watch_bytes: 0 }).await?;
         Ok((store, ledger))
     }

@@ -1,4 +1,4 @@
-//! A circuit: after failures in a row nobody is kept waiting for a service that does not answer,
+//! A circuit: after failures in a row no caller is kept waiting for a service that does not answer,
 //! and one caller at a time finds out whether it is back. Pure; the caller brings the time.
 
 use std::time::Duration;

@@ -109,7 +109,7 @@ impl DurableStore for RedisStore {
     }
 }
 
-/// A connection that did not answer is given to nobody else; one that was made since is kept.
+/// A connection that did not answer is given to no other caller; one that was made since is kept.
 struct ForgetUnlessAnswered<'a> {
     store: &'a RedisStore,
     at: Option<(At, Slot)>,

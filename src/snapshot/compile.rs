@@ -68,7 +68,7 @@ pub struct Records {
     indexes: HashMap<Digest, Arc<AssetIndex>>,
     /// Which environment a host's owner key belongs to, so that a move or delete finds it.
     owner_keys: BTreeMap<String, Environment>,
-    /// Apps that somebody else runs; from the configuration, not from the store.
+    /// Apps that this edge does not run; from the configuration, not from the store.
     externals: BTreeMap<Environment, ExternalApp>,
 }
 
@@ -223,7 +223,7 @@ impl Records {
         *self = Self { indexes, externals, ..Self::default() };
     }
 
-    /// Replaces the apps that somebody else runs. What they claim, no record of the store has: the
+    /// Replaces the apps that this edge does not run. What they claim, no record of the store has: the
     /// environments that own such a host are touched as well.
     pub fn set_externals(&mut self, apps: &[ExternalApp], touched: &mut BTreeSet<Environment>) {
         let next: BTreeMap<_, _> =
@@ -239,7 +239,7 @@ impl Records {
         self.externals = next;
     }
 
-    /// Whether an app of the configuration that somebody else runs has `host`, and it is not
+    /// Whether an app of the configuration that this edge does not run has `host`, and it is not
     /// `environment`'s own.
     fn claimed(&self, environment: &Environment, host: &Host) -> bool {
         self.externals.values().any(|a| a.environment != *environment && a.hosts.contains(host))

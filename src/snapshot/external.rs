@@ -1,4 +1,4 @@
-//! The view of an app that somebody else runs. Pure; [`super::compile()`] asks for it.
+//! The view of an app that this edge does not run. Pure; [`super::compile()`] asks for it.
 //!
 //! Its upstreams look like ready allocations to everything that chooses and forwards, so that one
 //! lifecycle serves both. Their ids come from their addresses: an upstream that a reload keeps keeps
@@ -61,7 +61,7 @@ fn upstream(
     let load = known.map_or_else(
         || {
             let load = Load::default();
-            // Nobody has looked at it yet.
+            // No health check has looked at it yet.
             load.set_down(app.checked);
             Arc::new(load)
         },

@@ -90,7 +90,7 @@ pub struct EnvView {
     pub assets: Vec<Shelf>,
     /// The last wake of this environment.
     pub operation: Option<OperationView>,
-    /// Somebody else runs it: `ready` is the static pool of its upstreams, up or down by their health,
+    /// This edge does not run it: `ready` is the static pool of its upstreams, up or down by their health,
     /// and nothing here wakes, freezes or stops any.
     pub external: bool,
     /// Counters of the environment.
@@ -100,7 +100,7 @@ pub struct EnvView {
 }
 
 impl EnvView {
-    /// Whether somebody else runs it, and none of its upstreams is up.
+    /// Whether this edge does not run it, and none of its upstreams is up.
     pub fn is_down(&self) -> bool {
         self.external && self.ready.iter().all(|a| a.load.is_down())
     }
@@ -121,7 +121,7 @@ impl EnvView {
     }
 }
 
-/// An app that somebody else runs, as the operator's configuration has it.
+/// An app that this edge does not run, as the operator's configuration has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExternalApp {
     /// Its production; it has no other environment.
@@ -205,7 +205,7 @@ pub struct AllocationView {
     /// The `vango-edge-*` headers its requests carry: environment, epoch, allocation, and the artifact
     /// where there is one. Made once, so that a request only copies them.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// It is an upstream that somebody else runs.
+    /// It is an upstream, which this edge does not run.
     pub external: bool,
     /// Its counters.
     pub load: Arc<Load>,
@@ -261,7 +261,7 @@ impl Load {
     }
 }
 
-/// Sealing: what is about to be frozen or stopped must get no request from whoever still looks at an
+/// Sealing: what is about to be frozen or stopped must get no request that was decided on an
 /// older snapshot. The count and the seal are one word, so that "nothing is in flight" and "nothing
 /// can be" are decided at once.
 impl Load {

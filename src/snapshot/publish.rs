@@ -67,7 +67,7 @@ impl Publisher {
         self.records.supply(digest, index);
     }
 
-    /// Replaces the apps that somebody else runs, and publishes them; returns the environments that
+    /// Replaces the apps that this edge does not run, and publishes them; returns the environments that
     /// this touched.
     pub fn externals(&mut self, apps: &[ExternalApp], now: Mono) -> BTreeSet<Environment> {
         let mut touched = BTreeSet::new();

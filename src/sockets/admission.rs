@@ -54,7 +54,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Admission {
-    /// Nobody is admitted yet.
+    /// No socket is admitted yet.
     pub fn new(limits: AdmissionLimits) -> Self {
         Self { limits, allocations: Mutex::default(), waiting: AtomicUsize::new(0) }
     }
@@ -97,7 +97,7 @@ impl Admission {
         if let Some(known) = all.get(allocation) {
             return Arc::clone(known);
         }
-        // Allocations that nobody is at any more: the map stays as small as what is going on.
+        // Allocations that accept no socket just now: the map stays as small as what is going on.
         all.retain(|_, s| Arc::strong_count(s) > 1);
         let new = Arc::new(Semaphore::new(self.limits.at_once));
         all.insert(allocation.clone(), Arc::clone(&new));

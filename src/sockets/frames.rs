@@ -26,7 +26,7 @@ pub struct Carried {
 /// Whose messages are in the frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
-    /// Nobody's that the edge knows.
+    /// None that the edge knows.
     #[default]
     Unknown,
     /// Vango's.

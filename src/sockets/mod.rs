@@ -5,7 +5,7 @@
 //! socket is: it is handed over, accepted, by the proxy.
 //!
 //! A client's leg may stay without its app's: it rests, until its user does something in it, its app is
-//! up again, or the edge stops. Whoever carries it decides that; here it is a seat without an allocation.
+//! up again, or the edge stops. `proxy::live` decides that; here it is a seat without an allocation.
 //!
 //! Deliberately absent: compression, and any change of what the two sides say to each other. The
 //! edge adds one thing, where the contract has it, a close frame of its own between two frames, when a

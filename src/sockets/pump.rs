@@ -2,7 +2,7 @@
 //!
 //! A silent socket has no buffer: bytes are read into one that the thread's sockets share and
 //! written on at once. What the other side does not take is kept, at most [`CHUNK`] bytes each way,
-//! and no more is read until it has gone: the kernel's windows push back on whoever sends too fast.
+//! and no more is read until it has gone: the kernel's windows push back on the side that sends too fast.
 
 use std::cell::RefCell;
 use std::future::poll_fn;

@@ -56,7 +56,7 @@ macro_rules! store_contract {
             what_changes_nothing_takes_no_revision
             one_of_64_racers_creates
             counters_lose_no_increment
-            callers_that_leave_harm_nobody
+            callers_that_leave_harm_no_other
             pages_hold_every_key_once_in_order
             a_page_stays_within_its_bytes
             prefixes_are_not_folders

@@ -58,7 +58,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the same call may succeed later without anybody deciding anew.
+    /// Whether the same call may succeed later without a new decision of its caller.
     pub fn retryable(&self) -> bool {
         match self {
             Self::Busy | Self::Unavailable(_) | Self::NotWritable(_) => true,

@@ -360,7 +360,7 @@ mod tests {
             flipped[at] ^= bit;
             match read(&flipped) {
                 Err(damage) => assert!(damage.at <= at, "{at}: {damage:?}"),
-                // Filler at the end of a block is nobody's.
+                // Filler at the end of a block is part of no record.
                 other => assert!(other == Ok(End::Whole) && at % BLOCK > BLOCK - HEADER, "{at}"),
             }
         }

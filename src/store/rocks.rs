@@ -241,7 +241,7 @@ pub fn lock(dir: &Path) -> Result<Flock<File>, OpenError> {
         }
         Err((file, Errno::EWOULDBLOCK)) => {
             let mut holder = String::new();
-            // Whoever holds it may write anything there; it ends up in a message.
+            // The holder may write anything there; it ends up in a message.
             let read = file.take(64).read_to_string(&mut holder);
             let holder = match read.map(|_| holder.trim()) {
                 Ok(id) if !id.is_empty() => id.escape_default().to_string(),
@@ -345,7 +345,7 @@ impl Storage for Rocks {
 
     fn close(&self) {
         *self.db.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = State::Closed;
-        // After the database: whoever gets the lock must find it closed.
+        // After the database: the process that gets the lock must find it closed.
         self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     }
 }

@@ -2,7 +2,7 @@
 //! writes what is waiting as one batch, then publishes and answers.
 //!
 //! While the disk works on one batch the next one gathers in the queue, so many callers share an
-//! fsync and a lone caller waits for nobody.
+//! fsync and a lone caller waits for no other.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -111,7 +111,7 @@ impl<S: Storage> Writer<S> {
         if matches!(self.health, Health::Writable) {
             let mut last = Batch::new(self.revision);
             last.sync = true;
-            // Its failure is logged, and there is nobody to tell.
+            // Its failure is logged; no caller waits for it.
             let _ = self.write(last);
         }
         drop(self);
@@ -241,7 +241,7 @@ impl<S: Storage> Writer<S> {
 
     /// Everything but transactions, one at a time.
     fn perform(&mut self, call: Call) -> ControlFlow<AnswerTo<()>> {
-        // An answer that nobody waits for any more is no error.
+        // An answer that its caller does not wait for any more is no error.
         match call {
             Call::Txn(_, answer) => {
                 debug_assert!(false, "transactions are batched");

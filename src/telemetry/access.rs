@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_beyond_the_ring_is_counted_and_waits_for_nobody() {
+    fn a_burst_beyond_the_ring_is_counted_and_does_not_wait() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
         let telemetry = telemetry(8);

@@ -32,7 +32,7 @@ pub const CLASSES: [&str; 5] = ["page", "action", "webhook", "live", "asset"];
 /// The class of a request that the artifact answers; it has no route.
 pub const ASSET: &str = CLASSES[4];
 
-/// The class of a request that nobody owns.
+/// The class of a request that is for no environment.
 pub const NO_CLASS: &str = "none";
 
 /// Everything that is told about finished work.
@@ -70,7 +70,7 @@ impl Telemetry {
         self.metrics.delivery(counted);
     }
 
-    /// A request ended that nobody owns.
+    /// A request ended that was for no environment.
     pub fn unrouted(&self, record: TraceRecord) {
         if let Outcome::Refused(problem) = record.trace.outcome {
             self.metrics.unrouted(problem);

@@ -21,9 +21,9 @@ pub struct TraceRecord {
     /// Its normalised path, without the query, which may carry secrets; empty when none could be
     /// read.
     pub path: String,
-    /// Its route's class; [`super::NO_CLASS`] for one that nobody owns.
+    /// Its route's class; [`super::NO_CLASS`] for one that is for no environment.
     pub class: &'static str,
-    /// Whose it was, if anybody's.
+    /// The environment that it was for, if one owns its host and path.
     pub environment: Option<Environment>,
     /// The status that was sent, if any.
     pub status: Option<u16>,

@@ -43,7 +43,7 @@ impl Worker {
     /// # Errors
     /// [`AheadError`]; nothing runs then.
     pub async fn start_ahead(self: &Arc<Self>, wanted: &Wanted) -> Result<Allocation, AheadError> {
-        // The semaphore is never closed; a start is a start, whoever asks for it.
+        // The semaphore is never closed; a start is a start, whatever it is for.
         let mut turn = self.starts.acquire().await.ok();
         let allocation = AllocationId::random(&*self.entropy);
         match self.try_ahead(wanted, &allocation, &mut turn).await {

@@ -1,9 +1,9 @@
 //! Those who wait for a place: bounded for each environment, for the node and in bytes; in order;
 //! gone from the queue the moment their ticket is dropped.
 //!
-//! No wake-up is lost: a waiter is in the queue **before** it looks again, and whoever frees a
-//! place or publishes a snapshot looks at the queue after. A place that was given to someone who
-//! left goes to the next.
+//! No wake-up is lost: a waiter is in the queue **before** it looks again, and the code that frees
+//! a place or publishes a snapshot looks at the queue after. A place that was given to a waiter that
+//! has left goes to the next.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -121,7 +121,7 @@ pub struct HoldQueues {
     environments: Mutex<HashMap<Environment, Arc<EnvQueue>>>,
     held: AtomicUsize,
     held_bytes: AtomicU64,
-    /// From here on nobody waits any more.
+    /// From here on no request is held any more.
     stopping: AtomicBool,
     /// The next waiter's number, of all queues: a queue that is empty goes, and one who was given a
     /// place out of it must not leave the place of another in the queue that comes after it.
@@ -270,7 +270,7 @@ impl HoldQueues {
         q.waiters.remove(&number);
         q.count();
         if q.waiters.is_empty() && Arc::strong_count(&queue) == 2 {
-            // The map's and ours: nobody is entering. An idle environment keeps no queue.
+            // The map's and ours: no waiter is entering. An idle environment keeps no queue.
             all.remove(environment);
         }
     }

@@ -42,7 +42,7 @@ pub enum WakeEvent {
         /// Microseconds.
         thaw_us: u64,
     },
-    /// The node has no place for it, and nobody waits for it any more. That says nothing of the app: no
+    /// The node has no place for it, and no request waits for it any more. That says nothing of the app: no
     /// back-off, and no failure is counted.
     NoRoom {
         /// What is said of it.
@@ -166,7 +166,7 @@ pub enum Ensure {
     Attach(OperationId),
     /// Make this one.
     Create(Box<Operation>),
-    /// The last one failed and its back-off runs, or nobody here has seen it fail yet.
+    /// The last one failed and its back-off runs, or this process has not seen it fail yet.
     BackingOff,
     /// An allocation of the owner's epoch is ready.
     Ready,
@@ -286,7 +286,7 @@ pub enum Waiters {
     Keep,
     /// All decide again: there is nothing to wait for.
     Recheck,
-    /// Somebody must ask for a wake again: the one they waited for is over and left nothing ready.
+    /// One of them must ask for a wake again: the one they waited for is over and left nothing ready.
     Wake,
 }
 

@@ -82,7 +82,7 @@ fn change(
     let served =
         |host: &Host| by_host.get(host).is_some_and(|(o, _)| mine(o) && o.epoch == newest.epoch);
     let missing: Vec<&Host> = hosts.iter().filter(|h| !served(h)).collect();
-    // The epoch it has will do, unless somebody else had a host under it or a later one.
+    // The epoch it has will do, unless another environment had a host under it or a later one.
     let epoch = missing
         .iter()
         .filter_map(|host| at_least(host, environment, by_host, retired))

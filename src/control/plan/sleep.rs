@@ -22,7 +22,7 @@ pub fn is_idle(view: &EnvView, up_since: Mono, now: Mono) -> bool {
             || view.ready.iter().all(|a| a.load.sockets() == 0))
 }
 
-/// Whether an environment is to be woken although nobody asks: its contract keeps some up, and nothing
+/// Whether an environment is to be woken although no request asks: its contract keeps some up, and nothing
 /// is ready. (A back-off is minded where the wake is made.)
 pub fn is_wanted(view: &EnvView) -> bool {
     view.contract.scale.min > 0 && view.ready.is_empty()

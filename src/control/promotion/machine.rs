@@ -26,7 +26,7 @@ pub enum PromotionEvent {
     Proved,
     /// It cannot become healthy; what served before serves.
     WentBack(Failure),
-    /// It is refused, or somebody else was first.
+    /// It is refused, or another promotion was first.
     Refused(Failure),
 }
 

@@ -1,5 +1,5 @@
-//! The steps of a live socket as text. Session ids are in none of them: whoever has one may be the
-//! session.
+//! The steps of a live socket as text. Session ids are in none of them: a client that has one may
+//! act as the session.
 
 use crate::id::{AllocationId, Digest};
 use crate::lifecycle::affinity::Prior;

@@ -114,7 +114,7 @@ where
             let resting = Resting { client, frames, seat: next, asleep, wakes: rouses, idle };
             return resting.run(&parts).await;
         }
-        // The app's leg is closed, and the client has been told: whoever waits for that goes on.
+        // The app's leg is closed, and the client has been told: a newer socket that waits for that goes on.
         drop((pin, seat));
         client.linger().await;
     }

@@ -2,7 +2,7 @@
 //! upgrade itself, reads that frame within ten seconds, chooses the allocation, and passes the frame
 //! on byte for byte. Per tab, not per browser.
 //!
-//! The edge accepts without extensions and without a subprotocol, since nobody has been asked yet;
+//! The edge accepts without extensions and without a subprotocol, since no app has been asked yet;
 //! Vango's client offers none that it needs. Whatever is no hello goes to any ready allocation,
 //! untouched.
 
@@ -144,7 +144,7 @@ impl Hello {
         let parts = Arc::clone(&self.parts);
         // The budget begins here.
         self.facts.received = parts.gate.clock.now();
-        // Nobody was asked about these when the socket was accepted.
+        // No app was asked about these when the socket was accepted.
         self.head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
         self.head.remove_header(&header::SEC_WEBSOCKET_PROTOCOL);
         let Self { facts, head, limits, cut, .. } = self;

@@ -198,7 +198,7 @@ pub async fn counters_lose_no_increment(h: Harness) {
 }
 
 /// Calls dropped before their answer neither block others nor leave half a transaction.
-pub async fn callers_that_leave_harm_nobody(h: Harness) {
+pub async fn callers_that_leave_harm_no_other(h: Harness) {
     for n in 0..200 {
         let (a, b) = (format!("a/{n}"), format!("b/{n}"));
         let call = h.store.txn(Txn::new().put(a, "v").put(b, "v"));

@@ -13,7 +13,7 @@ pub const OPERATIONS: &str = "op/";
 pub const EXECUTORS: &str = "own/";
 /// Prefix of all deployments.
 pub const DEPLOYMENTS: &str = "d/";
-/// Hosts that nobody owns any more.
+/// Hosts that have no owner any more.
 pub const RETIRED: &str = "retired";
 /// Prefix of all sessions' routes.
 pub const SESSIONS: &str = "s/";

@@ -45,7 +45,7 @@ pub enum AttemptState {
     CompletedUnreplayable,
     /// Sent, and no whole answer came: the app died, was silent, or the edge stopped.
     Unknown,
-    /// Somebody who knows has said that it was not carried out. It may be sent again.
+    /// An operator or the app has said that it was not carried out. It may be sent again.
     Released,
     /// An event that the app answered with something else than 2xx. The provider's next delivery is
     /// sent.
@@ -65,7 +65,7 @@ impl AttemptState {
             Self::Refused => "refused",
         }
     }
-    /// Somebody is at work on it, or was when the edge died.
+    /// A request with it is at work, or was when the edge died.
     pub fn open(self) -> bool {
         matches!(self, Self::Reserved | Self::Forwarded)
     }
@@ -216,7 +216,7 @@ impl Record for Evidence {
 }
 
 impl Evidence {
-    /// Whether it is of a request of which nothing was forwarded. Anybody can make any number of these.
+    /// Whether it is of a request of which nothing was forwarded. A client can make any number of these.
     pub fn is_refusal(&self) -> bool {
         self.forwarded == "not forwarded" && self.class != "environment"
     }

@@ -1,4 +1,4 @@
-//! Who owns a host, what was deployed, and what is remembered of hosts that nobody owns any more.
+//! Who owns a host, what was deployed, and what is remembered of hosts that have no owner any more.
 
 use std::collections::BTreeMap;
 
@@ -64,8 +64,8 @@ impl Record for Deployment {
     const KIND: &'static str = "deployment";
 }
 
-/// Hosts that were taken off their environments, with the owner each had last: so that whoever owns
-/// one next does so under a later epoch, and an environment that gets its hosts back serves what it
+/// Hosts that were taken off their environments, with the owner each had last: so that its next
+/// owner has a later epoch, and an environment that gets its hosts back serves what it
 /// served. At most [`Retired::MOST`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Retired {

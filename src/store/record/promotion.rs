@@ -16,7 +16,7 @@ use super::{Failure, Record};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PromotionState {
-    /// Recorded; nobody may have taken it up yet.
+    /// Recorded; maybe no executor has taken it up yet.
     Requested,
     /// The evidence is being judged.
     PolicyCheck,
@@ -103,7 +103,7 @@ pub struct Promotion {
     pub deployment: DeploymentId,
     /// Its artifact, the same as the source's.
     pub digest: Digest,
-    /// The owner that it was decided on; `None` when nobody owned the routes.
+    /// The owner that it was decided on; `None` when the routes had no owner.
     pub from: Option<OwnerSeen>,
     /// Where it is.
     pub state: PromotionState,
@@ -126,7 +126,7 @@ impl Record for Promotion {
     const KIND: &'static str = "promotion";
 }
 
-/// A named check of a deployment, made by somebody else.
+/// A named check of a deployment, which the edge records and does not make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedCheck {
     /// Whether it passed.

@@ -18,7 +18,7 @@ use super::Record;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WakeState {
-    /// Recorded; nobody may have taken it up yet.
+    /// Recorded; maybe no executor has taken it up yet.
     WakeRequested,
     /// The artifact is being verified and its process spawned.
     Starting,

@@ -15,9 +15,9 @@
 //!   that went on to `stopping` is left to its end.
 //! - *One executor*: for as long as this takes, the environment counts as being executed here, so that
 //!   no executor of this node thaws or freezes the same process. Another node's has no hold on it.
-//! - *A crash* before the transaction leaves the record `frozen`, whatever the process does; whoever
-//!   adopts it freezes it again. After it, the allocation is ready and the operation over: there is no
-//!   state in between that somebody would have to go on from.
+//! - *A crash* before the transaction leaves the record `frozen`, whatever the process does; the
+//!   edge that adopts it freezes it again. After it, the allocation is ready and the operation over: there
+//!   is no state in between from which an executor would have to go on.
 //!
 //! Whatever does not fit takes the long way, which starts over from the store.
 

@@ -22,7 +22,7 @@ impl Worker {
     /// Takes back an allocation that is still in memory, if there is one: a frozen one is thawed, one
     /// that is only draining goes on. Whether it did; if not, nothing of the environment is left.
     pub(super) async fn resume(&self, claim: &mut Claim) -> Result<bool, Lost> {
-        // Bounded: each turn but the last follows a change that somebody else made.
+        // Bounded: each turn but the last follows a change by another transaction.
         for _ in 0..5 {
             let left = self.recorded(&claim.operation.environment).await?;
             let fit = machine::resumable(&claim.operation, left.iter().map(|f| &f.record));

@@ -49,7 +49,7 @@ impl From<StartError> for Trouble {
     }
 }
 
-/// How often a start that waits for a place looks whether anybody waits for it.
+/// How often a start that waits for a place looks whether a request waits for it.
 const ROOM_LOOK: Duration = Duration::from_millis(500);
 
 /// What is to be started, and for what.
@@ -76,7 +76,7 @@ pub(in crate::wake) struct NextStart {
 }
 
 impl NextStart {
-    /// Takes the generation and records the allocation, if nobody took the generation meanwhile.
+    /// Takes the generation and records the allocation, if no other start took the generation meanwhile.
     pub fn write(&self, txn: Txn) -> Txn {
         let Allocation { environment, id, generation, .. } = &self.record;
         let starts = key::starts(environment);
