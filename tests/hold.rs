@@ -38,7 +38,7 @@ async fn a_ticket_of_a_queue_that_is_gone_leaves_nobody_elses_place() {
     world.allocation('a', Epoch(1), 1, AllocationState::Ready);
     queues.pump(&world.view().environment);
     let Release::Granted(grant) = first.released().await else { panic!("a place") };
-    // Somebody comes and goes: the queue is empty, and forgotten.
+    // A waiter comes and goes: the queue is empty, and forgotten.
     world.gone('a');
     drop(enter(&world, &queues));
     let mut second = enter(&world, &queues);

@@ -150,7 +150,7 @@ async fn a_thousand_at_once_and_one_is_sent() {
 }
 
 #[tokio::test]
-async fn whoever_lets_go_before_sending_leaves_nothing_and_after_it_unknown() {
+async fn a_holder_that_lets_go_before_sending_leaves_nothing_and_after_it_unknown() {
     let (world, c) = (World::new(), claim("a", "b", "r1"));
     let ledger = world.ledger("1");
     let reservation: Reservation = held(ledger.reserve(&c, true).await);
@@ -180,7 +180,7 @@ async fn a_restart_releases_what_was_not_sent_and_knows_nothing_of_what_was() {
     let reserved = held(before.reserve(&a, true).await);
     let sent = send(&before, &b).await;
     send(&before, &c).await.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
-    // As kill -9 leaves it: nobody is told.
+    // As kill -9 leaves it: nothing is let go of.
     std::mem::forget((reserved, sent));
     let after = world.ledger("2");
     let found = after.recover().await.unwrap();
@@ -213,7 +213,7 @@ async fn a_dead_processs_record_is_judged_before_it_is_recovered_too() {
 }
 
 #[tokio::test]
-async fn only_somebody_who_knows_makes_a_key_free_again() {
+async fn only_an_operator_or_the_app_makes_a_key_free_again() {
     let (world, c) = (World::new(), claim("a", "b", "r1"));
     let ledger = world.ledger("1");
     drop(send(&ledger, &c).await);
@@ -263,7 +263,7 @@ async fn a_full_ledger_refuses_new_keys_and_answers_for_old_ones() {
 }
 
 #[tokio::test]
-async fn whoever_meets_a_free_record_that_another_is_taking_is_told_so() {
+async fn a_request_that_meets_a_free_record_that_another_is_taking_is_told_so() {
     let mut world = World::new();
     let slow = Arc::new(Gated { store: Arc::clone(&world.store), gate: Semaphore::new(100) });
     world.store = Arc::clone(&slow) as _;

@@ -29,7 +29,7 @@ macro_rules! suite {
             case! { [$(#[$mark])?] $open, what_is_there_is_there_and_nothing_else_is }
             case! { [$(#[$mark])?] $open, one_that_is_away_is_no_answer_and_is_asked_again_when_it_is_back }
             case! { [$(#[$mark])?] $open, one_that_is_silent_costs_the_deadline_and_no_more }
-            case! { [$(#[$mark])?] $open, after_three_failures_nobody_waits_until_one_finds_it_back }
+            case! { [$(#[$mark])?] $open, after_three_failures_no_caller_waits_until_one_finds_it_back }
             case! { [$(#[$mark])?] $open, a_question_that_is_given_up_harms_no_other }
             case! { [$(#[$mark])?] $open, many_questions_at_once_get_their_own_answers }
         }
@@ -54,12 +54,12 @@ fn redis_over_tls_too() {
     let said = String::from_utf8_lossy(&ran.stdout).into_owned();
     let errors = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success() && said.contains("6 passed"), "{said}\n{errors}");
-    // And nobody else.
+    // And no other certificate.
     let ran = Command::new(std::env::current_exe().unwrap())
         .args(["redis_over_tls::what_is_there", "--ignored"])
         .env("SSL_CERT_FILE", certificates.path().join("nobody.pem"))
         .env(redis::CERTIFICATES, certificates.path())
         .output()
         .unwrap();
-    assert!(!ran.status.success(), "a certificate that nobody vouches for is refused");
+    assert!(!ran.status.success(), "a certificate that no authority vouches for is refused");
 }

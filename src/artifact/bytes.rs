@@ -220,7 +220,7 @@ mod tests {
         assert!(files.unwrap().kept().1 > 5);
     }
 
-    /// Those who ask at once share one reading, whatever comes of it; a failure is not the answer of a later one.
+    /// Those who ask at once share one reading, whatever comes of it; a failure is no answer to later ones.
     #[tokio::test]
     async fn a_hundred_who_ask_at_once_are_one_reading_of_the_artifact_store() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Requests that make no journey: those for no environment, and those that are not let into a preview. Their answers
-//! and traces are kept here; who is let in is decided by [`crate::lifecycle::access`].
+//! Requests that make no journey: those for no environment, and those that are not let into a preview.
+//! Their answers and traces are kept here; who is let in is decided by [`crate::lifecycle::access`].
 
 use std::sync::Arc;
 use std::time::Duration;

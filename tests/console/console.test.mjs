@@ -119,7 +119,7 @@ describe("requests and their traces", () => {
     asInSeed("POST Action While Cold", found);
   });
 
-  test("a webhook that is not believed wakes nobody", async () => {
+  test("a webhook that is not believed wakes no app", async () => {
     edge.cli("sleep", "studylab");
     const body = '{"id":"evt_console","object":"event"}';
     const found = await follow("POST", "/webhooks/stripe", signed(body), body.replace("evt", "EVT"));
@@ -164,7 +164,7 @@ describe("requests and their traces", () => {
     asInSeed("WebSocket Reconnect", found);
   });
 
-  test("an asset wakes nobody", async () => {
+  test("an asset wakes no app", async () => {
     edge.cli("sleep", "studylab");
     const found = await follow("GET", "/assets/app.css");
     assert.equal(found.answer.status, 200);
@@ -379,7 +379,7 @@ describe("requests and their traces", () => {
   });
 });
 
-describe("an outcome that nobody knows", () => {
+describe("an outcome that is not known", () => {
   let edge;
   before(async () => {
     // The edge keeps the keys, and the app may be told to die over a request.
@@ -393,7 +393,7 @@ describe("an outcome that nobody knows", () => {
     const save = (key, more = {}) => edge.send("POST", "/actions/save", { "idempotency-key": key, cookie: "vango_session=ada", "content-type": "application/x-www-form-urlencoded", ...more }, "text=tea");
     const ledger = async () => (await fetch(`${edge.admin}/v1/ledger`)).json();
     assert.equal((await edge.send("GET", "/dashboard")).status, 200);
-    // One is with the app when another one ends it: nobody knows of either.
+    // One is with the app when another one ends it: the outcome of neither is known.
     const slow = save("k1", { "studylab-fault": "slow:60s" });
     await until("the first is with the app", async () => (await ledger()).some((r) => r.state === "forwarded"));
     const lost = await Promise.all([slow, save("k2", { "studylab-fault": "exit-before" })]);

@@ -1,4 +1,4 @@
-//! Previews that nobody uses go, and nothing else does.
+//! Previews that are not used go, and nothing else does.
 
 use std::fs;
 use std::time::Duration;
@@ -36,7 +36,7 @@ fn use_until(
 }
 
 #[test]
-fn a_preview_that_nobody_uses_goes_with_its_process_and_the_audit_says_so() {
+fn a_preview_that_is_not_used_goes_with_its_process_and_the_audit_says_so() {
     let clock = SystemClock::new();
     let mut edge = Edge::start();
     let production = edge.deploy(&Artifact::new());

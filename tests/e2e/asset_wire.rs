@@ -1,5 +1,5 @@
 //! Static files over the wire: what RFC 9110 says of conditions, ranges and encodings, RFC 9530 of
-//! digests, and nobody of paths that try to get out. Each table is the RFC's, case by case; the bytes are
+//! digests, and no RFC of paths that try to get out. Each table is the RFC's, case by case; the bytes are
 //! compared with the file's.
 //!
 //! The public suite for HTTP caches (`http-cache-tests`) says nothing of an origin: it has an origin of

@@ -83,7 +83,7 @@ fn send(address: SocketAddr, key: &str, fault: Option<&str>) -> Said {
     }
 }
 
-/// Sends one key until somebody knows: an answer of the app's, or that nobody does.
+/// Sends one key until the app has answered, or the edge has said that the outcome is unknown.
 fn client(address: &RwLock<SocketAddr>, key: &str, entropy: &SeededEntropy) -> Vec<Said> {
     let mut said = Vec::new();
     let fault = match entropy.next_u64() % 20 {
@@ -244,7 +244,7 @@ fn a_key_runs_at_most_once_whatever_is_killed_and_every_answer_is_true() {
         check(key, answers, ran.get(key).copied().unwrap_or(0));
     }
     for key in ran.keys() {
-        assert!(said.contains_key(key), "{key} ran, and nobody sent it");
+        assert!(said.contains_key(key), "{key} ran, and no client sent it");
     }
     let ends = |f: fn(&Said) -> bool| said.values().filter(|s| s.last().is_some_and(f)).count();
     let answered = ends(|s| matches!(s, Said::Answered { .. }));
@@ -259,7 +259,7 @@ fn a_key_runs_at_most_once_whatever_is_killed_and_every_answer_is_true() {
         clock.now().since(began),
     );
     assert!(answered > 0 && said.len() as u64 >= requests);
-    // What nobody knows is on record as such, and nothing is open.
+    // What is not known is on record as such, and nothing is open.
     let open = edge.list(&["ledger", "--state", "forwarded"]);
     assert_eq!(open, [] as [Value; 0]);
 }

@@ -187,8 +187,8 @@ fn wrong_usage_has_its_own_exit_code() {
         let output = Command::new(binary()).args(wrong).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
     }
-    let nobody = ["ps", "--admin", "http://127.0.0.1:1"];
-    let output = Command::new(binary()).args(nobody).output().unwrap();
+    let nowhere = ["ps", "--admin", "http://127.0.0.1:1"];
+    let output = Command::new(binary()).args(nowhere).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("no edge answers"));
 }

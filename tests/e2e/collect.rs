@@ -1,4 +1,4 @@
-//! What nobody needs goes, what somebody needs stays, and killing it in between changes neither.
+//! What nothing refers to goes, the rest stays, and killing it in between changes neither.
 
 use std::fs;
 use std::process::{Command, Stdio};

@@ -143,7 +143,7 @@ fn a_client_of_http2_that_resets_or_goes_away_leaves_an_action_that_ran_once_and
                 tokio::task::yield_now().await;
             }
             if goes_away {
-                // Without anybody who asks, the library says GOAWAY and ends the connection.
+                // Without a sender of requests, the library says GOAWAY and ends the connection.
                 drop((send, answer, stream));
                 tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap();
             } else {

@@ -74,7 +74,7 @@ fn a_path_without_a_safe_reading_is_refused() {
 }
 
 #[test]
-fn a_host_that_nobody_owns_is_told_so_and_wakes_nothing() {
+fn a_host_without_an_owner_is_told_so_and_wakes_nothing() {
     let edge = Edge::start();
     edge.deploy(&Artifact::new());
     for host in ["other.localhost", "pr-7.preview.studylab.localhost", "127.0.0.1"] {

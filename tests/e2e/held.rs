@@ -77,7 +77,7 @@ fn a_client_that_leaves_in_the_moment_its_place_comes_free_is_not_forwarded() {
         edge.until_held(0);
     }
     assert_eq!((edge.executions("/dashboard"), edge.executions("/actions/save")), (0, 0));
-    // Not even its head, of which the app tells nobody.
+    // Not even its head, which the app reports nowhere.
     let traces = edge.list(&["traces", "-n", "1000"]);
     let left: Vec<_> = traces.iter().filter(|t| t["outcome"] == "client-left").collect();
     let last = |t: &&Value| t["steps"].as_array().unwrap().last().unwrap()["detail"].to_string();

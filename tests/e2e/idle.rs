@@ -60,11 +60,11 @@ fn at_the_edge_of_idleness(mode: &str) {
 }
 
 #[test]
-fn whoever_asks_as_an_app_is_stopped_is_served() {
+fn a_request_as_an_app_is_stopped_is_served() {
     at_the_edge_of_idleness("stop");
 }
 
 #[test]
-fn whoever_asks_as_an_app_is_frozen_is_served() {
+fn a_request_as_an_app_is_frozen_is_served() {
     at_the_edge_of_idleness("freeze");
 }

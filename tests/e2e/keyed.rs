@@ -26,7 +26,7 @@ fn save(edge: &Edge, key: &str, text: &str) -> Answer {
     edge.ask("POST", "/actions/save", &keyed(key, &[]), &format!("text={text}"))
 }
 
-/// Asserts that the edge says: sent, and nobody knows.
+/// Asserts that the edge says: sent, and its outcome is not known.
 #[track_caller]
 pub fn assert_unknown(answer: &Answer, status: u16) {
     assert_eq!(answer.status, status, "{}", answer.text());
@@ -56,8 +56,8 @@ fn a_key_is_sent_once_and_a_repeat_gets_the_same_answer_without_a_wake() {
     ];
     let bobs = edge.ask("POST", "/actions/save", &other, "text=tea");
     assert_eq!((bobs.status, bobs.header("idempotent-replayed")), (200, None));
-    let nobody = edge.ask("POST", "/actions/save", &[("Idempotency-Key", "k1")], "text=tea");
-    nobody.problem(400, "principal-missing");
+    let nameless = edge.ask("POST", "/actions/save", &[("Idempotency-Key", "k1")], "text=tea");
+    nameless.problem(400, "principal-missing");
 
     edge.assert_sleeps_without_a_trace();
     let asleep = save(&edge, "k1", "tea");
@@ -100,7 +100,7 @@ fn a_response_is_recorded_although_its_client_has_left() {
 }
 
 #[test]
-fn kill_9_of_the_edge_over_a_sent_action_leaves_it_unknown_until_somebody_says() {
+fn kill_9_of_the_edge_over_a_sent_action_leaves_it_unknown_until_an_operator_says() {
     let mut edge = Edge::start();
     edge.deploy(&artifact());
     assert_eq!(edge.get("/dashboard").status, 200);
@@ -143,7 +143,7 @@ fn kill_9_of_the_edge_over_a_sent_action_leaves_it_unknown_until_somebody_says()
 }
 
 #[test]
-fn what_was_not_carried_out_is_sent_again_once_somebody_says_so() {
+fn what_was_not_carried_out_is_sent_again_once_an_operator_says_so() {
     let edge = Edge::start();
     edge.deploy(&artifact());
     assert_eq!(edge.get("/dashboard").status, 200);
@@ -185,7 +185,7 @@ fn a_body_beyond_what_pingora_keeps_arrives_whole() {
     };
     echo(&edge.ask("POST", "/debug/echo", &keyed("big", &[]), &body));
 
-    // Somebody has to say 100: the app sees the request only once it is whole.
+    // The edge has to say 100: the app sees the request only once it is whole.
     let mut client = edge.connect();
     let expecting = keyed("expects", &[("Content-Length", "300000"), ("Expect", "100-continue")]);
     client.send_head("POST", "/debug/echo", &expecting);
@@ -222,7 +222,7 @@ fn a_stop_in_order_leaves_a_ledger_that_knows_everything() {
     eventually("the app was given it", || {
         edge.list(&["ledger", "--state", "forwarded"]).len() == 1
     });
-    // It is waited for, and its evidence, which nobody waits for otherwise, is written too.
+    // It is waited for, and its evidence, which no answer waits for otherwise, is written too.
     edge.terminate();
     assert_eq!(client.answer().unwrap().status, 200);
     assert!(edge.ended().success());

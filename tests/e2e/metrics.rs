@@ -64,10 +64,10 @@ fn one_of_each(edge: &Edge) {
 
 #[test]
 fn every_metric_has_its_row_in_the_book_with_its_labels_and_every_row_its_metric() {
-    let somebody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let app = format!(
         "app = \"legacy\"\nhosts = [\"legacy.localhost\"]\nupstreams = [\"{}\"]\n",
-        somebody.local_addr().unwrap()
+        upstream.local_addr().unwrap()
     );
     let (mut edge, _dir) = edge_with("");
     assert!(edge.stop().success());

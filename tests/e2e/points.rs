@@ -22,11 +22,11 @@ use super::promotion::{asked, deploy_preview, promote, route, visit};
 enum Way {
     /// To its end.
     Healthy,
-    /// Nobody asked the preview for anything, and the policy wants evidence.
+    /// The preview got no request, and the policy wants evidence.
     Refused,
     /// The artifact does not start any more.
     CannotStart,
-    /// Killed with the owner moved and nobody told; then what runs dies, and the artifact does not start
+    /// Killed with the owner moved and the client not told; then what runs dies, and the artifact does not start
     /// any more. Killed again on the way back.
     GoesBack,
 }
@@ -130,7 +130,7 @@ fn version(name: &str, broken: &Path) -> Artifact {
     Artifact::new().env("VERSION", name).env("STUDYLAB_FAIL_FILE", broken.to_str().unwrap())
 }
 
-/// A promotion that was durably asked for ends as if nobody had been killed.
+/// A promotion that was durably asked for ends as if nothing had been killed.
 fn expected(way: Way, point: &str) -> &'static str {
     match way {
         _ if point == "before requested" => "never asked for",
@@ -149,7 +149,7 @@ fn killed(edge: &mut Edge, way: Way, point: &str, preview: &Value, broken: &Path
     edge.crash_at(&format!("promotion {first}"));
     let mut asking = promote(edge, environment(preview).1);
     edge.crashed();
-    assert!(!asking.wait().unwrap().success(), "nobody was told that it is over");
+    assert!(!asking.wait().unwrap().success(), "the client was not told that it is over");
     if way == Way::GoesBack {
         fs::write(broken, "").unwrap();
         for pid in edge.processes() {

@@ -1,4 +1,4 @@
-//! Previews: their own artifact, their own host, nobody else's business.
+//! Previews: their own artifact, their own host, their own secrets.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ fn a_preview_runs_its_own_artifact_and_says_which() {
     let trace = edge.trace(edge.ask("GET", "/dashboard", &[("Host", &host)], "").request_id());
     let actions: Vec<_> = trace["steps"].as_array().unwrap().iter().map(|s| &s["action"]).collect();
     assert!(actions.contains(&&"Run exact preview artifact.".into()), "{actions:?}");
-    // What nobody deployed is nobody's, and wakes nothing.
+    // What was not deployed has no owner, and wakes nothing.
     edge.ask("GET", "/", &[("Host", &super::promotion::host("pr-8"))], "").problem(404, "no-route");
     edge.json(&["sleep", "studylab/pr-7"]);
     edge.assert_sleeps_without_a_trace();

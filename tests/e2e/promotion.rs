@@ -73,7 +73,7 @@ fn production_gets_exactly_what_was_validated_and_nothing_without_evidence() {
     let evidence =
         edge.json(&["evidence", "studylab", "pr-7", "--check", "smoke=passed", "--note", "n"]);
     assert_eq!((&evidence["requests"], &evidence["satisfied"]), (&json!(3), &json!(true)));
-    // A digest that nobody validated.
+    // A digest that was not validated.
     let other = format!("sha256:{}", "ab".repeat(32));
     assert!(
         edge.refused(&["promote", "studylab", &other]).contains("a rebuild is a new deployment")
@@ -193,7 +193,7 @@ fn of_two_promotions_one_wins_and_the_other_is_told() {
     gate.open();
     assert!(slow.wait().unwrap().success());
     assert_eq!(route(&edge)["epoch"], 2);
-    // At the very same moment: whoever loses changed nothing and says so.
+    // At the very same moment: those that lose changed nothing and say so.
     let racing: Vec<_> = (0..4).map(|_| promote(&edge, "quick")).collect();
     let ended: Vec<bool> = racing.into_iter().map(|mut p| p.wait().unwrap().success()).collect();
     assert_eq!(ended.iter().filter(|ok| **ok).count(), 1, "{ended:?}");

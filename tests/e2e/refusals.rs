@@ -108,7 +108,7 @@ fn a_port_that_is_open_too_early_gets_no_request() {
     let edge = Edge::start();
     edge.deploy(&Artifact::new().env("STUDYLAB_READY_DELAY", "1s"));
     let page = edge.get("/dashboard");
-    assert_eq!(page.status, 200, "nobody sees the app's own 503: {}", page.text());
+    assert_eq!(page.status, 200, "no client sees the app's own 503: {}", page.text());
     let waited = edge.ops()[0]["phases"]["ready_us"].as_u64().unwrap();
     assert!(waited >= 900_000, "ready after {waited} µs, while the app says no for a second");
     assert_eq!(edge.executions("/dashboard"), 1);

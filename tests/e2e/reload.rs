@@ -60,7 +60,7 @@ fn hosts_come_and_go_and_the_app_stays_up() {
 
     write_app(&edge, &["alias.test"], "");
     assert_eq!(hang_up(&edge)["last_attempt"]["outcome"], "applied");
-    eventually("the old host is nobody's", || status_of(&edge, "studylab.localhost") == 404);
+    eventually("the old host has no owner", || status_of(&edge, "studylab.localhost") == 404);
     assert_eq!(status_of(&edge, "alias.test"), 200);
     // The app's file goes, and comes back: it serves what it served.
     fs::remove_file(edge.apps().join("studylab.toml")).unwrap();

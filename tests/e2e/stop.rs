@@ -1,4 +1,4 @@
-//! SIGTERM under load: readiness goes first, and nobody who was connected is turned away within the
+//! SIGTERM under load: readiness goes first, and no client that was connected is turned away within the
 //! limit.
 
 use std::io::ErrorKind;
@@ -41,7 +41,7 @@ fn client(edge: &Edge, keepalive: bool, stop: &AtomicBool, seen: &Seen) {
 }
 
 #[test]
-fn under_load_nobody_who_was_connected_is_turned_away() {
+fn under_load_no_client_that_was_connected_is_turned_away() {
     let mut edge = Edge::start();
     edge.deploy(&Artifact::new());
     assert_eq!(edge.get("/dashboard").status, 200);

@@ -108,8 +108,8 @@ fn the_manager_is_told_and_a_restart_refuses_no_connection() {
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    // A connection of its own for each, which a restart may not refuse. Nobody owns
-                    // the host: 404 is the edge's answer, and an answer is what counts.
+                    // A connection of its own for each, which a restart may not refuse. The host
+                    // has no owner: 404 is the edge's answer, and an answer is what counts.
                     let stream = TcpStream::connect(manager.address()).expect("not refused");
                     let asked = [("Host", "nobody.test"), ("Connection", "close")];
                     let answer = Connection::over(stream).ask("GET", "/", &asked);
@@ -144,7 +144,7 @@ impl Drop for StopOnDrop<'_> {
 
 #[test]
 fn the_units_are_valid() {
-    // Debian's systemd has it; where it is not, there is nobody to start the units either.
+    // Debian's systemd has it; where it is not, nothing starts the units either.
     if Command::new("systemd-analyze").arg("--version").stdout(Stdio::null()).status().is_err() {
         eprintln!("systemd-analyze is not there: the units are not checked");
         return;

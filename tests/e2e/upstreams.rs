@@ -1,4 +1,4 @@
-//! Apps that somebody else runs: forwarded to, looked at, never started.
+//! Apps that this edge does not run: forwarded to, looked at, never started.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use crate::support::{Edge, eventually};
 
 /// A server of one answer, which can be told to say that it is ill, and to be gone.
-struct Somebody {
+struct Upstream {
     address: SocketAddr,
     health: Arc<AtomicU16>,
     served: Arc<AtomicUsize>,
     gone: Arc<AtomicBool>,
 }
 
-impl Somebody {
+impl Upstream {
     fn start() -> Self {
         Self::at(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
@@ -80,13 +80,13 @@ impl Somebody {
     }
 }
 
-impl Drop for Somebody {
+impl Drop for Upstream {
     fn drop(&mut self) {
         self.leave();
     }
 }
 
-fn legacy(upstreams: &[&Somebody], health: &str) -> String {
+fn legacy(upstreams: &[&Upstream], health: &str) -> String {
     let all: Vec<_> = upstreams.iter().map(|u| format!("\"{}\"", u.address)).collect();
     format!(
         "app = \"legacy\"\nhosts = [\"legacy.localhost\"]\nupstreams = [{}]\n[health]\n\
@@ -101,7 +101,7 @@ const HTTP: &str = "check = \"http\"\npath = \"/health\"";
 
 #[test]
 fn requests_are_forwarded_to_those_that_are_up() {
-    let (a, b) = (Somebody::start(), Somebody::start());
+    let (a, b) = (Upstream::start(), Upstream::start());
     let edge = Edge::start_with_app("legacy", &legacy(&[&a, &b], HTTP));
     for _ in 0..40 {
         assert_eq!(edge.ask("GET", "/page", &[HOST], "").status, 200);
@@ -145,7 +145,7 @@ fn requests_are_forwarded_to_those_that_are_up() {
 
 #[test]
 fn one_that_is_gone_at_the_start_gets_nothing_and_one_that_leaves_costs_no_request() {
-    let (a, b) = (Somebody::start(), Somebody::start());
+    let (a, b) = (Upstream::start(), Upstream::start());
     let gone = a.address;
     a.leave();
     eventually("it is gone", || std::net::TcpStream::connect(gone).is_err());
@@ -155,7 +155,7 @@ fn one_that_is_gone_at_the_start_gets_nothing_and_one_that_leaves_costs_no_reque
     }
     let trace = |status: &Value| status["steps"].to_string().contains("Connect refused");
     assert!(edge.list(&["traces", "--steps"]).iter().all(|t| !trace(t)), "it was known before");
-    let a = Somebody::at(gone);
+    let a = Upstream::at(gone);
     eventually("it is up", || {
         edge.ask("GET", "/page", &[HOST], "").status == 200 && a.served() > 0
     });
@@ -170,7 +170,7 @@ fn one_that_is_gone_at_the_start_gets_nothing_and_one_that_leaves_costs_no_reque
 
 #[test]
 fn it_is_neither_deployed_woken_nor_put_to_sleep() {
-    let a = Somebody::start();
+    let a = Upstream::start();
     let mut edge = Edge::start_with_app("legacy", &legacy(&[&a], ""));
     for verb in ["sleep", "wake"] {
         let said = edge.command(&[verb, "legacy"]);

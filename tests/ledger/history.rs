@@ -41,7 +41,7 @@ pub enum Ask {
     Complete,
     /// This client let go of what it has.
     LetGo,
-    /// Somebody says what became of an attempt.
+    /// An operator says what became of an attempt.
     Resolve { attempt: u32, carried_out: bool },
     /// Look.
     Look,
@@ -56,7 +56,7 @@ pub enum Answer {
     Held(u32),
     /// Another client has it and is at work.
     Busy,
-    /// Nobody has it, and this is where it is.
+    /// No client has it, and this is where it is.
     Found(State, u32),
     /// Done; or, of a resolution, whether it was taken.
     Done(bool),
@@ -165,7 +165,7 @@ pub struct Seen {
     open: BTreeMap<Client, (Ask, bool)>,
     /// Those who are taking the record, or have it.
     at_work: BTreeSet<Client>,
-    /// Somebody was told that another is at work, and nobody was.
+    /// A client was told that another is at work, and none was.
     wrongly_busy: bool,
 }
 
@@ -185,7 +185,7 @@ impl Seen {
     pub fn answered(&mut self, by: Client, answer: Answer) {
         let (ask, others) = self.open.remove(&by).expect("asked before");
         self.wrongly_busy |= answer == Answer::Busy && !others;
-        // Whoever holds nothing asks for nothing but to take it, to look or to resolve.
+        // A client that holds nothing asks for nothing but to take it, to look or to resolve.
         if !matches!(answer, Answer::Held(_)) {
             self.at_work.remove(&by);
         }
@@ -259,7 +259,7 @@ fn the_checker_takes_what_may_happen_and_refuses_what_may_not() {
         // A completed record changes.
         &[(1, Forward, Held(1)), (1, Complete, Done(true)), (2, Look, Found(State::Unknown, 1))],
         &[(1, Forward, Held(1)), (1, Complete, Done(true)), (2, Forward, Held(2))],
-        // In progress, and nobody is at work.
+        // In progress, and no client is at work.
         &[(1, Forward, Held(1)), (1, Complete, Done(true)), (2, Forward, Busy)],
         // Resolved twice.
         &[

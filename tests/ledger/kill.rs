@@ -17,7 +17,7 @@ use crate::{claim, process};
 
 const KEYS: usize = 12;
 const CLIENTS: usize = 4;
-/// Things that a client does in one life, if nobody kills it before.
+/// Things that a client does in one life, if it is not killed before.
 const TURNS: usize = 40;
 /// What another process of the same test is told to do.
 const SEED: &str = "VANGO_EDGE_TEST_HISTORY_SEED";
@@ -259,7 +259,7 @@ impl One {
             true => Resolution::CarriedOut,
             false => Resolution::NotCarriedOut,
         };
-        let taken = self.ledger.resolve(&self.audit, &self.at, attempt, said, "somebody").await;
+        let taken = self.ledger.resolve(&self.audit, &self.at, attempt, said, "operator").await;
         self.answered(&format!("done {}", taken.unwrap().is_some()));
     }
 
@@ -298,7 +298,7 @@ impl One {
         }
     }
 
-    /// What is dropped is written without whoever dropped it; this client waits until it is free, or
+    /// What is dropped is written without the client that dropped it; this one waits until it is free, or
     /// another's.
     async fn until_let_go(&self, claim: &Claim) {
         loop {

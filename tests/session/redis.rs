@@ -45,7 +45,7 @@ pub fn certificates() -> TempDir {
     dir
 }
 
-/// The kernel's choice; nobody else is given it again so soon.
+/// The kernel's choice; no other program is given it again so soon.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

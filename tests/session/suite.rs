@@ -182,7 +182,9 @@ pub async fn one_that_is_silent_costs_the_deadline_and_no_more(mut backend: impl
     assert_eq!(ask(&stores, &view, "s-1").await, StoreAnswer::Present);
 }
 
-pub async fn after_three_failures_nobody_waits_until_one_finds_it_back(mut backend: impl Backend) {
+pub async fn after_three_failures_no_caller_waits_until_one_finds_it_back(
+    mut backend: impl Backend,
+) {
     let clock = Arc::new(ManualClock::new());
     let (stores, view) = (stores(&backend, clock.clone()), backend.view());
     backend.keep("s-1");
@@ -192,7 +194,7 @@ pub async fn after_three_failures_nobody_waits_until_one_finds_it_back(mut backe
             assert_eq!(ask(&stores, &view, "s-1").await, StoreAnswer::Unavailable);
         }
         backend.come_back();
-        // It is back, and nobody knows: the circuit is open.
+        // It is back, and the edge does not know it yet: the circuit is open.
         assert_eq!(ask(&stores, &view, "s-1").await, StoreAnswer::Unavailable, "time {opened}");
         clock.advance(Duration::from_millis(500));
         assert_eq!(ask(&stores, &view, "s-1").await, StoreAnswer::Present, "time {opened}");

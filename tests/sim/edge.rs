@@ -115,7 +115,7 @@ impl Sim {
         let mut facts = Facts::parse(&parts, path.as_bytes(), id, self.now()).unwrap();
         facts.affinity = self.some_prior();
         let Ok(classified) = classify(&self.snapshots.load(), &facts) else {
-            self.note(|_| format!("{method} {path} at {host}: nobody's"));
+            self.note(|_| format!("{method} {path} at {host}: no owner"));
             *self.story.endings.entry("no-route").or_default() += 1;
             return;
         };
@@ -447,7 +447,7 @@ impl Sim {
     }
 
     /// The client goes. While it is held that can be seen; while its request is with the app it
-    /// ends; in between nobody looks.
+    /// ends; in between it is not looked at.
     pub fn leave(&mut self, n: usize) {
         self.note(|_| format!("#{n}'s client leaves"));
         self.requests[n].left = true;
@@ -492,7 +492,7 @@ impl Sim {
         self.requests[n].journey.posture() == Posture::Unsafe
     }
 
-    /// Whether an operation of the environment is claimed by nobody.
+    /// Whether an operation of the environment is claimed by no executor.
     pub fn unclaimed(&self, environment: &Environment) -> bool {
         self.store.get(&key::executor(environment)).is_none()
     }

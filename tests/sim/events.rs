@@ -135,7 +135,7 @@ impl Sim {
             out.push((4, Event::Drain(environment.clone())));
         }
         for environment in self.environments.clone() {
-            // Nobody renews the lease of an executor that is gone.
+            // The lease of an executor that is gone is not renewed.
             let held = self.executors.values().any(|x| {
                 x.environment == environment
                     && x.claim.as_ref().map(|c| c.executor_revision)
@@ -275,7 +275,7 @@ impl Sim {
         self.deploy(environment, digest, &[host]);
     }
 
-    /// No faults and nobody new any more: all that is due happens, without a deadline passing.
+    /// No faults and no new client any more: all that is due happens, without a deadline passing.
     /// Then those who still wait may only be ones that excluded everything that is ready; their
     /// deadlines pass, and a last request to each host is served.
     pub fn calm_down(&mut self) {
@@ -284,7 +284,7 @@ impl Sim {
         // As anyone would after an outage of the store, which may have swallowed an ask.
         self.one_each();
         self.settle();
-        self.check_nobody_is_stuck();
+        self.check_no_request_is_stuck();
         self.let_deadlines_pass();
         if !self.stopping {
             // Past the longest back-off.
@@ -320,7 +320,7 @@ impl Sim {
                 let drains = self.sleepers.values().map(|s| s.limit());
                 let Some(due) = pauses.chain(drains).min() else { return };
                 let deadlines = self.open.iter().map(|n| self.requests[*n].journey.deadline());
-                // Nobody is made to wait beyond it while something else is due.
+                // No request is made to wait beyond it while something else is due.
                 let due = deadlines.chain([due]).min().unwrap_or(due);
                 self.advance(due.since(self.now()));
             } else {

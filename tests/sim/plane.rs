@@ -34,7 +34,7 @@ pub struct Ask {
 pub struct Process {
     pub environment: Environment,
     pub alive: bool,
-    /// Nobody notes its end: it was ended on purpose.
+    /// Its end is not noted: it was ended on purpose.
     asked: bool,
 }
 
@@ -84,7 +84,7 @@ impl Sleeper {
 }
 
 impl Sim {
-    /// `Worker::wake_detached`: nobody waits for the answer.
+    /// `Worker::wake_detached`: the caller does not wait for the answer.
     pub fn ask(&mut self, environment: &Environment) {
         if !self.asking.contains_key(environment) {
             self.happened("a wake was asked for again by those who wait");
@@ -445,7 +445,7 @@ impl Sim {
         }
     }
 
-    /// `Runner::stop` and `Runner::end_leftover`: nobody is told of an end that was asked for.
+    /// `Runner::stop` and `Runner::end_leftover`: an end that was asked for is not reported.
     fn end_process(&mut self, id: &AllocationId) {
         if let Some(process) = self.processes.get_mut(id) {
             process.alive = false;

@@ -41,7 +41,7 @@ impl Sim {
         }
     }
 
-    /// Nobody waits for what is there, and nobody waits who must not.
+    /// No request waits for what is there, and none waits that must not.
     fn check_queue(&self, environment: &Environment) {
         let mine = |n: &&usize| {
             self.requests[**n]
@@ -52,7 +52,7 @@ impl Sim {
         let snapshot = self.snapshots.load();
         let Some(view) = snapshot.environment(environment) else {
             if !waiting.is_empty() {
-                self.broken(format!("{waiting:?} wait for {environment}, which nobody owns"));
+                self.broken(format!("{waiting:?} wait for {environment}, which has no owner"));
             }
             return;
         };
@@ -191,7 +191,9 @@ impl Sim {
         let request = &self.requests[n];
         match next {
             Next::Forward(placed) => {
-                let Some(view) = view else { self.broken(format!("#{n} is forwarded to nobody")) };
+                let Some(view) = view else {
+                    self.broken(format!("#{n} is forwarded without an owner"))
+                };
                 let a = &placed.allocation;
                 let inside = a.epoch == view.owner.epoch
                     && a.digest == view.owner.digest
@@ -301,7 +303,7 @@ impl Sim {
     }
 
     /// All that was due has happened, and no deadline has passed.
-    pub fn check_nobody_is_stuck(&self) {
+    pub fn check_no_request_is_stuck(&self) {
         for n in &self.open {
             let excluded = self.requests[*n].journey.excluded();
             let only_excluded = self.requests[*n].waiting().is_some_and(|w| {

@@ -179,7 +179,7 @@ pub struct Sim {
     pub up_since: BTreeMap<AllocationId, Mono>,
 
     pub stopping: bool,
-    /// Nothing fails and nobody new comes any more.
+    /// Nothing fails and no new client comes any more.
     pub calm: bool,
     pub next_executor: u32,
     /// Starts of processes, by the operation and attempt they belong to.

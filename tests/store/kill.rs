@@ -84,7 +84,7 @@ async fn child_writes() {
     for task in 0..TASKS {
         let store = store.clone();
         tasks.spawn(async move {
-            // Bounded, in case nobody kills it.
+            // Bounded, in case it is not killed.
             for n in 0..100_000 {
                 let id = format!("{base}-{task}-{n}");
                 let value = "v".repeat(n % 700);

@@ -8,7 +8,7 @@ const DIR: &str = "VANGO_EDGE_TEST_STORE_DIR";
 /// Marks the child's own lines among those of the test harness.
 const MARK: &str = "child: ";
 
-/// In a child: the directory it was given. None if somebody ran the child's test by hand.
+/// In a child: the directory it was given. None if the child's test was run by hand.
 pub fn dir() -> Option<PathBuf> {
     std::env::var_os(DIR).map(PathBuf::from)
 }

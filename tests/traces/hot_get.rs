@@ -156,7 +156,7 @@ fn a_refused_connection_is_tried_elsewhere_and_then_answered() {
 }
 
 #[test]
-fn an_unknown_host_is_nobodys() {
+fn an_unknown_host_has_no_owner() {
     let world = World::hot();
     let request = http::Request::builder().header("host", "evil.localhost").body(()).unwrap();
     let id = vango_edge::id::RequestId::random(&vango_edge::clock::SeededEntropy::new(1));

@@ -258,7 +258,7 @@ fn after_it_was_sent_a_failure_is_an_unknown_outcome() {
 }
 
 #[test]
-fn what_somebody_who_knows_released_is_sent_again() {
+fn what_an_operator_released_is_sent_again() {
     let world = World::asleep();
     let record = first(&world, b"hello", AttemptState::Released);
     let mut journey = world.begin(keyed(), PATH);

@@ -156,7 +156,7 @@ fn neither_ever_gets_the_others_requests() {
     // Asleep, the preview is woken; production's ready allocation is none of its business.
     let (_, next) = decide(&world(false), HOST);
     assert!(matches!(next, Next::Wake { hold: true }));
-    // And the names next to it are nobody's.
+    // And the names next to it have no owner.
     let snapshot = hot.publisher.reader().load().clone();
     for host in ["pr-8.preview.studylab.localhost", "preview.studylab.localhost", "pr-7.preview"] {
         assert!(classify(&snapshot, &facts(&hot, host)).is_err(), "{host}");

@@ -1,4 +1,4 @@
-//! An app that somebody else runs: the same lifecycle over a static pool.
+//! An app that this edge does not run: the same lifecycle over a static pool.
 
 use std::sync::Arc;
 use std::time::Duration;

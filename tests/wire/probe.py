@@ -105,7 +105,7 @@ CASES = [
     ("Expect", "9110 10.1.1", post("Content-Length: 5\r\nExpect: 100-continue\r\n", "hello"), OK, "hello"),
     ("Expect over HTTP/1.0", "9110 10.1.1", post("Content-Length: 5\r\nExpect: 100-continue\r\n", "hello", "POST / HTTP/1.0"), OK, "hello"),
     ("Upgrade in a POST", "9110 7.8", post("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n", "hello"), (200, 400, 426), "hello"),
-    ("Upgrade to what nobody knows", "9110 7.8", get(fields="Connection: Upgrade\r\nUpgrade: made-up/1.0\r\n"), OK, ""),
+    ("Upgrade to an unknown protocol", "9110 7.8", get(fields="Connection: Upgrade\r\nUpgrade: made-up/1.0\r\n"), OK, ""),
     ("Upgrade over HTTP/1.0", "9110 7.8", get("GET / HTTP/1.0", "Connection: Upgrade\r\nUpgrade: websocket\r\n"), OK, ""),
     ("HEAD with a body", "9110 9.3.2", post("Content-Length: 5\r\n", "hello", "HEAD / HTTP/1.1"), (200, 400), None),
     ("CONNECT", "9110 9.3.6", "CONNECT node.localhost:443 HTTP/1.1\r\nHost: node.localhost:443\r\n\r\n", (400, 405, 501, 0), None),

@@ -48,7 +48,7 @@ pub struct Stop(pub watch::Receiver<bool>);
 impl Stop {
     /// Returns once the process was asked to stop. Cancel safe.
     pub async fn asked(&mut self) {
-        // An error means that nobody can ask any more, which is a reason to stop too.
+        // An error means that no sender is left, which is a reason to stop too.
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 }

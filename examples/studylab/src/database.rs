@@ -2,7 +2,7 @@
 //!
 //! Invariant: a save or an event and the count of its execution are one transaction, on disk
 //! before the answer. The unique key is in that transaction too, so that of two executions with
-//! one key exactly one writes, whoever crashes in between; the other reads the first one's result.
+//! one key exactly one writes, whatever crashes in between; the other reads the first one's result.
 //!
 //! Several processes may have the same file open (two allocations during a promotion).
 

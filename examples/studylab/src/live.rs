@@ -1,7 +1,7 @@
 //! `GET /vango/live`: one counter a session, shared by the session's tabs, over a WebSocket with
 //! JSON text messages.
 //!
-//! The state is in this process's memory, and each change of it in the durable store before anybody
+//! The state is in this process's memory, and each change of it in the durable store before a client
 //! is told. When the edge says `hydrate`, a session that is not here is read from there; otherwise it
 //! is fresh, and the first message says which. Like a Vango app, it pings in messages of its own and
 //! drops a socket from which no message came for two pings; WebSocket pings do not count.
@@ -100,7 +100,7 @@ pub fn cookie(headers: &HeaderMap) -> Option<&str> {
         .find_map(|(name, value)| (name == COOKIE && is_session(value)).then_some(value))
 }
 
-/// A session id that nobody can guess: 128 bits of the kernel's, as 32 hex digits.
+/// A session id that cannot be guessed: 128 bits of the kernel's, as 32 hex digits.
 pub fn new_session() -> String {
     let mut bits = [0u8; 16];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bits));

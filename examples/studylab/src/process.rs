@@ -20,7 +20,7 @@ pub fn raise_open_files() {
     }
 }
 
-/// Tells whoever listens on `socket` that the app is ready: a path, or `@name` for an abstract
+/// Tells the process that listens on `socket` that the app is ready: a path, or `@name` for an abstract
 /// socket (sd_notify(3)).
 pub fn notify_ready(socket: &str) -> io::Result<()> {
     let address = match socket.strip_prefix('@') {
@@ -32,7 +32,7 @@ pub fn notify_ready(socket: &str) -> io::Result<()> {
 }
 
 /// Starts a child that leaves this process's session and group, as a badly behaved app would.
-/// Nobody waits for it; whoever stops the app has to find it.
+/// The app does not wait for it; what stops the app has to find it.
 pub fn spawn_stray() -> io::Result<()> {
     let child = Command::new(std::env::current_exe()?)
         .arg(STRAY)

@@ -3,7 +3,7 @@
 //!
 //! The app asks for the unknown records of its own environment when it starts, and again now and then:
 //! an attempt may also become unknown while the app lives, when the edge was killed or the answer was
-//! late. Not started by an edge, it asks nobody.
+//! late. Not started by an edge, it asks nothing.
 
 use std::time::Duration;
 

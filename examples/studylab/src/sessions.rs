@@ -94,7 +94,7 @@ impl SessionStore {
         }
     }
 
-    /// Writes the session, before anybody is told of the change.
+    /// Writes the session, before a client is told of the change.
     pub async fn write(&self, id: &str, session: Stored) -> Result<(), SessionError> {
         match self {
             Self::Database(store) => {

@@ -141,7 +141,7 @@ async fn open_port(switches: &Switches, opened: Opened) -> Result<(TcpListener, 
     }
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, switches.port));
     let listener = listen(address).map_err(|err| Failure::Port(address, err))?;
-    // One line for whoever asked for port 0.
+    // One line for a caller that asked for port 0.
     println!("{{\"listening\":\"{}\"}}", listener.local_addr()?);
     Ok((listener, opened))
 }

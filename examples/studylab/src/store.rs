@@ -127,7 +127,7 @@ impl Store {
         if fresh {
             return summary;
         }
-        // A burst refreshes once: whoever comes second finds it fresh.
+        // A burst refreshes once: the second request finds it fresh.
         let refreshed = timeout(SUMMARY_WITHIN, async {
             let _one = self.refreshing.lock().await;
             if !seen().0 {

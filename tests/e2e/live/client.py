@@ -26,7 +26,7 @@ async def main(port):
             )
             answer = json.loads(await socket.recv())
             answer["cookie"] = (socket.response.headers.get("Set-Cookie") or "").split(";")[0]
-            # What it negotiates is the app's business, whoever is in between.
+            # What it negotiates is the app's business, whatever is in between.
             answer["extensions"] = [e.name for e in socket.protocol.extensions]
         elif command == "inc":
             await socket.send(json.dumps({"type": "inc"}))

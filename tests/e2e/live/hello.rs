@@ -63,7 +63,7 @@ fn the_session_in_the_hello_decides_and_the_app_gets_every_byte_of_it() {
     tab.write_all(b"\x82\x80\0\0\0\0").unwrap();
     let seen = saw(&mut tab);
     assert_eq!(told(&seen), (&json!("fresh"), &json!("not-recorded")));
-    assert_eq!(seen["sec-websocket-extensions"], Value::Null, "nobody negotiated");
+    assert_eq!(seen["sec-websocket-extensions"], Value::Null, "there was no negotiation");
     assert_eq!(seen["sec-websocket-protocol"], Value::Null);
     assert_eq!(back(&mut tab, bytes.len()), bytes);
     assert_eq!(back(&mut tab, 6), b"\x82\x80\0\0\0\0");

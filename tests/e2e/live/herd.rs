@@ -69,7 +69,7 @@ fn a_herd_comes_back_to_one_new_allocation_while_pages_are_served() {
     assert_eq!(edge.metric("vango_edge_wakes_total{state=\"hot\"}"), 2, "one wake for all");
 }
 
-/// Says that it is over, also when a client's part failed: whoever asks for pages would go on for ever.
+/// Says that it is over, also when a client's part failed: the thread that asks for pages would go on for ever.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -78,7 +78,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// An app that somebody else runs, which knows how many asked it for a socket at the same time.
+/// An app that this edge does not run, which knows how many asked it for a socket at the same time.
 struct Upstream {
     child: Child,
     address: SocketAddr,
@@ -87,7 +87,7 @@ struct Upstream {
 impl Upstream {
     fn start() -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/live/echo.py");
-        // The kernel chooses; nobody else is given the port again so soon.
+        // The kernel chooses; no other program is given the port again so soon.
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);

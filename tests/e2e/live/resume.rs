@@ -121,7 +121,7 @@ fn a_page_and_its_socket_are_one_browsers_and_forgeries_are_ignored() {
         let page = edge.ask("GET", "/dashboard", &[("Cookie", forged)], "");
         assert!(page.status == 200 && edge_cookie(&page).is_some(), "ignored, not an error");
     }
-    // What the edge asks the app for is nobody else's to ask.
+    // What the edge asks the app for, no client may ask.
     assert_eq!(edge.get("/internal/sessions/s-1").status, 404);
     assert_eq!(edge.get("/internal/%73essions/s-1").status, 404);
 }

@@ -134,7 +134,7 @@ fn a_browser_gets_its_page_over_http2_and_its_socket_all_the_same() {
     let (edge, _dir) = edge_with("");
     edge.deploy(&Artifact::new());
     let url = format!("https://studylab.localhost:{}/dashboard", edge.tls.unwrap().port());
-    // Nobody signed the certificate that it knows.
+    // No authority that it knows signed the certificate.
     let mut browser = Browser::open_with(&url, &["--ignore-certificate-errors"]);
     browser.until("live", "connected");
     let protocol = "performance.getEntriesByType('navigation')[0].nextHopProtocol";

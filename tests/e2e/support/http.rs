@@ -32,7 +32,7 @@ impl Connection {
         Self { stream, read: Vec::new() }
     }
 
-    /// A request and its answer; `None` when the connection ends without one, whoever ends it.
+    /// A request and its answer; `None` when the connection ends without one, from whichever side.
     pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Option<Answer> {
         let mut head = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("host")) {

@@ -266,7 +266,7 @@ fn the_edges_own_answers_may_be_read_by_the_scripts_that_the_contract_names() {
 
 #[test]
 fn so_they_may_for_an_app_that_somebody_else_runs() {
-    // Its address is nobody's: what answers is the edge.
+    // No app listens at its address: what answers is the edge.
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);

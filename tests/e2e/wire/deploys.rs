@@ -93,7 +93,7 @@ fn what_an_app_writes_beside_itself_is_said_and_costs_the_next_wake_nothing() {
         }
         assert_eq!(log.matches("unpacking").count(), 1, "{log}");
     }
-    // Found at the next start, whoever asks for it: here, the same deployment again.
+    // Found at the next start, whatever it is for: here, the same deployment again.
     edge.deploy(&artifact);
     assert_eq!(files(&tree.join("root")), before, "the very same files");
     let trees = fs::read_dir(edge.state().join("trees")).unwrap().count();
@@ -242,7 +242,7 @@ fn a_full_node_starts_an_app_when_there_is_a_place_and_holds_it_against_nobody()
     let mut waiting = edge.hold("GET", "/dashboard", &[("Host", &host("pr-7"))], 1);
     edge.json(&["sleep", "studylab"]);
     assert_eq!(waiting.answer().unwrap().status, 200);
-    // And nobody waits for a back-off: one that came too late is not kept from the next place.
+    // And there is no back-off to wait for: one that came too late is not kept from the next place.
     edge.json(&["sleep", "studylab/pr-7"]);
     assert_eq!(edge.get("/dashboard").status, 200);
     ask().retryable("node-full");

@@ -83,7 +83,7 @@ fn an_app_whose_environment_does_not_tell_is_no_orphan_either() {
     let command = "[\"env\", \"-u\", \"VANGO_EDGE_ALLOCATION\", \"./studylab\"]";
     edge.deploy(&Artifact::new().set("process", "command", command));
     assert_eq!(edge.get("/dashboard").status, 200);
-    // Empty once it has ended, whether somebody has reaped it or not.
+    // Empty once it has ended, whether it was reaped or not.
     let cmdline = format!("/proc/{}/cmdline", edge.ps()[0]["pid"]);
     let runs = || fs::read(&cmdline).is_ok_and(|line| !line.is_empty());
     edge.kill();

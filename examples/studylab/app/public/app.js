@@ -86,7 +86,7 @@ $("save").addEventListener("submit", async (event) => {
 
 // The live counter. Any end of the socket is a reason to come back, later each time and never
 // together with every other tab; but for 1013, "try again later, upon user action": the app sleeps, and
-// an open tab that nobody looks at must not wake it.
+// an open tab that is not looked at must not wake it.
 const FIRST_PAUSE = 400;
 const LAST_PAUSE = 15000;
 const ASLEEP = 1013;
@@ -106,7 +106,7 @@ function add() {
   socket.send(JSON.stringify({ type: "inc" }));
 }
 
-// Somebody is there.
+// A user is there.
 function wake() {
   if ($("live").dataset.state !== "asleep") return;
   state("waking");

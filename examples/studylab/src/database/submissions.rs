@@ -1,8 +1,8 @@
 //! What was handed in: the action whose keys the edge keeps, and the app's word for attempts that
-//! nobody else knows the outcome of.
+//! of which only the app knows the outcome.
 //!
 //! Invariant: an attempt and what it changed are one transaction, and an attempt is in `attempts` once.
-//! Whoever writes it first, the action or the question, decides what became of it for good: an action
+//! The one that writes it first, the action or the question, decides what became of it for good: an action
 //! that was disowned changes nothing, however late it comes.
 
 use rusqlite::{OptionalExtension, params};
@@ -39,7 +39,7 @@ pub struct Attempt {
     pub number: u32,
 }
 
-/// As it is stored; also the answer to whoever handed it in.
+/// As it is stored; also the answer to the client that handed it in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Submission {
     pub id: i64,
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_first_decides_and_a_late_attempt_changes_nothing() {
+    fn the_first_decides_and_a_late_attempt_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("studylab.db");
         let (mut slow, mut asked) =

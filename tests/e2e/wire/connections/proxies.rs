@@ -1,5 +1,5 @@
 //! Who a request's client is: behind a listener for both families, behind proxies that end TLS, and
-//! behind those that nobody trusts.
+//! behind those that are not trusted.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -142,7 +142,7 @@ fn a_trusted_proxys_word_reaches_the_app_on_every_class_and_anybody_elses_does_n
     // The trace tells whose request it was.
     let page = ask(&edge, "GET", "/page", &[("X-Forwarded-For", "192.0.2.7")]);
     assert_eq!(edge.trace(page.request_id())["client"], "192.0.2.7");
-    // Another network's word is nobody's.
+    // Another network's word does not count.
     edge.reconfigure("127.0.0.0/8", "10.0.0.0/8");
     edge.json(&["reload"]);
     let head = ask(&edge, "GET", "/page", &[("X-Forwarded-For", "192.0.2.7")]);
@@ -201,7 +201,7 @@ fn who_came_over_https_to_a_proxy_is_not_sent_there_again() {
     let secure = ask(&edge, "GET", "/page", &[("X-Forwarded-Proto", "https")]);
     assert_eq!(secure.status, 200);
     assert_eq!(secure.header("strict-transport-security"), Some("max-age=3600"));
-    // Nowhere to go without anybody who serves HTTPS.
+    // Nowhere to go where HTTPS is served nowhere.
     edge.reconfigure("trusted_proxies = [\"127.0.0.1\"]\n", "");
     let refused = edge.command(&["reload"]);
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
