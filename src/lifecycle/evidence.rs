@@ -8,7 +8,7 @@ use crate::store::record::ledger::Evidence;
 
 use super::admit::Journey;
 use super::classify::Posture;
-use super::facts::IdempotencyKey;
+use super::facts::{IdempotencyKey, kept_method};
 use super::idempotency::key_hash;
 use super::reply::Reply;
 use super::trace::{Outcome, StepKind};
@@ -53,7 +53,7 @@ impl Journey {
             environment: self.view.environment.clone(),
             route: route.path.to_string(),
             class: route.class.name().to_owned(),
-            method: self.facts.method.to_string(),
+            method: kept_method(&self.facts.method).to_owned(),
             decision: self.trace.outcome.name().to_owned(),
             forwarded: self.forwarded_text(reply, status).to_owned(),
             why,

@@ -23,7 +23,7 @@ use super::parent::TraceParent;
 
 mod target;
 
-pub use target::{LONGEST_TARGET, shown};
+pub use target::{LONGEST_TARGET, kept_method, kept_path, shown};
 use target::{normalise, origin_form, split_target};
 
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");

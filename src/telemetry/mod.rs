@@ -61,7 +61,7 @@ impl Telemetry {
 
     fn keep(&self, record: TraceRecord) {
         if self.ring.keeps() {
-            self.ring.push(Arc::new(record));
+            self.ring.push(Arc::new(record.bounded()));
         }
     }
 

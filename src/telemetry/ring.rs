@@ -9,6 +9,7 @@ use http::Method;
 
 use crate::clock::Wall;
 use crate::id::{Environment, OperationId};
+use crate::lifecycle::facts::{kept_method, kept_path};
 use crate::lifecycle::trace::Trace;
 
 /// A finished request.
@@ -37,6 +38,19 @@ pub struct TraceRecord {
     pub at: Wall,
     /// Its steps.
     pub trace: Trace,
+}
+
+impl TraceRecord {
+    /// What its client chose freely, as far as it is kept: a full ring has a size, and so has a line of
+    /// the access log.
+    pub fn bounded(mut self) -> Self {
+        self.path = kept_path(self.path);
+        let name = kept_method(&self.method);
+        if name.len() < self.method.as_str().len() {
+            self.method = Method::from_bytes(name.as_bytes()).unwrap_or_default();
+        }
+        self
+    }
 }
 
 /// The ring. Writers take a number and swap one slot; readers copy pointers.
@@ -205,6 +219,22 @@ mod tests {
 
     fn paths(records: &[Arc<TraceRecord>]) -> Vec<&str> {
         records.iter().map(|r| r.path.as_str()).collect()
+    }
+
+    #[test]
+    fn what_a_client_chose_freely_is_kept_up_to_a_bound() {
+        let record = || Arc::into_inner(record(0)).unwrap();
+        let long = TraceRecord {
+            path: format!("/{}", "a".repeat(60_000)),
+            method: Method::from_bytes("M".repeat(60_000).as_bytes()).unwrap(),
+            ..record()
+        };
+        let kept = long.bounded();
+        assert_eq!((kept.path.len(), kept.path.capacity()), (1024, 1024));
+        assert_eq!(kept.method.as_str(), "M".repeat(32));
+        let usual = TraceRecord { path: "/a".into(), method: Method::DELETE, ..record() };
+        let kept = usual.bounded();
+        assert_eq!((kept.path.as_str(), kept.method), ("/a", Method::DELETE));
     }
 
     #[test]

@@ -1,14 +1,33 @@
 //! The target of a request: which bytes make one, where it begins, and its normal form (RFC 3986 §6.2.2).
 
+use http::Method;
+
 use super::BadRequest;
 
 /// Bytes of a target at most: more, and the crate `http` makes no URI of it.
 pub const LONGEST_TARGET: usize = 65_534;
 
+/// Bytes of a path that are kept of a request, in traces and logs.
+const MOST_OF_PATH: usize = 1024;
+/// The same of a method's name; those that are registered have 17 at most.
+const MOST_OF_METHOD: usize = 32;
+
 /// A target that has no one reading, as a trace shows it: its path, and of that the begin.
 pub fn shown(target: &[u8]) -> String {
     let path = target.split(|b| *b == b'?').next().unwrap_or_default();
-    String::from_utf8_lossy(&path[..path.len().min(1024)]).into_owned()
+    String::from_utf8_lossy(&path[..path.len().min(MOST_OF_PATH)]).into_owned()
+}
+
+/// `path` as far as it is kept: a client may send as much as `limits.client.header_bytes` has.
+pub fn kept_path(path: String) -> String {
+    if path.len() > MOST_OF_PATH { shown(path.as_bytes()) } else { path }
+}
+
+/// The name of `method` as far as it is kept.
+pub fn kept_method(method: &Method) -> &str {
+    let name = method.as_str();
+    // A name is a token, which is ASCII (RFC 9110 §5.6.2).
+    name.get(..MOST_OF_METHOD).unwrap_or(name)
 }
 
 /// Refuses what is no target (RFC 9112 §3.2): its client has not made one of what it was given, and every
