@@ -6,6 +6,7 @@ mod contracts;
 mod deploys;
 mod paths;
 mod recorder;
+mod refused;
 mod requests;
 mod responses;
 mod state;
