@@ -32,7 +32,7 @@ fn edge() -> Edge {
 /// The `n`th request, of a client, with a key, a signature, a token or a host of its own.
 #[track_caller]
 fn refuse(connection: &mut Connection, n: u64) {
-    let [a, b, c, _] = (n as u32).to_be_bytes();
+    let [_, a, b, c] = (n as u32).to_be_bytes();
     let client = format!("10.{a}.{b}.{c}");
     let (key, session) = (format!("key-{n}"), format!("vango_session=user-{n}"));
     let (token, own) = (format!("guess-number-{n}"), format!("h{n}.unknown.localhost"));
