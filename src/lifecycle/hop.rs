@@ -10,7 +10,7 @@ const FIXED: [HeaderName; 9] = [
     header::CONNECTION,
     header::UPGRADE,
     header::TE,
-    // The edge drops trailers, so that their announcement would promise what does not come.
+    // Where trailers pass, `trailers` announces them anew.
     header::TRAILER,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
@@ -38,19 +38,36 @@ const KEPT: [HeaderName; 13] = [
     HeaderName::from_static("traceparent"),
 ];
 
-/// The names in `headers` that are not passed on. A token that is no field's name names nothing.
-pub fn fields(headers: &HeaderMap) -> Vec<HeaderName> {
-    let named = headers
-        .get_all(header::CONNECTION)
-        .iter()
+/// What a message's `Connection` says.
+fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(header::CONNECTION).iter();
+    lines
         .flat_map(|v| v.as_bytes().split(|b| *b == b','))
         .filter_map(|token| std::str::from_utf8(token.trim_ascii()).ok())
+}
+
+/// The names in `headers` that are not passed on. A token that is no field's name names nothing.
+pub fn fields(headers: &HeaderMap) -> Vec<HeaderName> {
+    let named = tokens(headers)
         // `close` and `keep-alive` name no field that is there: the usual case, without an allocation.
         .filter(|token| headers.contains_key(*token))
         .filter_map(|token| token.parse().ok())
         .filter(|name| !KEPT.contains(name));
     let fixed = FIXED.into_iter().filter(|name| headers.contains_key(name));
     named.chain(fixed).collect()
+}
+
+/// What the message's `Connection` names, whether it is there already or may come as a trailer.
+pub fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    let options = |token: &&str| {
+        token.eq_ignore_ascii_case("close") || token.eq_ignore_ascii_case("keep-alive")
+    };
+    tokens(headers).filter(|t| !options(t)).filter_map(|t| t.parse().ok()).collect()
+}
+
+/// Whether a field of this name belongs to one connection whatever `Connection` says.
+pub fn is_one(name: &HeaderName) -> bool {
+    FIXED.contains(name)
 }
 
 /// Takes them off a message whose body is framed anew.

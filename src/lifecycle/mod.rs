@@ -2,7 +2,7 @@
 //! next thing to do. No I/O, no clock, no randomness: the same inputs give the same steps.
 //!
 //! Read the files in the order a request meets them: [`origin`] says where it comes from, [`facts`] what
-//! it is, [`hop`] what of it belongs to the connection it came on, [`classify`] whose
+//! it is, [`hop`] what of it belongs to the connection it came on ([`trailers`] what may come behind a body), [`classify`] whose
 //! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
 //! [`access`] whether a preview is open to it,
 //! [`asset`] whether the artifact answers without the app, [`idempotency`] what a key's record says and
@@ -38,4 +38,5 @@ pub mod reply;
 pub mod resume;
 pub mod retry;
 pub mod trace;
+pub mod trailers;
 pub mod webhook;

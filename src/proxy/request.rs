@@ -10,6 +10,7 @@ use crate::lifecycle::asset::Visit;
 use crate::lifecycle::facts::ErrorForm;
 use crate::lifecycle::origin::Origin;
 use crate::lifecycle::reply::Reply;
+use crate::lifecycle::trailers::Trailers;
 use crate::snapshot::EnvView;
 use crate::store::record::ledger::StoredResponse;
 use crate::telemetry::TraceRecord;
@@ -55,6 +56,8 @@ pub struct Ctx {
     pub(super) client: Option<Arc<Client>>,
     /// Where it comes from: not always where its connection does.
     pub(super) origin: Option<Arc<Origin>>,
+    /// What may come behind its answer.
+    pub(super) trailers: Trailers,
     /// HTTP/2: the rest of its body is waited for.
     pub(super) expected: Option<ExpectedBody>,
 }
@@ -86,6 +89,7 @@ impl Ctx {
             first_byte: None,
             client: None,
             origin: None,
+            trailers: Trailers::default(),
             expected: None,
         }
     }

@@ -12,6 +12,7 @@ use pingora_proxy::Session;
 
 use crate::lifecycle::hop;
 use crate::lifecycle::retry::UpstreamFailure;
+use crate::lifecycle::trailers::Trailers;
 
 use super::client::Client;
 use super::watch;
@@ -31,16 +32,21 @@ fn not_for_the_client(status: StatusCode, headers: &HeaderMap) -> Vec<HeaderName
     out
 }
 
-/// Makes `response`, which Pingora read from an app, what the client is to get.
+/// Makes `response`, which Pingora read from an app, what the client is to get. `trailers` may come
+/// behind it.
 ///
 /// # Errors
 /// For a 101 to a request that asked for none: its connection stays one of HTTP.
-pub fn clean(response: &mut ResponseHeader) -> pingora::Result<()> {
+pub fn clean(response: &mut ResponseHeader, trailers: &mut Trailers) -> pingora::Result<()> {
     if response.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(broken(UpstreamFailure::Closed, "the app answered 101 unasked"));
     }
+    let announced = trailers.announced(&response.headers);
     for name in not_for_the_client(response.status, &response.headers) {
         response.remove_header(&name);
+    }
+    if let Some(names) = announced {
+        response.insert_header(header::TRAILER, names)?;
     }
     // The edge's own version, whichever the app speaks (RFC 9112 §2.3).
     response.set_version(Version::HTTP_11);
@@ -267,7 +273,7 @@ mod tests {
     #[test]
     fn an_unasked_101_is_no_answer() {
         let mut head = ResponseHeader::build(101, None).unwrap();
-        let refused = clean(&mut head).unwrap_err();
+        let refused = clean(&mut head, &mut Trailers::default()).unwrap_err();
         assert_eq!(refused.esource(), &ErrorSource::Upstream);
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::header::{self, HeaderMap};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, HttpPeer};
 use pingora::upstreams::peer::HttpUpstreamRequestPolicy;
@@ -23,6 +24,7 @@ use crate::lifecycle::classify::{Posture, classify, own_answer};
 use crate::lifecycle::facts::{self, Facts};
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::trace::Trace;
+use crate::lifecycle::trailers::Trailers;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
@@ -217,6 +219,7 @@ impl ProxyHttp for EdgeProxy {
         }
         let head = session.req_header();
         ctx.origin = ctx.client.as_ref().map(|c| c.origin_of(&head.headers));
+        ctx.trailers = Trailers::of(head);
         let method = head.method.clone();
         let parsed = received::target(head).and_then(|target| {
             if let Some(c) = &ctx.client {
@@ -364,6 +367,11 @@ impl ProxyHttp for EdgeProxy {
         let (facts, target) = (journey.facts(), &placement.allocation);
         let verdict = journey.verdict();
         headers::for_app(upstream, facts, target, verdict);
+        if ctx.trailers.asked {
+            // Said anew to the app's connection (RFC 9110 §10.1.4).
+            upstream.insert_header(header::TE, "trailers")?;
+            upstream.insert_header(header::CONNECTION, "te")?;
+        }
         if let Some(subject) = journey.app_subject() {
             let attempt = self.parts.gate.attempts.next(subject);
             upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;
@@ -402,7 +410,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
         ctx.heard = true;
-        response::clean(response)?;
+        response::clean(response, &mut ctx.trailers)?;
         if response.status.is_informational() {
             return Ok(());
         }
@@ -413,6 +421,16 @@ impl ProxyHttp for EdgeProxy {
         self.mark(response, ctx)?;
         self.keep_affinity(response, ctx)?;
         response.insert_header("x-request-id", ctx.id.header_value())
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Box<Ctx>,
+    ) -> pingora::Result<()> {
+        ctx.trailers.clean(trailers);
+        Ok(())
     }
 
     /// Nothing has been sent: any method may be tried elsewhere.

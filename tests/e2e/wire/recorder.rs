@@ -1,4 +1,4 @@
-//! An app that is nothing but a listener: it keeps what it was sent byte for byte, and answers 200 to
+//! An app that is nothing but a listener: it keeps what it was sent byte for byte, and answers the same to
 //! each request that it can read to its end, 400 to anything else, as servers do.
 
 use std::io::{Read, Write};
@@ -64,7 +64,13 @@ fn unchunked(text: &str) -> Option<(String, usize)> {
 }
 
 impl Recorder {
+    /// One that answers 200.
     pub fn start() -> Self {
+        Self::says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    }
+
+    /// One that answers this.
+    pub fn says(answer: &'static [u8]) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
@@ -72,7 +78,7 @@ impl Recorder {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (Ok(stream), all) = (stream, Arc::clone(&all)) else { return };
-                std::thread::spawn(move || serve(stream, &all));
+                std::thread::spawn(move || serve(stream, &all, answer));
             }
         });
         Self { address, seen }
@@ -92,7 +98,7 @@ impl Recorder {
     }
 }
 
-fn serve(mut stream: TcpStream, all: &Mutex<Vec<Seen>>) {
+fn serve(mut stream: TcpStream, all: &Mutex<Vec<Seen>>, answer: &[u8]) {
     let mut read = String::new();
     let fill = |read: &mut String, stream: &mut TcpStream| {
         let mut chunk = [0; 16 * 1024];
@@ -133,7 +139,7 @@ fn serve(mut stream: TcpStream, all: &Mutex<Vec<Seen>>) {
         read = rest.split_off(end);
         seen.body = rest;
         all.lock().unwrap().push(seen);
-        if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_err() {
+        if stream.write_all(answer).is_err() {
             return;
         }
     }

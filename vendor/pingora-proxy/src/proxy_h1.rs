@@ -1019,7 +1019,8 @@ where
 
                 Ok(HttpTask::UpgradedBody(data, end))
             }
-            HttpTask::Trailer(h) => Ok(HttpTask::Trailer(h)), // TODO: support trailers for h1
+            // vango-edge: none where the filter left none: HTTP/2 would send an empty block of fields.
+            HttpTask::Trailer(h) => Ok(HttpTask::Trailer(h.filter(|h| !h.is_empty()))),
             HttpTask::Done => Ok(task),
             HttpTask::Failed(_) => Ok(task), // Do nothing just pass the error down
         };

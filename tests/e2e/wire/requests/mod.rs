@@ -55,13 +55,13 @@ duplicate = "forward"
 "#;
 
 /// A path of each class of route. A request to each is one that its contract takes.
-const WAYS: [&str; 6] = ["/page", "/none", "/app", "/body", "/head", "/hook"];
+pub const WAYS: [&str; 6] = ["/page", "/none", "/app", "/body", "/head", "/hook"];
 
 /// The edge, the app behind it, and how a client trusts it.
-struct Wire {
-    edge: Edge,
-    app: Recorder,
-    _dir: TempDir,
+pub struct Wire {
+    pub edge: Edge,
+    pub app: Recorder,
+    pub dir: TempDir,
     config: Arc<ClientConfig>,
     keys: std::cell::Cell<u32>,
 }
@@ -73,7 +73,11 @@ impl Wire {
 
     /// With more in the node's file.
     fn start_with(more: &str) -> Self {
-        let app = Recorder::start();
+        Self::before(Recorder::start(), more)
+    }
+
+    /// Before this app.
+    pub fn before(app: Recorder, more: &str) -> Self {
         let (mut edge, dir) = edge_with(more);
         assert!(edge.stop().success());
         let secret = dir.path().join("hook");
@@ -87,14 +91,14 @@ impl Wire {
         std::fs::write(edge.apps().join("studylab.toml"), routes).unwrap();
         edge.start_again();
         let config = client_config(&dir, "one", &[b"h2"]);
-        let wire = Self { edge, app, _dir: dir, config, keys: std::cell::Cell::new(0) };
+        let wire = Self { edge, app, dir, config, keys: std::cell::Cell::new(0) };
         assert_eq!(wire.edge.get("/page").status, 200);
         wire.app.take();
         wire
     }
 
     /// What a request to `way` needs besides, for this body. The key is a new one.
-    fn needs(&self, way: &str, body: &str) -> Vec<(&'static str, String)> {
+    pub fn needs(&self, way: &str, body: &str) -> Vec<(&'static str, String)> {
         let n = self.keys.get() + 1;
         self.keys.set(n);
         let key = ("idempotency-key", format!("k{n}"));
@@ -115,7 +119,7 @@ impl Wire {
 
     /// POSTs `body` to `way` over HTTP/1.1, with `more` fields as they stand here, a length among
     /// them. `None` when the connection ends without an answer.
-    fn post(&self, way: &str, more: &str, body: &str) -> Option<Answer> {
+    pub fn post(&self, way: &str, more: &str, body: &str) -> Option<Answer> {
         let mut connection = self.edge.connect();
         let needs = self.needs(
             way,

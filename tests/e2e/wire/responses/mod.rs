@@ -4,6 +4,7 @@ mod ends;
 mod fields;
 mod interim;
 mod streams;
+mod trailers;
 mod whole;
 
 use std::fs;

@@ -13,6 +13,7 @@
 // limitations under the License.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use log::{debug, trace, warn};
 use pingora_error::{
     Error,
@@ -25,6 +26,7 @@ use std::pin::{pin, Pin};
 use std::task::{ready, Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::common::MAX_HEADERS;
 use crate::utils::BufRef;
 
 // TODO: make this dynamically adjusted
@@ -151,6 +153,9 @@ pub struct BodyReader {
     rewind_buf_len: usize,
     upstream: bool,
     body_buf_overread: Option<BytesMut>,
+    // vango-edge: an upstream's trailer section as it comes, and its fields once it is whole.
+    trailer_section: Vec<u8>,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 impl BodyReader {
@@ -162,6 +167,8 @@ impl BodyReader {
             rewind_buf_len: 0,
             upstream,
             body_buf_overread: None,
+            trailer_section: Vec::new(),
+            trailers: None,
         }
     }
 
@@ -827,7 +834,7 @@ impl BodyReader {
     {
         // parse section after last-chunk: https://datatracker.ietf.org/doc/html/rfc9112#section-7.1
         // This is the section after the final chunk we're trying to read, which can include
-        // HTTP1 trailers (currently we just discard them).
+        // HTTP1 trailers.
         // Really we are just waiting for a consecutive CRLF + CRLF to end the body.
         match self.body_state {
             PS::ChunkedFinal(read, trailers_read, existing_buf_end, end_read) => {
@@ -927,16 +934,64 @@ impl BodyReader {
                                 String::from_utf8_lossy(buf).escape_default(),
                             );
 
+                            self.keep_trailers(start + end_idx);
                             self.finish_body_buf(start + end_idx, n);
+                            self.parse_trailers()?;
                             return Ok(None);
                         }
                     }
                 }
+                self.keep_trailers(n);
             }
             _ => panic!("wrong body state: {:?}", self.body_state),
         }
         // indicate final section is not done
         Ok(Some(BufRef(0, 0)))
+    }
+
+    /// vango-edge: the fields that came behind the body, once it is whole.
+    pub fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
+        self.trailers.take()
+    }
+
+    /// vango-edge: keeps this much of the buffer, which is all of the trailer section that was read
+    /// now. Its sum was checked against TRAILER_SIZE_LIMIT. Trailers of requests are not kept.
+    fn keep_trailers(&mut self, end: usize) {
+        if let Some(buf) = self.body_buf.as_ref().filter(|_| self.upstream) {
+            self.trailer_section.extend_from_slice(&buf[..end]);
+        }
+    }
+
+    /// vango-edge: reads the section's fields as strictly as those of a head. Where they have two
+    /// readings the message has no end, and its connection is not used again.
+    fn parse_trailers(&mut self) -> Result<()> {
+        let section = std::mem::take(&mut self.trailer_section);
+        if section.len() <= CRLF.len() {
+            return Ok(());
+        }
+        let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let fields = match httparse::parse_headers(&section, &mut lines) {
+            Ok(httparse::Status::Complete((end, lines))) if end == section.len() => lines
+                .iter()
+                .map(|l| {
+                    let name = HeaderName::from_bytes(l.name.as_bytes()).ok()?;
+                    Some((name, HeaderValue::from_bytes(l.value).ok()?))
+                })
+                .collect::<Option<Vec<_>>>(),
+            _ => None,
+        };
+        let Some(fields) = fields else {
+            if let PS::Complete(read) = self.body_state {
+                self.body_state = PS::Done(read);
+            }
+            return Error::e_explain(INVALID_TRAILER_END, "Invalid trailer field");
+        };
+        let mut trailers = HeaderMap::with_capacity(fields.len());
+        for (name, value) in fields {
+            trailers.append(name, value);
+        }
+        self.trailers = Some(Box::new(trailers));
+        Ok(())
     }
 
     // Parses up to one CRLF at a time to determine if, given the body state,
@@ -1285,6 +1340,8 @@ pub struct BodyWriter {
     // Boxed to reduce inline size. Only used by the cancel-safe proxy task API.
     send_body_state: Box<SendBodyState>,
     send_finish_state: FinishWriteState,
+    // vango-edge: the last chunk, with the trailers behind it.
+    last_chunk: Bytes,
 }
 
 impl Default for BodyWriter {
@@ -1299,7 +1356,21 @@ impl BodyWriter {
             body_mode: BM::ToSelect,
             send_body_state: Box::new(SendBodyState::new()),
             send_finish_state: FinishWriteState::NotStarted,
+            last_chunk: Bytes::from_static(LAST_CHUNK),
         }
+    }
+
+    /// vango-edge: what is to go behind a chunked body; a body of another kind has no place for it.
+    pub fn set_trailers(&mut self, trailers: &HeaderMap) {
+        let mut out = BytesMut::from(&LAST_CHUNK[..3]);
+        for (name, value) in trailers {
+            // A value has no line end: http has checked it.
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), CRLF] {
+                out.put_slice(part);
+            }
+        }
+        out.put_slice(CRLF);
+        self.last_chunk = out.freeze();
     }
 
     pub fn init_chunked(&mut self) {
@@ -1480,7 +1551,7 @@ impl BodyWriter {
     {
         match self.body_mode {
             BM::ChunkedEncoding(written) => {
-                let res = stream.write_all(&LAST_CHUNK[..]).await;
+                let res = stream.write_all(&self.last_chunk).await;
                 self.body_mode = BM::Complete(written);
                 match res {
                     Ok(()) => Ok(Some(written)),
@@ -1724,7 +1795,7 @@ impl BodyWriter {
             match &mut self.send_finish_state {
                 FinishWriteState::Idle => {
                     // Start writing last chunk marker "0\r\n\r\n"
-                    let buf = WriteBuf::Simple(Bytes::from_static(&LAST_CHUNK[..]));
+                    let buf = WriteBuf::Simple(self.last_chunk.clone());
                     self.send_finish_state = FinishWriteState::WritingLastChunk(buf);
                 }
                 FinishWriteState::WritingLastChunk(buf) => {
@@ -3111,6 +3182,109 @@ mod tests {
         assert_eq!(res, None);
         assert_eq!(body_reader.body_state, ParseState::Complete(1));
         assert_eq!(body_reader.get_body_overread(), None);
+    }
+
+    /// Reads a chunked body that comes cut before each `at`.
+    async fn body_cut(upstream: bool, input: &[u8], at: &[usize]) -> (BodyReader, Result<()>) {
+        let mut mock_io = Builder::new();
+        let mut start = 0;
+        for end in at.iter().copied().chain([input.len()]) {
+            mock_io.read(&input[start..end]);
+            start = end;
+        }
+        let mut mock_io = mock_io.build();
+        let mut body_reader = BodyReader::new(upstream);
+        body_reader.init_chunked(b"");
+        loop {
+            match body_reader.read_body(&mut mock_io).await {
+                Ok(Some(_)) => {}
+                Ok(None) => return (body_reader, Ok(())),
+                Err(e) => return (body_reader, Err(e)),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn trailers_of_an_upstream_are_kept_however_they_are_cut() {
+        init_log();
+        let input = b"1\r\na\r\n0\r\nabc: hi\r\ndef:\r\nabc:  more \r\n\r\n";
+        let each: Vec<_> = (1..input.len()).collect();
+        let cuts = (1..input.len()).map(|at| vec![at]);
+        for at in cuts.chain([vec![], each]) {
+            let (mut body_reader, res) = body_cut(true, input, &at).await;
+            res.unwrap();
+            assert_eq!(body_reader.body_state, ParseState::Complete(1), "{at:?}");
+            let trailers = body_reader.take_trailers().unwrap();
+            let all: Vec<_> = trailers.get_all("abc").iter().collect();
+            assert_eq!(all, ["hi", "more"], "{at:?}");
+            assert_eq!((trailers.len(), &trailers["def"]), (3, &""), "{at:?}");
+            assert!(body_reader.take_trailers().is_none());
+            let (mut body_reader, res) = body_cut(false, input, &at).await;
+            res.unwrap();
+            assert!(body_reader.take_trailers().is_none(), "those of a request");
+        }
+        for at in [vec![], vec![9], vec![10]] {
+            let (mut body_reader, res) = body_cut(true, b"1\r\na\r\n0\r\n\r\n", &at).await;
+            res.unwrap();
+            assert!(body_reader.take_trailers().is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn trailers_end_where_the_next_message_begins() {
+        let input = b"1\r\na\r\n0\r\nabc: hi\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+        let (mut body_reader, res) = body_cut(true, input, &[]).await;
+        res.unwrap();
+        assert_eq!(body_reader.take_trailers().unwrap().len(), 1);
+        let next = body_reader.get_body_overread().unwrap();
+        assert_eq!(next, b"HTTP/1.1 200 OK\r\n\r\n");
+    }
+
+    #[tokio::test]
+    async fn trailers_with_two_readings_are_no_end_of_a_body() {
+        let many = "a: b\r\n".repeat(MAX_HEADERS + 1);
+        let bad = [
+            "HTTP/1.1 200 OK\r\n",
+            "a b: c\r\n",
+            "a : c\r\n",
+            ": c\r\n",
+            "a\r\n",
+            " a: b\r\n",
+            "a: b\r\n c\r\n",
+            "a: b\0\r\n",
+            "a: b\x7f\r\n",
+            many.as_str(),
+        ];
+        for section in bad {
+            let input = format!("1\r\na\r\n0\r\n{section}\r\n");
+            let (body_reader, res) = body_cut(true, input.as_bytes(), &[]).await;
+            assert_eq!(&INVALID_TRAILER_END, res.unwrap_err().etype(), "{section:?}");
+            assert!(!body_reader.body_complete(), "{section:?}: used again");
+        }
+    }
+
+    #[tokio::test]
+    async fn trailers_are_written_behind_a_chunked_body_alone() {
+        let mut trailers = HeaderMap::new();
+        trailers.append("abc", HeaderValue::from_static("hi"));
+        trailers.append("abc", HeaderValue::from_static("more"));
+        let mut mock_io = Builder::new()
+            .write(b"1\r\na\r\n")
+            .write(b"0\r\nabc: hi\r\nabc: more\r\n\r\n")
+            .build();
+        let mut body_writer = BodyWriter::new();
+        body_writer.init_chunked();
+        body_writer.write_body(&mut mock_io, b"a").await.unwrap();
+        body_writer.set_trailers(&trailers);
+        assert_eq!(body_writer.finish(&mut mock_io).await.unwrap(), Some(1));
+        assert_eq!(body_writer.finish(&mut mock_io).await.unwrap(), None);
+
+        let mut mock_io = Builder::new().write(b"a").build();
+        let mut body_writer = BodyWriter::new();
+        body_writer.init_content_length(1);
+        body_writer.write_body(&mut mock_io, b"a").await.unwrap();
+        body_writer.set_trailers(&trailers);
+        assert_eq!(body_writer.finish(&mut mock_io).await.unwrap(), Some(1));
     }
 
     #[tokio::test]

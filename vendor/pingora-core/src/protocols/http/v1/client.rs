@@ -852,11 +852,13 @@ impl HttpSession {
             trace!("Response body: {body:?}, upgraded: {}", self.upgraded);
             if self.upgraded {
                 Ok(HttpTask::UpgradedBody(body, end_of_body))
+            } else if let Some(trailers) = self.body_reader.take_trailers() {
+                // vango-edge: with the end of the body, which is no part of it.
+                Ok(HttpTask::Trailer(Some(trailers)))
             } else {
                 Ok(HttpTask::Body(body, end_of_body))
             }
         }
-        // TODO: support h1 trailer
     }
 
     /// Return the [Digest] of the connection

@@ -1533,6 +1533,14 @@ impl HttpSession {
         Ok(())
     }
 
+    /// vango-edge: what goes behind the body, which ends with it.
+    fn end_with(&mut self, trailers: Option<Box<header::HeaderMap>>) -> bool {
+        if let Some(trailers) = trailers {
+            self.body_writer.set_trailers(&trailers);
+        }
+        true
+    }
+
     async fn response_duplex(&mut self, task: HttpTask) -> Result<bool> {
         let end_stream = match task {
             HttpTask::Header(header, end_stream) => {
@@ -1549,7 +1557,7 @@ impl HttpSession {
                 self.write_non_empty_body(data, true).await?;
                 end_stream
             }
-            HttpTask::Trailer(_) => true, // h1 trailer is not supported yet
+            HttpTask::Trailer(trailers) => self.end_with(trailers),
             HttpTask::Done => true,
             HttpTask::Failed(e) => return Err(e),
         };
@@ -1602,7 +1610,7 @@ impl HttpSession {
                     self.buffer_body_data(data, true);
                     end_stream
                 }
-                HttpTask::Trailer(_) => true, // h1 trailer is not supported yet
+                HttpTask::Trailer(trailers) => self.end_with(trailers),
                 HttpTask::Done => true,
                 HttpTask::Failed(e) => {
                     // flush the data we have and quit
