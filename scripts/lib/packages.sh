@@ -50,6 +50,13 @@ need_packages() { # table
     cat "$log" >&2
     rm -f "$log"
     echo "apt-get could not install$missing; its words are above." >&2
+    case $missing in
+    *chromium*)
+      # https://snapcraft.io/blog/chromium-in-ubuntu-deb-to-snap-transition
+      echo "Ubuntu has Chromium as a snap only, which cannot read the folders of the tests: put a Chromium or" >&2
+      echo "Chrome of another source into PATH as 'chromium', then try again." >&2
+      ;;
+    esac
     return 1
   }
   rm -f "$log"

@@ -4,15 +4,19 @@
 //!
 //! A herd of sockets is no reason for that: [`AT_ONCE`] questions are open to a store at a time, the
 //! others wait in order for as long as their sockets may, and a question's time begins when it is sent.
+//! A store that is too slow for so many is asked fewer at a time, at last one ([`SHARES`]): only who had
+//! no answer alone is told that there is none.
 //! Time in which the edge itself did not run is not counted against the store ([`patience`]).
 
 use std::collections::HashMap;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 
 use crate::clock::Clock;
 use crate::contract::SessionStore;
@@ -26,7 +30,10 @@ use super::circuit::Circuit;
 /// How long a store has for its answer, connecting included, from when it is asked.
 pub const DEADLINE: Duration = Duration::from_millis(500);
 /// Questions that one environment's store is asked at a time.
-pub const AT_ONCE: usize = 32;
+pub const AT_ONCE: u32 = 32;
+/// How much of [`AT_ONCE`] one question takes; the next larger share when one had no answer beside others,
+/// and the next smaller one after [`AT_ONCE`] answers in a row. With the last it is alone.
+const SHARES: [u32; 3] = [1, 4, AT_ONCE];
 
 /// Reads an operator's secret now.
 pub trait StoreSecrets: Send + Sync {
@@ -76,7 +83,7 @@ pub struct Stores {
     /// Of environments whose store failed last; as many as there are environments.
     circuits: Mutex<HashMap<Environment, Circuit>>,
     /// Of environments whose store is being asked.
-    turns: Mutex<HashMap<Environment, Arc<Semaphore>>>,
+    turns: Mutex<HashMap<Environment, Arc<Turns>>>,
 }
 
 impl Stores {
@@ -98,38 +105,45 @@ impl Stores {
         };
         let environment = &ask.view.environment;
         let turns = self.turns(environment);
-        let Ok(Ok(_turn)) = tokio::time::timeout(within, turns.acquire()).await else {
-            return StoreAnswer::Unavailable;
-        };
-        let now = self.clock.now();
-        if !self.circuit(environment, |c| c.admit(now)) {
+        let until = Instant::now() + within;
+        loop {
+            let Some(turn) = turns.take(until).await else { return StoreAnswer::Unavailable };
+            let now = self.clock.now();
+            if !self.circuit(environment, |c| c.admit(now)) {
+                return StoreAnswer::Unavailable;
+            }
+            let mut admitted = Admitted { stores: self, environment, reported: false };
+            let answer = patience(DEADLINE, store.has(ask)).await;
+            let failure = match answer {
+                Ok(Ok(there)) => {
+                    admitted.reported = true;
+                    self.circuit(environment, Circuit::answered);
+                    turns.answered();
+                    return if there { StoreAnswer::Present } else { StoreAnswer::Absent };
+                }
+                Ok(Err(failure)) => failure.to_string(),
+                Err(OutOfPatience) if turn.alone() => format!("no answer within {DEADLINE:?}"),
+                Err(OutOfPatience) => {
+                    turns.too_many(turn.share);
+                    continue;
+                }
+            };
+            admitted.reported = true;
+            let now = self.clock.now();
+            self.circuit(environment, |c| c.failed(now));
+            log::warn!("{environment}: session store: {failure}");
             return StoreAnswer::Unavailable;
         }
-        let mut admitted = Admitted { stores: self, environment, reported: false };
-        let answer = patience(DEADLINE, store.has(ask)).await;
-        admitted.reported = true;
-        let failure = match answer {
-            Ok(Ok(there)) => {
-                self.circuit(environment, Circuit::answered);
-                return if there { StoreAnswer::Present } else { StoreAnswer::Absent };
-            }
-            Ok(Err(failure)) => failure.to_string(),
-            Err(OutOfPatience) => format!("no answer within {DEADLINE:?}"),
-        };
-        let now = self.clock.now();
-        self.circuit(environment, |c| c.failed(now));
-        log::warn!("{environment}: session store: {failure}");
-        StoreAnswer::Unavailable
     }
 
-    fn turns(&self, environment: &Environment) -> Arc<Semaphore> {
+    fn turns(&self, environment: &Environment) -> Arc<Turns> {
         let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turns) = all.get(environment) {
             return Arc::clone(turns);
         }
         // Stores that are not being asked now: the map stays as small as what is going on.
         all.retain(|_, turns| Arc::strong_count(turns) > 1);
-        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        let turns = Arc::new(Turns::new());
         all.insert(environment.clone(), Arc::clone(&turns));
         turns
     }
@@ -142,6 +156,82 @@ impl Stores {
             circuits.remove(environment);
         }
         out
+    }
+}
+
+/// How many questions may be open to one store.
+struct Turns {
+    places: Semaphore,
+    /// Which of [`SHARES`] counts now.
+    share: AtomicU32,
+    /// Answers in a row since it last changed.
+    answers: AtomicU32,
+}
+
+/// A question's turn; over when dropped.
+struct Turn<'a> {
+    turns: &'a Turns,
+    share: u32,
+    began_alone: bool,
+    _places: SemaphorePermit<'a>,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self {
+            places: Semaphore::new(AT_ONCE as usize),
+            share: AtomicU32::new(0),
+            answers: AtomicU32::new(0),
+        }
+    }
+
+    fn share(&self) -> u32 {
+        SHARES[self.share.load(Ordering::Relaxed) as usize]
+    }
+
+    /// The next turn, none when it does not come before `until`.
+    async fn take(&self, until: Instant) -> Option<Turn<'_>> {
+        loop {
+            let share = self.share();
+            let places = timeout_at(until, self.places.acquire_many(share)).await.ok()?.ok()?;
+            // The share may have grown while this one waited: then it waits again, for as much as others
+            // take now.
+            if share >= self.share() {
+                let mut turn = Turn { turns: self, share, began_alone: false, _places: places };
+                turn.began_alone = turn.no_other_is_open();
+                return Some(turn);
+            }
+        }
+    }
+
+    fn answered(&self) {
+        if self.answers.fetch_add(1, Ordering::Relaxed) + 1 >= AT_ONCE {
+            self.answers.store(0, Ordering::Relaxed);
+            let less = |share: u32| share.checked_sub(1);
+            let _ = self.share.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
+
+    /// A question had no answer in its time while others of `share` were open.
+    fn too_many(&self, share: u32) {
+        self.answers.store(0, Ordering::Relaxed);
+        // All that were open at once run out of time together: one step for all of them.
+        let more = |now: u32| {
+            let last = SHARES.len() as u32 - 1;
+            (SHARES[now as usize] == share && now < last).then_some(now + 1)
+        };
+        let _ = self.share.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+}
+
+impl Turn<'_> {
+    /// Whether no other question was open, neither at the beginning nor now: the store is slow by itself.
+    fn alone(&self) -> bool {
+        self.began_alone && self.no_other_is_open()
+    }
+
+    fn no_other_is_open(&self) -> bool {
+        self.turns.places.available_permits() + self.share as usize == AT_ONCE as usize
     }
 }
 
@@ -322,7 +412,7 @@ mod tests {
         assert!(herd.await.iter().all(|a| *a == StoreAnswer::Present));
         // More than twice the store's own time, of which each question took 20 ms.
         assert!(began.elapsed() > DEADLINE * 2);
-        assert_eq!(counts[1].load(Ordering::SeqCst), AT_ONCE);
+        assert_eq!(counts[1].load(Ordering::SeqCst), AT_ONCE as usize);
         // One whose turn does not come in its own time is not asked, and is no failure of the store's.
         let mut late = futures_util::future::join_all(
             (0..=AT_ONCE).map(|_| stores.ask(&ask, Duration::from_millis(10))),
@@ -331,6 +421,50 @@ mod tests {
         assert_eq!(late.pop(), Some(StoreAnswer::Unavailable));
         assert!(late.iter().all(|a| *a == StoreAnswer::Present));
         assert_eq!(stores.ask(&ask, LONG).await, StoreAnswer::Present);
+    }
+
+    /// Answers one after the other, as an app that a busy machine gives little time.
+    struct OneByOne(tokio::sync::Mutex<()>, Duration);
+
+    #[async_trait]
+    impl DurableStore for OneByOne {
+        async fn has(&self, _: &Ask<'_>) -> Result<bool, StoreFailure> {
+            let _next = self.0.lock().await;
+            tokio::time::sleep(self.1).await;
+            Ok(true)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_too_slow_for_many_is_asked_fewer_at_a_time_and_loses_no_session() {
+        for ms in [20, 100, 400] {
+            let store =
+                || Box::new(OneByOne(tokio::sync::Mutex::default(), Duration::from_millis(ms)));
+            let stores = Stores::new(store(), store(), Arc::new(ManualClock::new()));
+            let view = view();
+            let id = SessionId::new("s-1", FoundIn::Query).unwrap();
+            let ask = Ask { view: &view, target: &view.ready[0], id: &id };
+            let within = Duration::from_millis(ms) * 300 + LONG;
+            let herd = futures_util::future::join_all((0..200).map(|_| stores.ask(&ask, within)));
+            let present = herd.await.iter().filter(|a| **a == StoreAnswer::Present).count();
+            assert_eq!(present, 200, "at {ms} ms each");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_herd_learns_within_seconds_that_its_store_is_away() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let silent = || Box::new(Scripted { answers: Mutex::default(), asked: Arc::clone(&asked) });
+        let stores = Stores::new(silent(), silent(), Arc::new(ManualClock::new()));
+        let view = view();
+        let id = SessionId::new("s-1", FoundIn::Query).unwrap();
+        let ask = Ask { view: &view, target: &view.ready[0], id: &id };
+        let began = Instant::now();
+        let herd = futures_util::future::join_all((0..2000).map(|_| stores.ask(&ask, LONG)));
+        assert!(herd.await.iter().all(|a| *a == StoreAnswer::Unavailable));
+        // All at once, a few at once, and three alone, which open the circuit.
+        assert_eq!(began.elapsed(), DEADLINE * 5);
+        assert_eq!(asked.load(Ordering::SeqCst), 32 + 8 + 3);
     }
 
     #[tokio::test]
