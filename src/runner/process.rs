@@ -21,11 +21,11 @@ use super::pidfd::PidFd;
 use super::running::{AFTER_KILL, Ended, Running, end_process, kill_marked};
 use super::spawn::{self, Place, Port};
 use super::{
-    AdoptError, AdoptSpec, Exit, FreezeError, ProcessIdentity, Room, Runner, StartError, StartSpec,
-    Started, StopError, log, proc,
+    AdoptError, AdoptSpec, Exit, ExitStatus, FreezeError, ProcessIdentity, Room, Runner,
+    StartError, StartSpec, Started, StopError, log, proc,
 };
 
-/// Outputs of ended allocations that are kept.
+/// Ended allocations of which something is kept.
 const ENDED: usize = 64;
 
 /// What a [`ProcessRunner`] works with.
@@ -62,10 +62,24 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct State {
     running: HashMap<AllocationId, Arc<Running>>,
-    ended: VecDeque<(AllocationId, Arc<Tail>)>,
+    ended: VecDeque<Past>,
     /// The highest generation of each environment that was started here.
     started: HashMap<Environment, Generation>,
     logs: HashMap<Environment, Arc<LogFile>>,
+}
+
+/// What is kept of an allocation whose process has ended.
+struct Past {
+    allocation: AllocationId,
+    tail: Arc<Tail>,
+    /// How it ended, unless it was asked to.
+    by_itself: Option<ExitStatus>,
+}
+
+impl State {
+    fn past(&self, allocation: &AllocationId) -> Option<&Past> {
+        self.ended.iter().find(|past| past.allocation == *allocation)
+    }
 }
 
 impl ProcessRunner {
@@ -225,7 +239,7 @@ impl Shared {
             if let Some(pump) = pump {
                 let _ = pump.await;
             }
-            shared.retire(&running);
+            shared.retire(&running, status);
             tell.send_replace(Some(Ended { status, left }));
             let exit = Exit {
                 allocation: running.allocation.clone(),
@@ -239,11 +253,15 @@ impl Shared {
         watched
     }
 
-    fn retire(&self, running: &Running) {
+    fn retire(&self, running: &Running, status: ExitStatus) {
         spawn::remove_dir(&self.options.run_dir, &running.allocation);
         let mut state = self.state();
         state.running.remove(&running.allocation);
-        state.ended.push_back((running.allocation.clone(), Arc::clone(&running.tail)));
+        state.ended.push_back(Past {
+            allocation: running.allocation.clone(),
+            tail: Arc::clone(&running.tail),
+            by_itself: (!running.asked.load(Ordering::Acquire)).then_some(status),
+        });
         if state.ended.len() > ENDED {
             state.ended.pop_front();
         }
@@ -320,7 +338,10 @@ impl Runner for ProcessRunner {
 
     async fn ready(&self, allocation: &AllocationId) -> Result<(), StartError> {
         let Some(running) = self.running(allocation) else {
-            return Err(StartError::Stopped);
+            // It may have ended before this was asked: without its status, a broken app would be taken for
+            // one that was stopped.
+            let status = self.shared.state().past(allocation).and_then(|past| past.by_itself);
+            return Err(status.map_or(StartError::Stopped, StartError::Exited));
         };
         let last = Mutex::new("none was made".to_owned());
         let left = Duration::from_nanos(
@@ -443,10 +464,52 @@ impl Runner for ProcessRunner {
 
     fn log_tail(&self, allocation: &AllocationId, max: usize) -> Option<String> {
         let state = self.shared.state();
-        let tail =
-            state.running.get(allocation).map(|r| &r.tail).or_else(|| {
-                state.ended.iter().find(|(id, _)| id == allocation).map(|(_, tail)| tail)
-            });
+        let running = state.running.get(allocation).map(|r| &r.tail);
+        let tail = running.or_else(|| state.past(allocation).map(|past| &past.tail));
         tail.map(|tail| tail.last(max))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::id::{Digest, Epoch};
+    use crate::runner::{ReadyCheck, ResourceLimits};
+
+    #[tokio::test]
+    async fn one_that_ended_before_its_readiness_is_asked_for_ended_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let runner = ProcessRunner::new(ProcessRunnerOptions {
+            run_dir: dir.path().to_owned(),
+            log_bytes: 4096,
+            clock: Arc::new(SystemClock::new()),
+            max_processes: 1,
+        })
+        .unwrap();
+        let mut exits = runner.exits().unwrap();
+        let allocation: AllocationId = "al-aaaaaaaaaaaaaaaa".parse().unwrap();
+        let spec = StartSpec {
+            allocation: allocation.clone(),
+            environment: "studylab".parse().unwrap(),
+            generation: Generation(1),
+            epoch: Epoch(1),
+            digest: Digest::from_bytes([1; 32]),
+            root: dir.path().to_owned(),
+            command: ["sh", "-c", "echo broken; exit 3"].map(str::to_owned).into(),
+            env: Vec::new(),
+            ready: ReadyCheck::Tcp,
+            start_timeout: Duration::from_secs(60),
+            limits: ResourceLimits::default(),
+            host: "localhost".into(),
+        };
+        let room = runner.try_room().unwrap();
+        runner.start(spec, room).await.unwrap();
+        assert_eq!(exits.recv().await.unwrap().allocation, allocation);
+        let ready = runner.ready(&allocation).await;
+        assert!(matches!(ready, Err(StartError::Exited(ExitStatus::Code(3)))), "{ready:?}");
+        assert_eq!(runner.log_tail(&allocation, 100).unwrap(), "broken\n");
+        let unknown: AllocationId = "al-bbbbbbbbbbbbbbbb".parse().unwrap();
+        assert!(matches!(runner.ready(&unknown).await, Err(StartError::Stopped)));
     }
 }
