@@ -4,8 +4,9 @@
 
 : "${VANGO_EDGE_CACHE:=${XDG_CACHE_HOME:-$HOME/.cache}/vango-edge}"
 export VANGO_EDGE_CACHE
-# Outside the clone and always the same, so that a fresh clone compiles only its own crates.
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$VANGO_EDGE_CACHE/target}"
+# shellcheck source=scripts/lib/target.sh
+. scripts/lib/target.sh
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$(target_dir)}"
 
 # Sessions that this script leads; each is ended with all of its processes. Those of the second list are
 # killed: a bare Pingora waits for five minutes after SIGTERM.
