@@ -55,6 +55,17 @@ nix::setsockopt_impl!(
     nix::sys::socket::sockopt::SetStruct<u32>
 );
 
+#[derive(Clone)]
+struct AttachFilter;
+
+nix::setsockopt_impl!(
+    AttachFilter,
+    libc::SOL_SOCKET,
+    libc::SO_ATTACH_FILTER,
+    libc::sock_fprog,
+    nix::sys::socket::sockopt::SetStruct<libc::sock_fprog>
+);
+
 /// How long a connection without a request is left open once the edge stops.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -72,6 +83,8 @@ pub struct Listener {
     /// Where it listens; the kernel's choice when port 0 was asked for.
     pub address: SocketAddr,
     tls: Option<Tls>,
+    /// The service manager has it too, and gives it to the next process.
+    shared: bool,
 }
 
 /// What a listener with TLS needs.
@@ -98,7 +111,7 @@ pub fn bind(address: SocketAddr, both: bool) -> std::io::Result<Listener> {
     socket.bind(address)?;
     let listener = socket.listen(BACKLOG)?;
     let address = listener.local_addr()?;
-    Ok(Listener { listener, address, tls: None })
+    Ok(Listener { listener, address, tls: None, shared: false })
 }
 
 /// A socket that listens already, handed over by the service manager.
@@ -109,7 +122,45 @@ pub fn adopt(listener: std::net::TcpListener) -> std::io::Result<Listener> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let address = listener.local_addr()?;
-    Ok(Listener { listener, address, tls: None })
+    Ok(Listener { listener, address, tls: None, shared: true })
+}
+
+/// Has the kernel drop every SYN to `listener`, with a filter of four instructions (SO_ATTACH_FILTER, socket(7)):
+/// what it has queued can then be taken to the last one. Without it a client that connects between
+/// the last accept and the close is reset. One whose SYN was dropped sends another, and is refused then.
+fn take_no_new(listener: &TcpListener) -> nix::Result<()> {
+    let code = |class: u32, rest: u32| (class | rest) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    // A filter of a TCP socket sees the segment from its header on (RFC 9293 §3.1).
+    let (flags, syn) = (13, 2);
+    let mut program = [
+        step(code(libc::BPF_LD, libc::BPF_B | libc::BPF_ABS), 0, 0, flags),
+        step(code(libc::BPF_JMP, libc::BPF_JSET | libc::BPF_K), 0, 1, syn),
+        step(code(libc::BPF_RET, libc::BPF_K), 0, 0, 0),
+        step(code(libc::BPF_RET, libc::BPF_K), 0, 0, u32::MAX),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    setsockopt(listener, AttachFilter, &program)
+}
+
+/// The connections that the kernel has queued, asked of the kernel itself: what Tokio knows of a listener is
+/// as old as its last look at all sockets, which on a busy machine is before many of them came.
+fn queued(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let listener = listener.into_std().ok();
+    let accept = move || loop {
+        match listener.as_ref()?.accept() {
+            Ok((tcp, peer)) => {
+                let tcp = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp));
+                if let Ok(tcp) = tcp {
+                    return Some((tcp, peer));
+                }
+            }
+            // This one is gone again (accept(2)).
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(_) => return None,
+        }
+    };
+    std::iter::from_fn(accept)
 }
 
 impl Listener {
@@ -223,7 +274,7 @@ impl Serving {
     pub async fn accept(self: Arc<Self>, listener: Listener) {
         let mut stopped = self.stop.subscribe();
         let tls = listener.tls.map(Arc::new);
-        let (listener, address) = (listener.listener, listener.address);
+        let (listener, address, shared) = (listener.listener, listener.address, listener.shared);
         // Accepted sockets inherit it. Without it they only take more memory.
         let _ = setsockopt(&listener, NotSentLowAt, &UNSENT);
         let accepting = self.accept_forever(&listener, address, tls.as_ref());
@@ -233,10 +284,11 @@ impl Serving {
             _ = stopped.wait_for(|s| *s) => {}
             () = self.turns.run(Urgency::of_acceptor(), accepting) => {}
         }
-        // Those who are still coming fill it again: not for ever.
-        for _ in 0..BACKLOG {
-            let queued = tokio::time::timeout(Duration::ZERO, listener.accept());
-            let Ok(Ok((tcp, peer))) = queued.await else { return };
+        if !shared && let Err(e) = take_no_new(&listener) {
+            log::warn!("{address}: clients that connect while it is closed are reset: {e}");
+        }
+        // Where it takes new ones, they fill it again: not for ever.
+        for (tcp, peer) in queued(listener).take(BACKLOG as usize) {
             self.connected(tcp, peer, tls.as_ref());
         }
     }
@@ -425,5 +477,26 @@ impl Serving {
     pub async fn closed_within(&self, limit: Duration) -> usize {
         let _ = tokio::time::timeout(limit, self.admission.until_empty()).await;
         self.open()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_kernel_has_queued_is_taken_to_the_last_and_nothing_more_comes() {
+        let Listener { listener, address, .. } =
+            bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
+        // Nothing has looked at the sockets of this runtime yet.
+        let clients: Vec<_> = (0..50).map(|_| connect().unwrap()).collect();
+        take_no_new(&listener).unwrap();
+        assert!(connect().is_err(), "its SYN is dropped");
+        let taken: Vec<_> = queued(listener).map(|(_, peer)| peer).collect();
+        let asked: Vec<_> = clients.iter().map(|c| c.local_addr().unwrap()).collect();
+        assert_eq!(taken, asked);
+        let refused = connect().unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     }
 }
