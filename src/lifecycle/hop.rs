@@ -53,7 +53,8 @@ pub fn fields(headers: &HeaderMap) -> Vec<HeaderName> {
         .filter(|token| headers.contains_key(*token))
         .filter_map(|token| token.parse().ok())
         .filter(|name| !KEPT.contains(name));
-    let fixed = FIXED.into_iter().filter(|name| headers.contains_key(name));
+    // Over what is there, which is little: nine lookups, each with a hash, are five times as many instructions.
+    let fixed = headers.keys().filter(|name| is_one(name)).cloned();
     named.chain(fixed).collect()
 }
 
