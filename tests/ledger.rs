@@ -26,8 +26,8 @@ use vango_edge::store::record::ledger::{
     AttemptState, Evidence, StoredHead, StoredResponse, Subject, key,
 };
 use vango_edge::store::{
-    Engine, Entry, LeaseId, MemoryStore, Options, Page, Range, RocksStore, Scan, StateStore,
-    Storage, StorageError, StoreError, Txn, Watch, Write,
+    Engine, Entry, LeaseId, MemoryStore, Options, Page, Range, Scan, StateStore, Storage,
+    StorageError, StoreError, Txn, Watch, Write,
 };
 
 struct World {
@@ -396,6 +396,8 @@ struct OnDisk {
     unsynced: Mutex<Vec<Write>>,
     syncs: AtomicU64,
     failing: AtomicBool,
+    /// Reads that found it failing.
+    looks: AtomicU64,
     failed: Mutex<Vec<Write>>,
 }
 
@@ -425,6 +427,9 @@ impl Disk {
 impl Storage for Disk {
     const BLOCKING: bool = false;
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        if self.0.failing.load(Ordering::SeqCst) {
+            self.0.looks.fetch_add(1, Ordering::SeqCst);
+        }
         self.0.seen.get(key)
     }
     fn scan(&self, range: &Range, beside: &[u8]) -> Result<Scan, StorageError> {
@@ -498,7 +503,14 @@ async fn what_was_never_sent_is_free_again_after_a_sync_that_failed() {
     assert_eq!(ledger.at_work(), 2, "those of which it is not known");
     // Nothing is seen of it, which says nothing.
     assert_eq!(state(&ledger, &fresh).await, None);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Both have tried again.
+    let looks = || disk.0.looks.load(Ordering::SeqCst);
+    let (before, again) = (looks(), async |least| {
+        while looks() < least {
+            tokio::task::yield_now().await;
+        }
+    });
+    tokio::time::timeout(Duration::from_secs(60), again(before + 4)).await.unwrap();
     assert_eq!(ledger.at_work(), 2);
     disk.0.failing.store(false, Ordering::SeqCst);
     world.clock.advance(Duration::from_secs(6));
@@ -507,51 +519,6 @@ async fn what_was_never_sent_is_free_again_after_a_sync_that_failed() {
     for claim in [&fresh, &reserved] {
         assert_eq!(state(&ledger, claim).await, None);
         assert_eq!(send(&ledger, claim).await.attempt(), 1, "free, and sent for the first time");
-    }
-}
-
-/// `cargo test --test ledger -- --ignored --nocapture what_a_keyed` on the disk that is asked about.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "prints figures of this machine's disk"]
-async fn what_a_keyed_action_costs() {
-    use vango_edge::clock::{Clock, SystemClock};
-    let dir = std::env::var_os("VANGO_EDGE_TEST_DISK").map_or_else(std::env::temp_dir, Into::into);
-    let dir = tempfile::tempdir_in(dir).unwrap();
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let store =
-        Arc::new(RocksStore::open(dir.path(), Arc::clone(&clock), Options::default()).unwrap());
-    let holder = Holder { node: "n".into(), run: "1".into() };
-    let limits = LedgerLimits { max_records: 1 << 20, max_response: 65_536 };
-    let ledger =
-        Ledger::new(store, Arc::clone(&clock), holder, limits, tokio::runtime::Handle::current());
-    for at_once in [1, 16] {
-        let mut clients = tokio::task::JoinSet::new();
-        let began = clock.now();
-        for client in 0..at_once {
-            let (ledger, clock) = (Arc::clone(&ledger), Arc::clone(&clock));
-            clients.spawn(async move {
-                let mut times = Vec::new();
-                for n in 0..200 {
-                    let c = claim(&format!("{at_once}-{client}-{n}"), "b", "r");
-                    let (began, sending) = (clock.now(), send(&ledger, &c).await);
-                    let forwarded = clock.now();
-                    sending.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
-                    times.push((forwarded.since(began), clock.now().since(forwarded)));
-                }
-                times
-            });
-        }
-        let times: Vec<_> = clients.join_all().await.into_iter().flatten().collect();
-        let took = clock.now().since(began);
-        for (what, mut all) in [
-            ("claim", times.iter().map(|t| t.0).collect::<Vec<_>>()),
-            ("completion", times.iter().map(|t| t.1).collect()),
-        ] {
-            all.sort_unstable();
-            let at = |share: usize| all[(all.len() - 1) * share / 100];
-            println!("{at_once} at once, {what}: median {:?}, p99 {:?}", at(50), at(99));
-        }
-        println!("{at_once} at once: {} actions in {took:?}", times.len());
     }
 }
 

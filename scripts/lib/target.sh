@@ -9,7 +9,7 @@ target_dir() {
   printf '%s/target-%s' "$VANGO_EDGE_CACHE" "$(pwd -P | sha256sum | cut -c1-12)"
 }
 
-# Makes the folder, unless somebody else chose it.
+# Makes the folder, unless CARGO_TARGET_DIR chose another.
 prepare_target() {
   [ "$CARGO_TARGET_DIR" = "$(target_dir)" ] || return 0
   mkdir -p "$VANGO_EDGE_CACHE"
@@ -37,6 +37,7 @@ new_target() {
     *" $from "*) rmdir "$part" && mv "$from" "$part" ;;
     *)
       echo "What $clone has compiled is copied for this clone."
+      step "copying $from" 'Run it again: it begins anew.'
       copy_target "$from" "$part"
       ;;
     esac
@@ -64,7 +65,7 @@ copy_target() { # from to
 # gets that one's time, and every other one is new.
 times_of() { # clone
   local file
-  find . -name .git -prune -o -type f -print0 | while IFS= read -r -d '' file; do
+  find . \( -name .git -o -path ./target \) -prune -o -type f -print0 | while IFS= read -r -d '' file; do
     if cmp -s "$file" "$1/$file"; then touch -r "$1/$file" "$file"; else touch "$file"; fi
   done
 }

@@ -72,7 +72,7 @@ pub enum Unread {
 }
 
 /// Reads the whole body, at most `limit` bytes, within `within`. Answers `100-continue` first, since
-/// nobody else will: the app sees the request only once it is whole.
+/// the app will not: it sees the request only once it is whole.
 pub async fn read_whole(
     session: &mut Session,
     limit: u64,

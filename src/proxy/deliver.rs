@@ -1,4 +1,4 @@
-//! Sends what is kept on record, and writes its response to whoever still waits: the shell around
+//! Sends what is kept on record, and writes its response to the client that still waits: the shell around
 //! [`super::exchange`] for one request.
 
 use std::sync::Arc;
@@ -122,7 +122,7 @@ pub async fn deliver(
     })
 }
 
-/// Writes that the request is about to be sent; from here on it is, or nobody knows.
+/// Writes that the request is about to be sent; from here on it is, or its outcome is unknown.
 async fn record(
     gate: &Gate,
     journey: &mut Journey,
@@ -179,7 +179,7 @@ struct Between {
 
 impl Between {
     /// Passes the client's body on, and what the app says meanwhile, until there is an answer. What is left
-    /// of the body then is for whoever writes that.
+    /// of the body then is read by what writes that.
     async fn pump(
         mut self,
         session: &mut Session,

@@ -92,7 +92,7 @@ pub async fn connect(address: SocketAddr, within: Duration) -> std::io::Result<C
     let (sender, driver) =
         app::http().handshake(TokioIo::new(Leg::new(tcp))).await.map_err(std::io::Error::other)?;
     let driver = tokio::spawn(async move {
-        // What ends a connection is told to whoever waits for the response.
+        // What ends a connection is told to the task that waits for the response.
         let _ = driver.await;
     });
     Ok(Connection { sender, driver })
@@ -166,7 +166,7 @@ pub async fn run(
     let whole = kept.freeze();
     let stored = StoredResponse { head: stored_head(&head), body: whole.clone() };
     end(sending, Came::Whole { status }, Some(stored)).await;
-    // Nobody may be waiting any more.
+    // Its client may have left.
     let _ = tell.send(Delivered::Whole(head, whole));
 }
 
@@ -202,7 +202,7 @@ async fn next(body: &mut Incoming, within: Duration) -> Result<Option<Bytes>, Up
     }
 }
 
-/// The rest goes to the client as it comes; without a client there is nobody to read it for.
+/// The rest goes to the client as it comes; without a client it is not read.
 async fn stream_on(
     head: http::response::Parts,
     first: Bytes,

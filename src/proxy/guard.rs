@@ -159,7 +159,7 @@ impl Guarded {
     }
 
     /// Whether what is written may wait for what is written next. Frames of HTTP/2 and of a live
-    /// socket are put together by whoever writes them.
+    /// socket are put together by what writes them.
     fn gathers(&self) -> bool {
         !matches!(self.client.phase().0, Phase::Multiplexed | Phase::Upgraded)
     }

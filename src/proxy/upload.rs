@@ -109,7 +109,7 @@ pub struct Beside<'a> {
     pub journey: &'a mut Journey,
     /// What it is passed with.
     pub gate: &'a Gate,
-    /// Why the edge cut it off, which nobody can be told any more.
+    /// Why the edge cut it off, which no client can be told any more.
     pub refused: Option<Reply>,
 }
 

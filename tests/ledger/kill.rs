@@ -157,7 +157,7 @@ fn state(name: &str) -> State {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a process that what_was_recorded_over_kills_is_linearizable starts and kills"]
+#[ignore = "a child process: cargo test --test ledger what_was_recorded_over_kills_is_linearizable"]
 async fn child_works() {
     let Some(dir) = process::dir() else { return };
     let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();

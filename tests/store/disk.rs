@@ -94,7 +94,7 @@ async fn another_process_is_named() {
 }
 
 #[tokio::test]
-#[ignore = "a process that another_process_is_named starts"]
+#[ignore = "a child process: cargo test --test store another_process_is_named"]
 async fn child_holds_the_store() {
     let Some(dir) = process::dir() else { return };
     let _store = open(&dir, &Arc::new(ManualClock::new()));
@@ -117,7 +117,7 @@ async fn rocksdbs_own_lock_is_told_apart() {
 }
 
 #[test]
-#[ignore = "a process that rocksdbs_own_lock_is_told_apart starts"]
+#[ignore = "a child process: cargo test --test store rocksdbs_own_lock_is_told_apart"]
 fn child_holds_rocksdbs_lock() {
     let Some(dir) = process::dir() else { return };
     let path = dir.join("db/LOCK");
@@ -261,7 +261,7 @@ fn ignore_sigxfsz() {
 }
 
 #[tokio::test]
-#[ignore = "a process that a_disk_that_refuses_writes_harms_no_read_and_heals starts"]
+#[ignore = "a child process: cargo test --test store a_disk_that_refuses_writes_harms_no_read_and_heals"]
 async fn child_meets_a_full_disk() {
     let Some(dir) = process::dir() else { return };
     let clock = Arc::new(ManualClock::new());
@@ -272,7 +272,7 @@ async fn child_meets_a_full_disk() {
 
 /// There is room for the probe, not for what opening the database writes: it is opened for reading.
 #[tokio::test]
-#[ignore = "a process that a_disk_that_refuses_writes_harms_no_read_and_heals starts"]
+#[ignore = "a child process: cargo test --test store a_disk_that_refuses_writes_harms_no_read_and_heals"]
 async fn child_meets_a_disk_too_full_to_open() {
     let Some(dir) = process::dir() else { return };
     let clock = Arc::new(ManualClock::new());

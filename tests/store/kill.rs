@@ -75,7 +75,7 @@ async fn assert_complete(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a process that what_was_acknowledged_survives_kill_9 starts and kills"]
+#[ignore = "a child process: cargo test --test store what_was_acknowledged_survives_kill_9"]
 async fn child_writes() {
     let Some(dir) = process::dir() else { return };
     let store = Arc::new(open(&dir, &Arc::new(ManualClock::new())));
