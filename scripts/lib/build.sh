@@ -22,6 +22,12 @@ build_environment() {
   *-fuse-ld=mold*) ;;
   *) export RUSTFLAGS="${RUSTFLAGS:+$RUSTFLAGS }-C link-arg=-fuse-ld=mold" ;;
   esac
+  # For RocksDB and for the crates that have C in them, of which only the crate `cc` reads these names. A
+  # clang without a C++ library is no use: it takes the newest GCC's folder, and some systems have one
+  # without a g++ in it.
+  if [ -z "${CC:-}${CXX:-}" ] && clang++ -x c++ -fsyntax-only -include string /dev/null 2>/dev/null; then
+    export HOST_CC=clang HOST_CXX=clang++
+  fi
   # librocksdb-sys then links what it finds there and compiles nothing. Without ROCKSDB_STATIC it names
   # the library without copying it into its own, so that everything but the last link can be done
   # before the archive is there; there is no shared library, so what is linked is the archive.
@@ -46,7 +52,7 @@ build() {
   step 'compiling' 'Run it again: it goes on from what was compiled.'
   if ! rocksdb_is_there; then
     echo "The first build on this machine compiles RocksDB and every crate; later ones and other clones use"
-    echo "them from $VANGO_EDGE_CACHE. It takes about twelve minutes on two quiet cores."
+    echo "them from $VANGO_EDGE_CACHE. It takes about eight minutes on two quiet cores."
     run cargo fetch --quiet --locked
     # The crates first: the last of them keeps one core busy for a minute, and RocksDB has the other.
     start nice -n 5 scripts/lib/rocksdb-archive

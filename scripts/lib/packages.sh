@@ -5,7 +5,8 @@
 # package|what shows that it is there|why
 # shellcheck disable=SC2034 # scripts/lib/build.sh uses it
 build_packages='
-g++|command -v c++|RocksDB
+g++|command -v c++|the C++ library, for RocksDB
+clang|command -v clang++|RocksDB, in three quarters of the time that g++ takes
 make|command -v make|jemalloc
 libclang-dev|ls /usr/lib/llvm-*/lib/clang/*/include/stdbool.h /usr/lib/llvm-*/lib/libclang.so* /usr/lib/llvm-*/lib/libclang-*.so*|bindgen, for RocksDB
 mold|command -v mold|links in a third of the time
