@@ -88,8 +88,7 @@ pub fn check_head(
     // Four bytes more for each: colon, space and line end.
     let fields = headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4);
     let bytes: usize = fields.sum::<usize>() + target;
-    let split = headers.get_all(header::COOKIE).iter().skip(1).count();
-    let count = headers.len() - split;
+    let count = headers.len() - hop::more_lines(headers, header::COOKIE);
     if count > most_fields || hop::named(headers) > most_fields || bytes > most_bytes {
         return Err(BadRequest::HeadTooLarge);
     }
@@ -185,6 +184,9 @@ impl Facts {
         let (raw_path, query) = split_target(origin)?;
         let path = normalise(raw_path).ok_or(BadRequest::Path)?;
         let headers = &parts.headers;
+        let length = headers.get(header::CONTENT_LENGTH);
+        let body = length.is_some_and(|v| v.as_bytes() != b"0")
+            || headers.contains_key(header::TRANSFER_ENCODING);
         Ok(Self {
             id,
             received,
@@ -199,9 +201,10 @@ impl Facts {
                 .then(|| String::from_utf8_lossy(raw_path).into_owned()),
             path,
             query,
-            websocket: is_websocket(parts),
-            body: has_body(headers),
-            content_length: content_length(headers),
+            // A handshake has no body.
+            websocket: !body && is_websocket(parts),
+            body,
+            content_length: length.and_then(content_length),
             header_bytes: headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum(),
             max_forwards: max_forwards(&parts.method, headers),
             user_agent: headers.get(header::USER_AGENT).cloned(),
@@ -324,11 +327,10 @@ fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
         .any(|t| t.trim().eq_ignore_ascii_case(token))
 }
 
-/// HTTP/1.0 has no upgrades (RFC 9110 §7.8), and a handshake has no body.
+/// HTTP/1.0 has no upgrades (RFC 9110 §7.8).
 fn is_websocket(parts: &Parts) -> bool {
     parts.method == Method::GET
         && parts.version > Version::HTTP_10
-        && !has_body(&parts.headers)
         && has_token(&parts.headers, header::CONNECTION, "upgrade")
         && has_token(&parts.headers, header::UPGRADE, "websocket")
 }
@@ -339,20 +341,17 @@ fn overrides_method(name: &HeaderName) -> bool {
     matches!(name, "x-http-method-override" | "x-http-method" | "x-method-override")
 }
 
-fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::TRANSFER_ENCODING)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v.as_bytes() != b"0")
-}
-
 /// Pingora has refused heads with lengths that differ, or one that is no number.
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    let said = headers.get(header::CONTENT_LENGTH)?.to_str().ok()?;
-    said.split(',').next()?.trim().parse().ok()
+fn content_length(said: &HeaderValue) -> Option<u64> {
+    said.to_str().ok()?.split(',').next()?.trim().parse().ok()
 }
 
 /// What is no number is for the app to judge; one beyond counting is as good as the largest.
 fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u32> {
-    let sent = headers.get(header::MAX_FORWARDS).filter(|_| *method == Method::OPTIONS)?;
+    if *method != Method::OPTIONS {
+        return None;
+    }
+    let sent = headers.get(header::MAX_FORWARDS)?;
     let digits = sent.to_str().ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()))?;
     (!digits.is_empty()).then(|| digits.parse().unwrap_or(u32::MAX))
 }
@@ -363,8 +362,8 @@ fn error_form(method: &Method, headers: &HeaderMap) -> ErrorForm {
         .get(header::ACCEPT)
         .and_then(|v| v.to_str().ok())
         .is_some_and(|v| v.split(',').any(|t| t.trim_start().starts_with("text/html")));
-    let fetched = headers.get(FETCH_MODE).is_some_and(|v| v.as_bytes() != b"navigate");
-    if html && !fetched && matches!(*method, Method::GET | Method::HEAD | Method::POST) {
+    let fetched = || headers.get(FETCH_MODE).is_some_and(|v| v.as_bytes() != b"navigate");
+    if html && matches!(*method, Method::GET | Method::HEAD | Method::POST) && !fetched() {
         ErrorForm::Page
     } else {
         ErrorForm::Problem

@@ -60,8 +60,10 @@ pub fn settle(head: &mut RequestHeader) -> Result<(), BadRequest> {
 /// HTTP/2 must join them again (RFC 9113 §8.2.3). Servers read the first line only, or join them
 /// with a comma.
 fn one_line(head: &RequestHeader) -> Option<HeaderValue> {
+    if hop::more_lines(&head.headers, header::COOKIE) == 0 {
+        return None;
+    }
     let lines = head.headers.get_all(header::COOKIE);
-    lines.iter().nth(1)?;
     let lines: Vec<&[u8]> = lines.iter().map(HeaderValue::as_bytes).collect();
     HeaderValue::from_bytes(&lines.join(&b"; "[..])).ok()
 }

@@ -286,7 +286,9 @@ impl HttpSession {
 
                         let mut response_header = match ResponseHeader::build(
                             resp.code.unwrap(),
-                            Some(resp.headers.len()),
+                            // vango-edge: with room for what a proxy adds (its own id, Date, Connection),
+                            // without which both maps of fields grow, each with an allocation and a copy.
+                            Some(resp.headers.len() + 4),
                         ) {
                             Ok(header) => Box::new(header),
                             Err(e) => return self.fail_response_header_read(e),
