@@ -83,8 +83,9 @@ impl EdgeProxy {
                     Some(client) => {
                         let end = End::Answered { status: Some(101) };
                         record::close(gate, telemetry, journey, end);
-                        drop(head);
-                        socket.carry(client, Arc::clone(&parts)).await;
+                        // A task of its own: in this one the socket would keep the room of its
+                        // journey and its head as long as it is open.
+                        tokio::spawn(socket.carry(client, parts));
                     }
                 }
             }) as _

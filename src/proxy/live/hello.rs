@@ -174,7 +174,8 @@ impl Hello {
                     record::close(&parts.gate, &parts.telemetry, journey, end);
                     let Some(mut socket) = socket else { return };
                     socket.from_client = waiting.sent;
-                    return socket.carry(waiting.client, Arc::clone(&parts)).await;
+                    tokio::spawn(socket.carry(waiting.client, parts));
+                    return;
                 }
                 Ok(Some((_, Asked::Answered(answer)))) => {
                     let status = answer.status().as_u16();
@@ -202,7 +203,13 @@ impl Hello {
 
 /// Says what would be an error's answer as a close, or by an end after the time that the answer would
 /// have named.
-async fn refuse(parts: &LiveParts, journey: Journey, waiting: Waiting, reply: &Reply, cut: bool) {
+async fn refuse(
+    parts: &Arc<LiveParts>,
+    journey: Journey,
+    waiting: Waiting,
+    reply: &Reply,
+    cut: bool,
+) {
     let end = End::Replied { status: Some(101) };
     let (environment, wakes) = (journey.view().environment.clone(), journey.wakes());
     record::close(&parts.gate, &parts.telemetry, journey, end);
@@ -212,7 +219,9 @@ async fn refuse(parts: &LiveParts, journey: Journey, waiting: Waiting, reply: &R
         let (seat, idle) =
             (parts.sockets.rest(&environment, true), parts.gate.limits.load().socket_idle);
         let client = waiting.client;
-        return Resting { client, frames, seat, asleep: true, wakes, idle }.run(parts).await;
+        let resting = Resting { client, frames, seat, asleep: true, wakes, idle };
+        tokio::spawn(resting.run(Arc::clone(parts)));
+        return;
     }
     let pause = reply.retry_after.map_or(LATER_PAUSE, Duration::from_secs).min(REFUSED_PAUSE);
     waiting.turn_away((LATER, reply.problem.name()), cut, pause).await;

@@ -8,6 +8,7 @@
 //! that message is lost, as any is that meets a lost connection. When the app is up again for another
 //! reason, the socket is cut as well.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -54,8 +55,8 @@ enum Roused {
 
 impl Resting {
     /// Keeps the client until something rouses it, and ends it.
-    pub(super) async fn run(mut self, parts: &LiveParts) {
-        match self.roused(parts).await {
+    pub(super) async fn run(mut self, parts: Arc<LiveParts>) {
+        match self.roused(&parts).await {
             Roused::Gone => return,
             Roused::Goodbye => self.client.say_goodbye(Some(GOODBYE)).await,
             Roused::Used => {
