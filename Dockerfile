@@ -13,7 +13,7 @@ WORKDIR /src
 COPY . .
 # The same script as everywhere: it installs what the build needs and compiles RocksDB once. The `dist`
 # profile: thin LTO, one codegen unit, stripped.
-RUN PROFILE=dist VANGO_EDGE_CACHE=/build scripts/build \
+RUN PROFILE=dist VANGO_EDGE_CACHE=/build CARGO_TARGET_DIR=/build/target scripts/build \
  && install -D /build/target/dist/vango-edge /out/usr/local/bin/vango-edge \
  && install -d -o 65532 -g 65532 -m 0700 /out/var/lib/vango-edge
 
