@@ -98,11 +98,13 @@ pub enum Problem {
     PreviewAccess,
     /// 429: too many wrong tokens.
     TooManyAttempts,
+    /// 429: the client of a trusted proxy has as many requests under way as one address may.
+    TooManyRequests,
 }
 
 impl Problem {
     /// Every problem, for documentation and metrics.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::NoRoute,
         Self::BadHost,
         Self::BadPath,
@@ -144,6 +146,7 @@ impl Problem {
         Self::UpgradeInvalid,
         Self::PreviewAccess,
         Self::TooManyAttempts,
+        Self::TooManyRequests,
     ];
 
     /// Last part of its `type`, and its label in metrics.
@@ -190,6 +193,7 @@ impl Problem {
             Self::Asleep => "asleep",
             Self::PreviewAccess => "preview-access",
             Self::TooManyAttempts => "too-many-attempts",
+            Self::TooManyRequests => "too-many-requests",
         }
     }
 
@@ -239,6 +243,7 @@ impl Problem {
             Self::Asleep => "The app is asleep; nothing was sent to it",
             Self::PreviewAccess => "This preview is behind a token",
             Self::TooManyAttempts => "Too many wrong tokens",
+            Self::TooManyRequests => "This client has too many requests under way",
         }
     }
 
@@ -279,7 +284,9 @@ impl Problem {
             | Self::WakeDeferred
             | Self::ShuttingDown
             | Self::Asleep => "destination_unavailable",
-            Self::HoldQueueFull | Self::NodeFull | Self::Saturated => "connection_limit_reached",
+            Self::HoldQueueFull | Self::NodeFull | Self::Saturated | Self::TooManyRequests => {
+                "connection_limit_reached"
+            }
             Self::NotForwarded => "connection_refused",
             Self::UpstreamClosed => "connection_terminated",
             Self::UpstreamTimeout => "http_response_timeout",
@@ -385,6 +392,14 @@ impl Reply {
              Ask again on a connection of its own."
         );
         Self::refused(Problem::Misdirected, 421, detail)
+    }
+
+    /// 429 for the client of a trusted proxy that has `most` requests under way (RFC 6585 §4).
+    pub fn too_many_requests(most: usize) -> Self {
+        let detail = format!(
+            "{most} requests of this client are under way, as many as one address may have. Wait for one of them."
+        );
+        Self::refused(Problem::TooManyRequests, 429, detail).retry_after(Duration::from_secs(1))
     }
 
     /// 503 for an artifact that is missing or damaged; `why` is safe to show.

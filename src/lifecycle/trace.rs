@@ -401,6 +401,9 @@ impl Trace {
             Outcome::Refused(Problem::Misdirected) => {
                 return "Refuse: the connection was opened for another host.";
             }
+            Outcome::Refused(Problem::TooManyRequests) => {
+                return "Refuse: one client has its share of what the edge can carry.";
+            }
             Outcome::Asset => {
                 return "Serve from edge/object storage. Do not wake the app.";
             }

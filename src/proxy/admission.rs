@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 pub struct Places {
     open: AtomicUsize,
     most: AtomicUsize,
+    /// Shares that are taken; none is 0.
     by_address: Mutex<HashMap<IpAddr, usize>>,
     /// Those that have asked for nothing yet, in the order in which they came. No more than are open.
     unproved: Mutex<BTreeMap<u64, Arc<Proof>>>,
@@ -87,6 +88,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct Place {
     admission: Arc<Places>,
+    share: Option<Share>,
+}
+
+/// One of as many as an address may have: connections, and requests that trusted proxies pass on for it.
+/// Given back when dropped.
+#[derive(Debug)]
+pub struct Share {
+    admission: Arc<Places>,
     address: Option<IpAddr>,
 }
 
@@ -101,7 +110,7 @@ impl Places {
         let most = self.most.load(Ordering::Relaxed);
         let below = |n: usize| (n < most).then_some(n + 1);
         self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, below).ok()?;
-        Some(Place { admission: Arc::clone(self), address: None })
+        Some(Place { admission: Arc::clone(self), share: None })
     }
 
     /// Displaces the one that has been open longest without having asked for anything, if there is
@@ -144,6 +153,24 @@ impl Places {
         }
     }
 
+    /// A share for `address`; none where it has `most` already. Loopback addresses are not counted: what
+    /// comes from there is this machine's own, or a proxy's on it.
+    pub fn share(self: &Arc<Self>, address: IpAddr, most: usize) -> Option<Share> {
+        let admission = Arc::clone(self);
+        if address.to_canonical().is_loopback() {
+            return Some(Share { admission, address: None });
+        }
+        let key = customer(address);
+        let mut all = self.by_address();
+        let open = all.get(&key).copied().unwrap_or(0);
+        if open >= most {
+            return None;
+        }
+        all.insert(key, open + 1);
+        drop(all);
+        Some(Share { admission, address: Some(key) })
+    }
+
     fn by_address(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         lock(&self.by_address)
     }
@@ -159,40 +186,31 @@ impl Place {
         (Unproved { places, number, proof }, displacement)
     }
 
-    /// Counts it for `address`, unless that has `most` already. Loopback addresses are not counted:
-    /// what comes from there is this machine's own, or a proxy's on it.
+    /// Counts it for `address`, unless that has `most` already.
     pub fn count_for(&mut self, address: IpAddr, most: usize) -> bool {
-        if address.to_canonical().is_loopback() {
-            return true;
-        }
-        let key = customer(address);
-        let mut all = self.admission.by_address();
-        let open = all.entry(key).or_default();
-        if *open >= most {
-            if *open == 0 {
-                all.remove(&key);
-            }
-            return false;
-        }
-        *open += 1;
-        self.address = Some(key);
-        true
+        self.share = self.admission.share(address, most);
+        self.share.is_some()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(address) = self.address {
-            let mut all = self.admission.by_address();
-            if let Some(open) = all.get_mut(&address) {
-                *open -= 1;
-                if *open == 0 {
-                    all.remove(&address);
-                }
-            }
-        }
+        drop(self.share.take());
         if self.admission.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.admission.closed.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Some(address) = self.address else { return };
+        let mut all = self.admission.by_address();
+        if let Some(open) = all.get_mut(&address) {
+            *open -= 1;
+            if *open == 0 {
+                all.remove(&address);
+            }
         }
     }
 }
@@ -248,6 +266,13 @@ mod tests {
         drop(kept);
         assert!(take("192.0.2.1").is_some());
         drop(kept6);
+        let shares = [admission.share(ip("192.0.2.1"), 2), admission.share(ip("192.0.2.1"), 2)];
+        assert!(
+            shares.iter().all(Option::is_some) && take("192.0.2.1").is_none(),
+            "requests and connections alike"
+        );
+        assert!(admission.share(ip("::1"), 0).is_some());
+        drop(shares);
         assert_eq!((admission.open(), admission.by_address().len()), (0, 0));
     }
 

@@ -20,7 +20,7 @@ use crate::clock::{Clock, Entropy};
 use crate::lifecycle::origin::{self, Origin};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
-use super::admission::{Places, Unproved};
+use super::admission::{Places, Share, Unproved};
 use super::linger::Bounds;
 use super::tls::Asked;
 use super::turns::Urgency;
@@ -208,6 +208,23 @@ impl Client {
             return Arc::clone(&self.origin);
         }
         self.origin.told(headers, &self.trusted).map_or_else(|| Arc::clone(&self.origin), Arc::new)
+    }
+
+    /// A share for a request of `origin`, where a trusted proxy has said whose it is: the proxy's connections
+    /// carry many clients, each of which has as many requests at once as another client has connections.
+    ///
+    /// # Errors
+    /// How many that are, if it has them.
+    pub(super) fn share(
+        &self,
+        origin: &Origin,
+        places: &Arc<Places>,
+    ) -> Result<Option<Share>, usize> {
+        let most = self.limits.max_per_address;
+        if !origin.told || origin.address == self.origin.address {
+            return Ok(None);
+        }
+        places.share(origin.address, most).map(Some).ok_or(most)
     }
 
     /// Where it is, and how often that has changed.

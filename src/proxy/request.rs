@@ -15,6 +15,7 @@ use crate::snapshot::EnvView;
 use crate::store::record::ledger::StoredResponse;
 use crate::telemetry::TraceRecord;
 
+use super::admission::{Places, Share};
 use super::client::{Client, ExpectedBody};
 use super::gate::{Carried, Placed};
 
@@ -58,6 +59,8 @@ pub struct Ctx {
     pub(super) origin: Option<Arc<Origin>>,
     /// What may come behind its answer.
     pub(super) trailers: Trailers,
+    /// What it takes of its client's share, where a trusted proxy passes it on.
+    share: Option<Share>,
     /// HTTP/2: the rest of its body is waited for.
     pub(super) expected: Option<ExpectedBody>,
 }
@@ -90,8 +93,19 @@ impl Ctx {
             client: None,
             origin: None,
             trailers: Trailers::default(),
+            share: None,
             expected: None,
         }
+    }
+    /// Counts it for its client.
+    ///
+    /// # Errors
+    /// The answer where that has as many requests as it may.
+    pub(super) fn take_share(&mut self, places: &Arc<Places>) -> Result<(), Reply> {
+        if let (Some(client), Some(origin)) = (&self.client, &self.origin) {
+            self.share = client.share(origin, places).map_err(Reply::too_many_requests)?;
+        }
+        Ok(())
     }
     pub(super) fn id(&self) -> RequestId {
         self.id

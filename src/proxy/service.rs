@@ -251,7 +251,7 @@ impl ProxyHttp for EdgeProxy {
         ctx.form = facts.error_form;
         ctx.body_unread = facts.body;
         let misdirected = ctx.client.as_ref().is_some_and(|c| !c.belongs(&facts.host));
-        let own = own_answer(&facts);
+        let own = own_answer(&facts).or_else(|| ctx.take_share(&self.parts.gate.admission).err());
         if let Some(reply) = own.or_else(|| misdirected.then(|| Reply::misdirected(&facts.host))) {
             let told = Trace::apart(reply, &facts, self.now());
             self.unrouted(ctx, told, &facts, None);

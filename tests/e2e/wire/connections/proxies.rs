@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use serde_json::Value;
 
 use crate::promotion::{deploy_preview, host};
-use crate::support::{Answer, Artifact, Connection, Edge, UPGRADE};
+use crate::support::{Answer, Artifact, Connection, Edge, UPGRADE, eventually};
 use crate::tls::{client_config, edge_with};
 
 /// An app that answers each request with the head that it got.
@@ -363,4 +363,34 @@ fn an_ipv4_client_of_a_listener_for_both_has_its_own_address() {
     edge.json(&["reload"]);
     assert_eq!(seen("127.0.0.1").0, "203.0.113.9");
     assert_eq!(seen("[::1]").0, "::1");
+}
+
+/// As nginx's `limit_conn` behind its `real_ip` module.
+#[test]
+fn a_client_of_a_trusted_proxy_has_its_share_and_no_other_client_pays_for_it() {
+    let edge = Edge::start_with("[limits.client]\nmax_connections_per_address = 2\n");
+    edge.deploy(&Artifact::new());
+    assert_eq!(edge.get("/debug/echo").status, 200);
+    edge.reconfigure("[server]\n", "[server]\ntrusted_proxies = [\"127.0.0.1\"]\n");
+    edge.json(&["reload"]);
+    let send = |client: &str, path: &str| {
+        let mut connection = edge.connect();
+        connection.send_head("GET", path, &[("X-Forwarded-For", client)]);
+        connection
+    };
+    let ask = |client: &str| send(client, "/debug/echo").answer().expect("an answer");
+    let slow = || send("2001:db8::1", "/debug/slow?ms=2000");
+    let mut under_way = [slow(), slow()];
+    eventually("both are under way", || edge.ps()[0]["in_flight"] == 2);
+    let refused = ask("2001:db8::ffff");
+    refused.problem(429, "too-many-requests");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    let decided = edge.trace(refused.request_id());
+    assert_eq!(decided["client"], "2001:db8::ffff", "{decided}");
+    assert_eq!(ask("192.0.2.1").status, 200, "another client of the same proxy");
+    assert_eq!(ask("127.0.0.1").status, 200, "the proxy itself");
+    for connection in &mut under_way {
+        assert_eq!(connection.answer().unwrap().status, 200);
+    }
+    assert_eq!(ask("2001:db8::ffff").status, 200, "its share is free again");
 }
