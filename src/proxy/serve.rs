@@ -128,6 +128,7 @@ pub fn adopt(listener: std::net::TcpListener) -> std::io::Result<Listener> {
 /// Has the kernel drop every SYN to `listener`, with a filter of four instructions (SO_ATTACH_FILTER, socket(7)):
 /// what it has queued can then be taken to the last one. Without it a client that connects between
 /// the last accept and the close is reset. One whose SYN was dropped sends another, and is refused then.
+/// A handshake whose last segment is still on its way when the listener closes is reset all the same.
 fn take_no_new(listener: &TcpListener) -> nix::Result<()> {
     let code = |class: u32, rest: u32| (class | rest) as u16;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
@@ -143,24 +144,34 @@ fn take_no_new(listener: &TcpListener) -> nix::Result<()> {
     setsockopt(listener, AttachFilter, &program)
 }
 
-/// The connections that the kernel has queued, asked of the kernel itself: what Tokio knows of a listener is
-/// as old as its last look at all sockets, which on a busy machine is before many of them came.
-fn queued(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
-    let listener = listener.into_std().ok();
-    let accept = move || loop {
-        match listener.as_ref()?.accept() {
+/// The next connection that the kernel has queued; `None` where there is none. The kernel itself is asked: what
+/// Tokio knows of a listener is as old as its last look at all sockets, which on a busy machine is before
+/// many of them came.
+///
+/// # Errors
+/// The system's: out of descriptors or memory, and the connection stays queued.
+fn next_queued(
+    listener: &std::net::TcpListener,
+) -> std::io::Result<Option<(TcpStream, SocketAddr)>> {
+    loop {
+        match listener.accept() {
             Ok((tcp, peer)) => {
-                let tcp = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp));
-                if let Ok(tcp) = tcp {
-                    return Some((tcp, peer));
-                }
+                tcp.set_nonblocking(true)?;
+                return Ok(Some((TcpStream::from_std(tcp)?, peer)));
             }
             // This one is gone again (accept(2)).
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
-            Err(_) => return None,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+            Err(e) => return Err(e),
         }
-    };
-    std::iter::from_fn(accept)
+    }
+}
+
+/// Out of descriptors or memory: the connection stays queued. Spinning on it would take the time that is needed
+/// to free some.
+async fn not_accepted(address: SocketAddr, e: &std::io::Error) {
+    log::warn!("{address}: accept: {e}");
+    tokio::time::sleep(Duration::from_millis(20)).await;
 }
 
 impl Listener {
@@ -211,6 +222,8 @@ pub struct H2Limits {
 pub struct Serving {
     engine: Arc<Engine>,
     stop: watch::Sender<bool>,
+    /// Each listener that accepts has a receiver.
+    accepting: watch::Sender<()>,
     rules: Arc<ArcSwap<AcceptRules>>,
     admission: Arc<Places>,
     telemetry: Arc<Telemetry>,
@@ -251,10 +264,12 @@ impl Serving {
         engine.h2_options = Some(offered);
         engine.handle_init_modules();
         let (stop, _) = watch::channel(false);
+        let (accepting, _) = watch::channel(());
         let turns = Turns::new(threads, Arc::clone(&clock));
         Self {
             engine: Arc::new(Engine::new(engine, turns.clone())),
             stop,
+            accepting,
             rules,
             admission,
             telemetry,
@@ -273,6 +288,7 @@ impl Serving {
     /// connected is served. Errors of single connections end those connections.
     pub async fn accept(self: Arc<Self>, listener: Listener) {
         let mut stopped = self.stop.subscribe();
+        let _accepting = self.accepting.subscribe();
         let tls = listener.tls.map(Arc::new);
         let (listener, address, shared) = (listener.listener, listener.address, listener.shared);
         // Accepted sockets inherit it. Without it they only take more memory.
@@ -287,9 +303,19 @@ impl Serving {
         if !shared && let Err(e) = take_no_new(&listener) {
             log::warn!("{address}: clients that connect while it is closed are reset: {e}");
         }
+        let Ok(listener) = listener.into_std() else { return };
         // Where it takes new ones, they fill it again: not for ever.
-        for (tcp, peer) in queued(listener).take(BACKLOG as usize) {
-            self.connected(tcp, peer, tls.as_ref());
+        let most = if shared { BACKLOG as usize } else { usize::MAX };
+        for _ in 0..most {
+            match next_queued(&listener) {
+                Ok(None) => break,
+                Ok(Some((tcp, peer))) => {
+                    self.connected(tcp, peer, tls.as_ref());
+                    // One that was displaced must run to give its place back.
+                    tokio::task::yield_now().await;
+                }
+                Err(e) => not_accepted(address, &e).await,
+            }
         }
     }
 
@@ -307,12 +333,7 @@ impl Serving {
                     // place back.
                     behind().await;
                 }
-                Err(e) => {
-                    // Out of descriptors or memory: the connection stays queued. Spinning on it
-                    // would take the time that is needed to free some.
-                    log::warn!("{address}: accept: {e}");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
+                Err(e) => not_accepted(address, &e).await,
             }
         }
     }
@@ -466,6 +487,8 @@ impl Serving {
         // There may be no receiver when there are no connections.
         self.stop.send_replace(true);
         let quiet = QUIET.min(limit);
+        // What is still queued is not counted among the connections before it is accepted.
+        let _ = tokio::time::timeout(quiet, self.accepting.closed()).await;
         if self.closed_within(quiet).await == 0 {
             return 0;
         }
@@ -493,7 +516,10 @@ mod tests {
         let clients: Vec<_> = (0..50).map(|_| connect().unwrap()).collect();
         take_no_new(&listener).unwrap();
         assert!(connect().is_err(), "its SYN is dropped");
-        let taken: Vec<_> = queued(listener).map(|(_, peer)| peer).collect();
+        let listener = listener.into_std().unwrap();
+        let all = std::iter::from_fn(|| next_queued(&listener).unwrap());
+        let taken: Vec<_> = all.map(|(_, peer)| peer).collect();
+        drop(listener);
         let asked: Vec<_> = clients.iter().map(|c| c.local_addr().unwrap()).collect();
         assert_eq!(taken, asked);
         let refused = connect().unwrap_err();

@@ -116,7 +116,10 @@ where
             if wakes {
                 environment.touch(clock.now());
             }
-            let Some(Parted { client, frames, may_add }) = parted else { return };
+            let Some(Parted { client, frames, may_add }) = parted else {
+                drop((pin, seat));
+                return;
+            };
             if rests && may_add {
                 let asleep = cause == Cause::Asleep;
                 let next = parts.sockets.rest(seat.environment(), asleep);
@@ -241,6 +244,6 @@ mod tests {
     #[test]
     fn the_future_of_an_open_socket_has_room_for_nothing_else() {
         let size = size(Accepted::<TcpStream>::carry);
-        assert!(size <= 1152, "{size} bytes");
+        assert!(size <= 1280, "{size} bytes");
     }
 }

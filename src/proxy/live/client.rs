@@ -68,7 +68,7 @@ impl Client {
     /// Gives the client a moment to close its side. What it still sends is read and dropped: an
     /// unread byte would turn the close into a reset, and the client might never see the frame.
     pub async fn linger(mut self) {
-        // Not an array: each open socket would have room for it in its future.
+        // Not an array: a socket that waits or rests would have room for it in its future.
         let mut rest = vec![0; 1024];
         let closed = async { while self.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
         let _ = tokio::time::timeout(LINGER, closed).await;
