@@ -16,15 +16,15 @@ build_environment() {
   prepare_target
   need_rust
   need_packages "$build_packages"
+  if may_install; then need_packages "$faster_packages"; fi
   # Once only: a script that another one runs has it already, and with other flags every crate would be
   # compiled again.
   case ${RUSTFLAGS:-} in
   *-fuse-ld=mold*) ;;
   *) export RUSTFLAGS="${RUSTFLAGS:+$RUSTFLAGS }-C link-arg=-fuse-ld=mold" ;;
   esac
-  # For RocksDB and for the crates that have C in them, of which only the crate `cc` reads these names. A
-  # clang without a C++ library is no use: it takes the newest GCC's folder, and some systems have one
-  # without a g++ in it.
+  # Read by the crate `cc` and by rocksdb-archive. clang takes the C++ library of the newest GCC's folder,
+  # which may have none in it.
   if [ -z "${CC:-}${CXX:-}" ] && clang++ -x c++ -fsyntax-only -include string /dev/null 2>/dev/null; then
     export HOST_CC=clang HOST_CXX=clang++
   fi
@@ -52,7 +52,7 @@ build() {
   step 'compiling' 'Run it again: it goes on from what was compiled.'
   if ! rocksdb_is_there; then
     echo "The first build on this machine compiles RocksDB and every crate; later ones and other clones use"
-    echo "them from $VANGO_EDGE_CACHE. It takes about eight minutes on two quiet cores."
+    echo "them from $VANGO_EDGE_CACHE. It takes about seven minutes on two quiet cores."
     run cargo fetch --quiet --locked
     # The crates first: the last of them keeps one core busy for a minute, and RocksDB has the other.
     start nice -n 5 scripts/lib/rocksdb-archive

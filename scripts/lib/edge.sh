@@ -4,6 +4,7 @@
 
 # A port that the kernel chose.
 free_port() {
+  need_packages 'python3|command -v python3|asks the kernel for a port that is free' >&2
   python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 

@@ -13,38 +13,58 @@ target_dir() {
 prepare_target() {
   [ "$CARGO_TARGET_DIR" = "$(target_dir)" ] || return 0
   mkdir -p "$VANGO_EDGE_CACHE"
-  if [ ! -d "$CARGO_TARGET_DIR" ]; then (
-    flock 9
-    [ -d "$CARGO_TARGET_DIR" ] || new_target
-  ) 9>"$VANGO_EDGE_CACHE/target.lock"; fi
+  if [ ! -d "$CARGO_TARGET_DIR" ]; then
+    step 'copying what another clone has compiled' 'Run it again: it begins anew.'
+    (
+      flock 9
+      [ -d "$CARGO_TARGET_DIR" ] || new_target
+    ) 9>"$VANGO_EDGE_CACHE/target.lock"
+  fi
+  # Its time says when it was used.
   pwd -P >"$CARGO_TARGET_DIR/clone"
 }
 
 new_target() {
-  local dir clone='' from='' gone=() part="$VANGO_EDGE_CACHE/part"
-  for dir in "$VANGO_EDGE_CACHE"/target*/; do
+  local dir from='' gone='' part="$VANGO_EDGE_CACHE/part"
+  for dir in "$VANGO_EDGE_CACHE"/target-*/; do
     dir=${dir%/}
-    [ -d "$dir" ] || continue
-    [ -f "$(cat "$dir/clone" 2>/dev/null)/Cargo.toml" ] || gone+=("$dir")
-    # The one that was used last.
-    if [ -z "$from" ] || [ "$dir/clone" -nt "$from/clone" ]; then from=$dir; fi
+    # One without the file is not of this script.
+    [ -f "$dir/clone" ] || continue
+    if [ -f "$(cat "$dir/clone")/Cargo.toml" ]; then
+      # The one that was used last.
+      if [ -z "$from" ] || [ "$dir/clone" -nt "$from/clone" ]; then from=$dir; fi
+    elif is_idle "$dir"; then
+      if [ -z "$gone" ] || [ "$dir/clone" -nt "$gone/clone" ]; then gone=$dir; fi
+    fi
   done
   rm -rf "$part"
-  mkdir "$part"
   if [ -n "$from" ]; then
-    clone=$(cat "$from/clone" 2>/dev/null) || true
-    case " ${gone[*]} " in
-    *" $from "*) rmdir "$part" && mv "$from" "$part" ;;
-    *)
-      echo "What $clone has compiled is copied for this clone."
-      step "copying $from" 'Run it again: it begins anew.'
-      copy_target "$from" "$part"
-      ;;
-    esac
-    times_of "$clone"
+    mkdir "$part"
+    echo "What $(cat "$from/clone") has compiled is copied for this clone, once nothing compiles there."
+    copy_target "$from" "$part"
+    # In a clone that this user may not write there are no times to set: everything is compiled.
+    times_of "$(cat "$from/clone")" || { rm -rf "$part" && mkdir "$part"; }
+  elif [ -n "$gone" ]; then
+    mv "$gone" "$part"
+    times_of '' || { rm -rf "$part" && mkdir "$part"; }
+  else
+    mkdir "$part"
   fi
-  rm -rf "${gone[@]}"
+  # A clone that waits for the lock looks at this file once the folder is there.
+  pwd -P >"$part/clone"
+  for dir in "$VANGO_EDGE_CACHE"/target-*/; do
+    dir=${dir%/}
+    [ ! -f "$dir/clone" ] || [ -f "$(cat "$dir/clone")/Cargo.toml" ] || ! is_idle "$dir" || rm -rf "$dir"
+  done
   mv "$part" "$CARGO_TARGET_DIR"
+}
+
+# No cargo is at work in it: a clone may be gone for this machine only, where a container shares the cache.
+is_idle() { # target folder
+  local lock
+  for lock in "$1"/*/.cargo-lock; do
+    [ ! -f "$lock" ] || flock -n "$lock" true || return 1
+  done
 }
 
 # Without programs: those of tests have their clone's path in them.
@@ -65,7 +85,12 @@ copy_target() { # from to
 # gets that one's time, and every other one is new.
 times_of() { # clone
   local file
-  find . \( -name .git -o -path ./target \) -prune -o -type f -print0 | while IFS= read -r -d '' file; do
-    if cmp -s "$file" "$1/$file"; then touch -r "$1/$file" "$file"; else touch "$file"; fi
+  find . \( -name .git -o -name node_modules -o -path ./target -o -path "./${VANGO_EDGE_CACHE#"$(pwd -P)/"}" \) -prune \
+    -o -type f -print0 | while IFS= read -r -d '' file; do
+    if [ -n "$1" ] && cmp -s "$file" "$1/$file"; then
+      touch -r "$1/$file" "$file" || exit 1
+    else
+      touch "$file" || exit 1
+    fi
   done
 }
