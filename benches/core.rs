@@ -1,6 +1,6 @@
 //! What the core costs: lookups, facts, a hot decision, the affinity token, and the publishing of one
 //! change.
-//! `cargo bench --workspace --bench core`; targets are in ARCHITECTURE.md.
+//! `scripts/bench/code core`; targets are in ARCHITECTURE.md.
 
 use std::hint::black_box;
 use std::sync::Arc;

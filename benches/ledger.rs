@@ -1,6 +1,6 @@
 //! Durable reservations beside RocksDB's own group commit, on this disk, and what a keyed request
 //! and a delivery that is not believed cost.
-//! `cargo bench --workspace --bench ledger`; one line each, at 1, 16 and 64 at a time: medians of rounds
+//! `scripts/bench/code ledger`; one line each, at 1, 16 and 64 at a time: medians of rounds
 //! that take turns, so that a noisy moment hits both alike. `TMPDIR` is the disk that is measured.
 
 use std::path::Path;
