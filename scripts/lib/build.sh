@@ -25,10 +25,16 @@ build_environment() {
   esac
   # Read by the crate `cc` and by rocksdb-archive. clang takes the C++ library of the newest GCC's folder,
   # which may have none in it. The crates' C code in what is measured and released is left to the system's
-  # compiler: what clang makes of the allocator was not measured beside it.
-  if [ -z "${CC:-}${CXX:-}" ] && clang++ -x c++ -fsyntax-only -include string /dev/null 2>/dev/null; then
+  # compiler: what clang makes of the allocator was not measured beside it. ring asks for debug information
+  # whatever the profile says, and Debian 12's valgrind ends at clang's DWARF 5.
+  local flags=-fdebug-default-version=4
+  if [ -z "${CC:-}${CXX:-}" ] && clang++ $flags -x c++ -fsyntax-only -include string /dev/null 2>/dev/null; then
     export HOST_CXX=clang++
-    if [ "$PROFILE" = dev ]; then export HOST_CC=clang; else unset HOST_CC; fi
+    if [ "$PROFILE" = dev ]; then
+      export HOST_CC=clang HOST_CFLAGS=$flags
+    else
+      unset HOST_CC HOST_CFLAGS
+    fi
   fi
   # librocksdb-sys then links what it finds there and compiles nothing. Without ROCKSDB_STATIC it names
   # the library without copying it into its own, so that everything but the last link can be done
