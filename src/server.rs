@@ -19,6 +19,7 @@ use crate::config::{AccessLogPath, Config, Running, SecretValues};
 use crate::control::{Control, Externals, Reloader, TakenOver};
 use crate::id::Environment;
 use crate::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
+use crate::lifecycle::enter::Policies;
 use crate::lifecycle::idempotency::Holder;
 use crate::proxy::{
     AcceptRules, Attempts, EdgeProxy, Exchanges, Gate, H2Limits, Places, Pools, ProxyParts, Room,
@@ -45,8 +46,8 @@ mod stop;
 use listen::{Secure, bind, from_here, operators, print_addresses};
 use secrets::{OperatorSecrets, ProcessSecrets, VerifyingSecrets};
 use settings::{
-    Parts, accept_rules, external_apps, hold_limits, max_connections, pools, prepare,
-    preview_policies, proxy_limits, tell_expiry,
+    Parts, accept_rules, external_apps, hold_limits, max_connections, policies, pools, prepare,
+    proxy_limits, tell_expiry,
 };
 use state::StateDir;
 use stop::{Signals, drain, leave};
@@ -98,6 +99,7 @@ struct Edge {
     sessions: Arc<Sessions>,
     exchanges: Arc<Exchanges>,
     rules: Arc<ArcSwap<AcceptRules>>,
+    policies: Arc<ArcSwap<Policies>>,
     ready: Arc<AtomicBool>,
     pools: Arc<Pools>,
     externals: Externals,
@@ -186,6 +188,7 @@ async fn run_on(
         ledger: Arc::clone(&edge.ledger),
         audit: Arc::clone(&edge.audit),
         sessions: Arc::clone(&edge.sessions),
+        policies: Arc::clone(&edge.policies),
         reloader: Arc::clone(&edge.reloader),
         ready: Arc::clone(&edge.ready),
         access,
@@ -357,11 +360,11 @@ async fn compose(
         counting: std::sync::Mutex::default(),
         sleeping: std::sync::Mutex::default(),
     });
-    let limits = Arc::new(ArcSwap::from_pointee(proxy_limits(config, secure)));
+    let limits = Arc::new(ArcSwap::from_pointee(proxy_limits(config)));
     let rules = Arc::new(ArcSwap::from_pointee(accept_rules(config)));
     let admission = Arc::new(Places::default());
     admission.set_most(max_connections(config));
-    let previews = Arc::new(ArcSwap::from_pointee(preview_policies(config)?));
+    let policies = Arc::new(ArcSwap::from_pointee(policies(config, secure)?));
     let exchanges = Arc::new(Exchanges::default());
     let room = Room::new(config.limits.max_buffered_bytes);
     let verifying = SecretValues::read(config);
@@ -370,7 +373,7 @@ async fn compose(
     runner.readiness_over_https(config.server.sees_https());
     let prepare = prepare(Parts {
         secrets: Arc::clone(&verifying),
-        previews: Arc::clone(&previews),
+        policies: Arc::clone(&policies),
         externals: Arc::new(tell_externals),
         pools: Arc::clone(&pools),
         queues: Arc::clone(&queues),
@@ -402,7 +405,14 @@ async fn compose(
         sessions: Arc::clone(&sessions),
         admission,
     };
-    let proxy = EdgeProxy::new(ProxyParts { gate, sockets, files, previews, telemetry, limits });
+    let proxy = EdgeProxy::new(ProxyParts {
+        gate,
+        sockets,
+        files,
+        policies: Arc::clone(&policies),
+        telemetry,
+        limits,
+    });
     let client = &config.limits.client;
     let h2 = H2Limits {
         streams: client.h2_streams,
@@ -424,6 +434,7 @@ async fn compose(
         sessions,
         exchanges,
         rules,
+        policies,
         ready: Arc::new(AtomicBool::new(false)),
         pools,
         externals,

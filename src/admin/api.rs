@@ -15,7 +15,7 @@ use crate::control::plan::sleep::SleepFor;
 use crate::control::{DeployError, Deployed, Slept};
 use crate::id::{AllocationId, Digest, EnvName, RequestId};
 use crate::lifecycle::admit::Woke;
-use crate::lifecycle::classify::classify;
+use crate::lifecycle::enter::{Arrival, Entered, enter};
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::Facts;
 use crate::lifecycle::hop;
@@ -428,15 +428,24 @@ pub async fn explain(
     hop::strip(&mut parts.headers);
     facts.origin = Some(Arc::new(Origin::new(Ipv4Addr::LOCALHOST.into(), tls)));
     let (headers, wall) = (&parts.headers, c.clock.wall());
-    let snapshot = Arc::clone(&c.snapshots.load());
-    let mut record = Lookup::NotAsked;
-    if let Ok(classified) = classify(&snapshot, &facts) {
-        admin.sessions.recognise(&classified, headers, || wall, &mut facts);
-        if let Some(id) = facts.session.as_ref().filter(|_| facts.websocket) {
-            record = admin.sessions.look_up(&classified.view.environment, id).await;
+    let entered = {
+        let snapshot = c.snapshots.load();
+        // A client that guesses is told to wait; who asks here is none.
+        let arrival = Arrival { facts, headers, refused: None, locked: &|_| None };
+        enter(arrival, &snapshot, &admin.policies.load(), now, wall)
+    };
+    let trace = match entered {
+        Entered::Edge(answered) => answered.trace,
+        Entered::Asset(visit) => core::explain_asset(*visit, now),
+        Entered::Route { mut facts, classified, .. } => {
+            admin.sessions.recognise(&classified, headers, || wall, &mut facts);
+            let record = match facts.session.as_ref().filter(|_| facts.websocket) {
+                Some(id) => admin.sessions.look_up(&classified.view.environment, id).await,
+                None => Lookup::NotAsked,
+            };
+            core::explain_route(classified, *facts, headers, record, now, wall)
         }
-    }
-    let trace = core::explain_session(&snapshot, facts, headers, record, now, wall);
+    };
     Ok(Json(explanation(&trace)))
 }
 

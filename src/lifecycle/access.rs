@@ -12,6 +12,7 @@
 //! Sources: RFC 6265 §4.1 (cookies), RFC 2104 (HMAC), Fetch §3.2.1 and §4.8 (preflights). Comparisons take
 //! the same time whatever differs.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use hmac::{Hmac, Mac};
@@ -21,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::clock::Wall;
+use crate::id::AppName;
 
 use super::facts::{ErrorForm, Facts};
 use super::reply::{Problem, Reply};
@@ -34,6 +36,18 @@ pub const COOKIE: &str = "vango_preview";
 /// How long a cookie is good for, in seconds.
 pub const COOKIE_AGE: u64 = 7 * 24 * 3600;
 
+/// An app's previews, as its operator wants them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PreviewPolicy {
+    /// Tokens that open them; none leaves them open. Never logged.
+    pub tokens: Vec<Vec<u8>>,
+    /// They are marked `noindex`.
+    pub noindex: bool,
+}
+
+/// Policies by app.
+pub type PreviewPolicies = HashMap<AppName, PreviewPolicy>;
+
 /// What is to be done with a request for a preview.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -44,6 +58,13 @@ pub enum Verdict {
         /// The rest of the query, if there is one.
         query: Option<String>,
     },
+    /// It goes no further.
+    Stop(Stop),
+}
+
+/// What a request that goes no further is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
     /// It is a browser's navigation with the token in the query: 303 to this target, with this
     /// `Set-Cookie`.
     Welcome {
@@ -77,7 +98,7 @@ pub fn check(
     }
     // Before anything is compared, by header, query or cookie: whether a guess is right must not show.
     if let Some(wait) = locked {
-        return Verdict::Locked(too_many(wait));
+        return Verdict::Stop(Stop::Locked(too_many(wait)));
     }
     let good = |shown: &[u8]| tokens.iter().find(|t| same(t, shown));
     if let Some(shown) = headers.get(HEADER) {
@@ -98,15 +119,16 @@ pub fn check(
         let location = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         // A path that begins with // would be read as another host.
         let location = format!("/{}", location.trim_start_matches('/'));
-        return Verdict::Welcome { location, cookie };
+        return Verdict::Stop(Stop::Welcome { location, cookie });
     }
     // One that ran out shows nothing.
     match cookie(headers).and_then(|shown| proves(tokens, shown, &facts.host, now)) {
         Some(true) => Verdict::Pass,
         // Who guesses tokens can make the cookie of each guess.
-        Some(false) => Verdict::WrongCookie(refusal(WRONG)),
+        Some(false) => Verdict::Stop(Stop::WrongCookie(refusal(WRONG))),
         None => {
-            Verdict::None(refusal("This preview is behind a token, and the request shows none."))
+            let none = "This preview is behind a token, and the request shows none.";
+            Verdict::Stop(Stop::None(refusal(none)))
         }
     }
 }
@@ -119,7 +141,7 @@ fn is_navigation(facts: &Facts) -> bool {
 }
 
 fn wrong() -> Verdict {
-    Verdict::Wrong(refusal(WRONG))
+    Verdict::Stop(Stop::Wrong(refusal(WRONG)))
 }
 
 fn refusal(why: &str) -> Reply {
@@ -241,10 +263,12 @@ mod tests {
     #[test]
     fn without_tokens_all_requests_pass_and_with_one_only_those_that_show_it() {
         assert_eq!(ask(&[], "/", &[], NOW), Verdict::Pass);
-        assert!(matches!(ask(&["s3cret"], "/", &[], NOW), Verdict::None(r) if r.status == 401));
+        assert!(
+            matches!(ask(&["s3cret"], "/", &[], NOW), Verdict::Stop(Stop::None(r)) if r.status == 401)
+        );
         for wrong in ["", "s3cre", "s3crets", "S3cret"] {
             let verdict = ask(&["s3cret"], "/", &[(HEADER, wrong)], NOW);
-            assert!(matches!(verdict, Verdict::Wrong(_)), "{wrong}");
+            assert!(matches!(verdict, Verdict::Stop(Stop::Wrong(_))), "{wrong}");
         }
         assert_eq!(ask(&["old", "s3cret"], "/", &[(HEADER, "s3cret")], NOW), Verdict::Pass);
     }
@@ -252,21 +276,23 @@ mod tests {
     #[test]
     fn the_query_becomes_a_cookie_that_is_good_for_this_host_and_time_only() {
         let verdict = ask(&["s3 cret"], "/a?x=1&vango_preview=s3%20cret&y=2", &[PAGE], NOW);
-        let Verdict::Welcome { location, cookie } = verdict else { panic!("{verdict:?}") };
+        let Verdict::Stop(Stop::Welcome { location, cookie }) = verdict else {
+            panic!("{verdict:?}")
+        };
         assert_eq!(location, "/a?x=1&y=2");
         assert!(!cookie.contains("s3") && cookie.contains("HttpOnly; SameSite=Lax"), "{cookie}");
         let pair = cookie.split(';').next().unwrap();
         let with = |tokens: &[&str], pair: &str, now| ask(tokens, "/", &[("cookie", pair)], now);
         let also = format!("other=1; {pair}");
         assert_eq!(with(&["s3 cret"], &also, NOW), Verdict::Pass);
-        assert!(matches!(with(&["rotated"], pair, NOW), Verdict::WrongCookie(_)));
+        assert!(matches!(with(&["rotated"], pair, NOW), Verdict::Stop(Stop::WrongCookie(_))));
         let later = Wall(NOW.0 + COOKIE_AGE * 1000);
-        assert!(matches!(with(&["s3 cret"], pair, later), Verdict::None(_)));
+        assert!(matches!(with(&["s3 cret"], pair, later), Verdict::Stop(Stop::None(_))));
         let forged = pair.replace(&(NOW.0 / 1000 + COOKIE_AGE).to_string(), "99999999999");
-        assert!(matches!(with(&["s3 cret"], &forged, NOW), Verdict::None(_)));
+        assert!(matches!(with(&["s3 cret"], &forged, NOW), Verdict::Stop(Stop::None(_))));
         let other = proof(b"s3 cret", "pr-8.preview.test", NOW.0 / 1000 + 10);
         let other = format!("{COOKIE}={}.{other}", NOW.0 / 1000 + 10);
-        assert!(matches!(with(&["s3 cret"], &other, NOW), Verdict::WrongCookie(_)));
+        assert!(matches!(with(&["s3 cret"], &other, NOW), Verdict::Stop(Stop::WrongCookie(_))));
     }
 
     #[test]
@@ -288,7 +314,7 @@ mod tests {
                 assert_eq!(verdict, Verdict::PassWith { query: rest }, "{method} {target}");
             }
             let wrong = ask_by(method, &["t"], "/hook?vango_preview=x", headers, NOW);
-            assert!(matches!(wrong, Verdict::Wrong(_)), "{method}");
+            assert!(matches!(wrong, Verdict::Stop(Stop::Wrong(_))), "{method}");
         }
     }
 
@@ -308,14 +334,17 @@ mod tests {
             ("POST", &[origin, asks]),
         ] {
             let verdict = preflight(method, headers);
-            assert!(matches!(verdict, Verdict::None(_)), "{method} {headers:?}: {verdict:?}");
+            assert!(
+                matches!(verdict, Verdict::Stop(Stop::None(_))),
+                "{method} {headers:?}: {verdict:?}"
+            );
         }
     }
 
     #[test]
     fn it_leads_to_no_other_host() {
         let verdict = ask(&["t"], "//evil.example/?vango_preview=t", &[PAGE], NOW);
-        let Verdict::Welcome { location, .. } = verdict else { panic!("{verdict:?}") };
+        let Verdict::Stop(Stop::Welcome { location, .. }) = verdict else { panic!("{verdict:?}") };
         assert_eq!(location, "/evil.example/");
     }
 }

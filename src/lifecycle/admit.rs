@@ -361,22 +361,6 @@ impl Journey {
         reply
     }
 
-    /// The request came over plain HTTP, and its app is served over HTTPS, on `port` if that is not
-    /// 443. `None` for a webhook: a provider is never sent elsewhere.
-    pub fn plain_http(&mut self, port: Option<u16>, now: Mono) -> Option<Reply> {
-        if matches!(self.route().map(|r| &r.class), Some(RouteClass::Webhook(_))) {
-            return None;
-        }
-        self.trace.push(now, StepKind::LoadOwner(Arc::clone(&self.view)));
-        let said = self.facts.forwarded_host().and_then(|h| h.to_str().ok());
-        // Behind a trusted proxy it is the proxy that serves HTTPS, on a port that only it knows.
-        let told = self.facts.origin.as_ref().is_some_and(|o| o.told);
-        let (host, port) = (said.unwrap_or(&self.facts.host), port.filter(|_| !told));
-        let reply = Reply::https_required(host, port, &self.facts.target());
-        self.trace.answered(now, &reply);
-        Some(reply)
-    }
-
     /// What the contract asks of an unsafe request, cold and hot alike.
     fn check_contract(&mut self, now: Mono) -> Option<Reply> {
         if self.posture == Posture::Safe {

@@ -1,6 +1,7 @@
 //! The steps a request would take now, found by the same decisions that serve it, without sending,
 //! reserving, waking or counting anything. What only time can tell is said as "would be".
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HeaderMap;
@@ -11,13 +12,15 @@ use crate::store::record::{WakePhases, WakeState};
 
 use super::admit::{Journey, Next};
 use super::asset::{Action, Visit};
-use super::classify::{Posture, classify, own_answer};
+use super::classify::{Classified, Posture};
+use super::enter::{Arrival, Entered, Policies, enter};
 use super::facts::Facts;
 use super::reply::Problem;
 use super::resume::Lookup;
 use super::trace::{Outcome, StepKind, Trace};
 
-/// The trace of `facts`, and the headers they were read from, on `snapshot` at `now`.
+/// The trace of `facts`, and the headers they were read from, on `snapshot` at `now`, where its operator
+/// wants nothing of requests.
 pub fn explain(
     snapshot: &Snapshot,
     facts: Facts,
@@ -25,30 +28,26 @@ pub fn explain(
     now: Mono,
     wall: Wall,
 ) -> Trace {
-    explain_session(snapshot, facts, headers, Lookup::NotAsked, now, wall)
+    let arrival = Arrival { facts, headers, refused: None, locked: &|_| None };
+    match enter(arrival, snapshot, &Policies::default(), now, wall) {
+        Entered::Route { facts, classified, .. } => {
+            explain_route(classified, *facts, headers, Lookup::NotAsked, now, wall)
+        }
+        Entered::Edge(answered) => answered.trace,
+        Entered::Asset(visit) => explain_asset(*visit, now),
+    }
 }
 
-/// The same for a request whose session's routing record was looked up.
-pub fn explain_session(
-    snapshot: &Snapshot,
+/// The trace of a request that takes a route; `record` is its session's, where it has one.
+pub fn explain_route(
+    classified: Classified,
     facts: Facts,
     headers: &HeaderMap,
     record: Lookup,
     now: Mono,
     wall: Wall,
 ) -> Trace {
-    if let Some(reply) = own_answer(&facts) {
-        return Trace::apart(reply, &facts, now).0;
-    }
-    let classified = match classify(snapshot, &facts) {
-        Ok(classified) => classified,
-        Err(why) => return Trace::unrouted(why, &facts, now).0,
-    };
-    let view = std::sync::Arc::clone(&classified.view);
-    let facts = match Visit::begin(facts, &view, headers, false, now) {
-        Ok(visit) => return asset_later(visit, now),
-        Err(facts) => *facts,
-    };
+    let view = Arc::clone(&classified.view);
     let mut journey = Journey::begin_explaining(facts, classified);
     journey.recorded(record);
     // Whether this edge has the secret is known where it is kept; the steps are those of one that has.
@@ -83,7 +82,8 @@ pub fn explain_session(
     journey.trace
 }
 
-fn asset_later(visit: Visit, now: Mono) -> Trace {
+/// The trace of a request for a file.
+pub fn explain_asset(visit: Visit, now: Mono) -> Trace {
     let Visit { action, mut trace, .. } = visit;
     if let Action::Serve(plan) = action {
         trace.push(now, StepKind::ServeAsset { status: None, source: plan.representation });
@@ -94,7 +94,7 @@ fn asset_later(visit: Visit, now: Mono) -> Trace {
 }
 
 fn woken_later(journey: &mut Journey, now: Mono, state: Option<WakeState>) {
-    let view = std::sync::Arc::clone(journey.view());
+    let view = Arc::clone(journey.view());
     let asleep = view.ready.is_empty();
     if asleep {
         let thaw_us = view.in_memory().map(|_| 0);

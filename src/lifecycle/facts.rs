@@ -95,6 +95,17 @@ pub fn check_head(
     Ok(())
 }
 
+/// Refuses a transfer coding other than `chunked` (RFC 9112 §6.1): the edge does not undo it, and the app
+/// would not be told of it.
+fn check_coding(headers: &HeaderMap) -> Result<(), BadRequest> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(BadRequest::Malformed),
+    }
+}
+
 /// How the client wants an error told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorForm {
@@ -184,6 +195,7 @@ impl Facts {
         let (raw_path, query) = split_target(origin)?;
         let path = normalise(raw_path).ok_or(BadRequest::Path)?;
         let headers = &parts.headers;
+        check_coding(headers)?;
         let length = headers.get(header::CONTENT_LENGTH);
         let body = length.is_some_and(|v| v.as_bytes() != b"0")
             || headers.contains_key(header::TRANSFER_ENCODING);
@@ -435,6 +447,19 @@ mod tests {
         assert_eq!(parse(h2, "/x").unwrap().host, "a.example");
         let dot = http::Request::builder().header("host", "a.example.");
         assert_eq!(parse(dot, "/").unwrap().host, "a.example");
+    }
+
+    #[test]
+    fn another_coding_than_chunked_is_refused() {
+        let coded = |codings: &[&str]| {
+            let add = |b: http::request::Builder, c: &&str| b.header("transfer-encoding", *c);
+            parse(codings.iter().fold(get(), add), "/").map(|f| f.body)
+        };
+        assert_eq!(coded(&["Chunked"]), Ok(true));
+        for refused in ["gzip, chunked", "chunked, chunked", ", chunked", ""] {
+            assert_eq!(coded(&[refused]), Err(BadRequest::Malformed), "{refused:?}");
+        }
+        assert_eq!(coded(&["chunked", "chunked"]), Err(BadRequest::Malformed));
     }
 
     #[test]

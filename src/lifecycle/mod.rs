@@ -2,10 +2,10 @@
 //! next thing to do. No I/O, no clock, no randomness: the same inputs give the same steps.
 //!
 //! Read the files in the order a request meets them: [`origin`] says where it comes from, [`facts`] what
-//! it is, [`hop`] what of it belongs to the connection it came on ([`trailers`] what may come behind a body), [`classify`] whose
-//! it is and what may be done with it, [`admit`] whether it goes on, waits or is answered,
-//! [`access`] whether a preview is open to it,
-//! [`asset`] whether the artifact answers without the app, [`idempotency`] what a key's record says and
+//! it is, [`hop`] what of it belongs to the connection it came on ([`trailers`] what may come behind a body),
+//! [`enter`] who answers it: [`classify`] whose it is and what may be done with it, [`access`] whether a
+//! preview is open to it, [`asset`] whether the artifact answers without the app, [`admit`] whether it
+//! goes on, waits or is answered, [`idempotency`] what a key's record says and
 //! becomes ([`print`] when two requests are one), [`webhook`] whether a provider's delivery is believed, [`recorded`] and [`delivery`] how a
 //! request follows its record, [`place`] where it goes, [`retry`] what a failure allows, [`reply`] what
 //! the edge answers itself, and [`trace`] keeps what was decided and why ([`parent`] says
@@ -23,6 +23,7 @@ pub mod affinity;
 pub mod asset;
 pub mod classify;
 pub mod delivery;
+pub mod enter;
 pub mod evidence;
 pub mod explain;
 pub mod facts;

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use crate::assets::Asset;
 use crate::clock::Mono;
-use crate::contract::Unrouted;
 use crate::id::{Digest, Epoch, OperationId, RequestId};
 use crate::snapshot::{AllocationView, EnvView};
 use crate::store::record::{WakePhases, WakeState};
 
 use super::asset::Source;
 use super::classify::Posture;
-use super::facts::{BadRequest, Facts};
+use super::facts::BadRequest;
 use super::parent::TraceParent;
 use super::place::Affinity;
 use super::reply::{Problem, Reply};
@@ -307,28 +306,6 @@ impl Trace {
             client: None,
             dropped: 0,
         }
-    }
-
-    /// The whole trace of a request that goes by no route, and its answer.
-    pub fn unrouted(why: Unrouted, facts: &Facts, now: Mono) -> (Self, Reply) {
-        let mut trace = Self::new(facts.id, facts.received);
-        let reply = Reply::unrouted(why, &facts.host);
-        trace.push(
-            now,
-            match why {
-                Unrouted::NoRoute => StepKind::NoOwner(facts.host.clone()),
-                Unrouted::Spelling => StepKind::Unreadable(BadRequest::Spelling),
-            },
-        );
-        trace.answered(now, &reply);
-        (trace, reply)
-    }
-
-    /// The whole trace of a request that the edge answers on any host.
-    pub fn apart(reply: Reply, facts: &Facts, now: Mono) -> (Self, Reply) {
-        let mut trace = Self::new(facts.id, facts.received);
-        trace.answered(now, &reply);
-        (trace, reply)
     }
 
     /// The whole trace of a request whose head has no one reading, and its answer.

@@ -1,104 +1,39 @@
-//! Requests that make no journey: those for no environment, and those that are not let into a preview.
-//! Their answers and traces are kept here; who is let in is decided by [`crate::lifecycle::access`].
+//! Requests that the edge answers itself: their answers and traces are kept here, as
+//! [`crate::lifecycle::enter`] decided them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, header};
 use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 
-use crate::lifecycle::access::{self, Verdict};
+use crate::lifecycle::access;
+use crate::lifecycle::enter::{Answer, Answered, Guess};
 use crate::lifecycle::facts::{self, BadRequest, Facts};
-use crate::lifecycle::reply::Reply;
-use crate::lifecycle::trace::{Outcome, StepKind, Trace};
-use crate::snapshot::EnvView;
+use crate::lifecycle::trace::Trace;
 use crate::telemetry::{NO_CLASS, TraceRecord};
 
 use super::request::Ctx;
 use super::service::EdgeProxy;
 
 impl EdgeProxy {
-    /// Whether a preview is open to the request. If not, its answer and its trace are kept.
-    pub(super) fn may_see(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        facts: &mut Facts,
-        view: &Arc<EnvView>,
-    ) -> bool {
-        let previews = self.previews.load();
-        let tokens = match previews.get(view.environment.app()) {
-            Some(policy) if !view.environment.is_production() => &policy.tokens,
-            _ => return true,
-        };
-        let now = self.now();
-        let from = facts.origin.as_ref().map(|o| o.address);
-        let headers = &session.req_header().headers;
-        let locked = from.filter(|_| !tokens.is_empty()).and_then(|f| self.wrong.wait(f, now));
-        let mut trace = Trace::new(ctx.id, ctx.received);
-        let step = |found| StepKind::CheckAccess(Arc::clone(view), found);
-        let reply =
-            match access::check(tokens, facts, headers, locked, self.parts.gate.clock.wall()) {
-                Verdict::Pass => return true,
-                Verdict::PassWith { query } => {
-                    facts.query = query;
-                    take_out_token(session.req_header_mut(), facts);
-                    return true;
-                }
-                Verdict::None(reply) => {
-                    trace.push(now, step("none shown"));
-                    reply
-                }
-                Verdict::Locked(reply) => {
-                    trace.push(now, step("too many wrong ones"));
-                    reply
-                }
-                Verdict::Wrong(reply) => {
-                    from.inspect(|from| self.wrong.count(*from, None, now));
-                    trace.push(now, step("wrong"));
-                    reply
-                }
-                Verdict::WrongCookie(reply) => {
-                    from.inspect(|from| self.wrong.count(*from, access::cookie(headers), now));
-                    trace.push(now, step("wrong"));
-                    reply
-                }
-                Verdict::Welcome { location, cookie } => {
-                    trace.push(now, step("right"));
-                    trace.outcome = Outcome::Welcomed;
-                    ctx.welcome = Some((location, cookie));
-                    self.keep(ctx, trace, facts, view);
-                    return false;
-                }
-            };
-        trace.answered(now, &reply);
-        ctx.reply = Some(reply);
-        self.keep(ctx, trace, facts, view);
-        false
-    }
-
-    /// Keeps the trace of a request that makes no journey.
-    fn keep(&self, ctx: &mut Ctx, trace: Trace, facts: &Facts, view: &EnvView) {
-        let (host, path) = (facts.host.clone(), facts.sent().to_owned());
-        let record = self.record(trace, facts.method.clone(), host, path);
-        let environment = Some(view.environment.clone());
+    /// Keeps the answer and the trace of a request that the edge answers itself.
+    pub(super) fn answered(&self, session: &Session, ctx: &mut Ctx, answered: Answered) {
+        let Answered { facts, view, trace, answer, guess } = answered;
+        if let (Some(guess), Some(origin)) = (guess, &facts.origin) {
+            let headers = &session.req_header().headers;
+            let cookie = access::cookie(headers).filter(|_| guess == Guess::Cookie);
+            self.wrong.count(origin.address, cookie, self.now());
+        }
+        match answer {
+            Answer::Reply(reply) => ctx.reply = Some(reply),
+            Answer::Welcome { location, cookie } => ctx.welcome = Some((location, cookie)),
+        }
+        let path = facts.sent().to_owned();
+        let record = self.record(trace, facts.method, facts.host, path);
+        let environment = view.as_ref().map(|v| v.environment.clone());
         ctx.unrouted = Some(TraceRecord { environment, ..record });
-    }
-
-    /// Keeps the answer and the trace of a request that makes no journey; `view` is that of its host.
-    pub(super) fn unrouted(
-        &self,
-        ctx: &mut Ctx,
-        (trace, reply): (Trace, Reply),
-        facts: &Facts,
-        view: Option<&Arc<EnvView>>,
-    ) {
-        ctx.reply = Some(reply);
-        let (host, path) = (facts.host.clone(), facts.sent().to_owned());
-        let record = self.record(trace, facts.method.clone(), host, path);
-        let environment = view.map(|v| v.environment.clone());
-        ctx.unrouted = Some(TraceRecord { environment, ..record });
+        ctx.view = view;
     }
 
     /// Keeps the answer and the trace of a request whose head, with `target` in it, has no one reading.
@@ -126,7 +61,7 @@ impl EdgeProxy {
 }
 
 /// Writes `facts`' query into the request itself, so that no way to an app has the token in it.
-fn take_out_token(head: &mut RequestHeader, facts: &Facts) {
+pub(super) fn take_out_token(head: &mut RequestHeader, facts: &Facts) {
     let target = head.raw_path();
     let path = target.split(|b| *b == b'?').next().unwrap_or_default();
     let mut target = path.to_vec();

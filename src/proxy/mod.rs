@@ -48,7 +48,6 @@ pub use client::ClientLimits;
 pub use deliver::Exchanges;
 pub use gate::{Gate, WebhookSecrets};
 pub use pools::{Pool, Pools};
-pub use preview::{PreviewPolicies, PreviewPolicy};
 pub use serve::{AcceptRules, H2Limits, Listener, Serving, Tls, adopt, bind};
 pub use service::{EdgeProxy, ProxyLimits, ProxyParts};
 pub use tls::{Certificates, acceptor};

@@ -11,7 +11,6 @@ use http::HeaderValue;
 use pingora::http::ResponseHeader;
 
 use crate::clock::Mono;
-use crate::id::AppName;
 use crate::snapshot::EnvView;
 
 use super::admission::customer;
@@ -23,18 +22,6 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Clients that are counted at once. Beyond it the one that was counted first is forgotten: a client
 /// with so many addresses has ten guesses from each of them anyway.
 const CLIENTS: usize = 16_384;
-
-/// An app's previews, as its operator wants them.
-#[derive(Clone, PartialEq, Eq)]
-pub struct PreviewPolicy {
-    /// Tokens that open them; none leaves them open. Never logged.
-    pub tokens: Vec<Vec<u8>>,
-    /// They are marked `noindex`.
-    pub noindex: bool,
-}
-
-/// Policies by app.
-pub type PreviewPolicies = HashMap<AppName, PreviewPolicy>;
 
 /// Wrong tokens by client: an IPv4 address, or an IPv6 /64.
 #[derive(Default)]

@@ -5,8 +5,6 @@ use http::header;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
-use crate::snapshot::EnvView;
-
 use super::deliver::{self, Tried};
 use super::request::Ctx;
 use super::service::EdgeProxy;
@@ -111,13 +109,6 @@ impl EdgeProxy {
         }
     }
 
-    /// Whether the environment is behind a token: caches that are shared must not keep its answers.
-    pub(super) fn is_private(&self, view: &EnvView) -> bool {
-        let previews = self.previews.load();
-        let policy = previews.get(view.environment.app());
-        !view.environment.is_production() && policy.is_some_and(|p| !p.tokens.is_empty())
-    }
-
     /// Marks a preview's answers; see [`preview::mark`].
     pub(super) fn mark(&self, head: &mut ResponseHeader, ctx: &Ctx) -> pingora::Result<()> {
         let is_secure = ctx.origin.as_ref().is_some_and(|o| o.secure);
@@ -127,8 +118,6 @@ impl EdgeProxy {
         let Some(view) = ctx.view.as_ref().filter(|v| !v.environment.is_production()) else {
             return Ok(());
         };
-        let previews = self.previews.load();
-        let noindex = previews.get(view.environment.app()).is_none_or(|p| p.noindex);
-        preview::mark(head, view, noindex)
+        preview::mark(head, view, self.policies.load().noindex(view))
     }
 }

@@ -28,7 +28,7 @@ pub struct Ctx {
     pub(super) body_bytes: u64,
     pub(super) journey: Option<Journey>,
     /// A request for an asset, which makes no journey either.
-    pub(super) visit: Option<Visit>,
+    pub(super) visit: Option<Box<Visit>>,
     /// What is traced of a request for no environment, which makes no journey.
     pub(super) unrouted: Option<TraceRecord>,
     /// The answer to give instead of forwarding.

@@ -17,21 +17,20 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::artifact::AssetBytes;
 use crate::clock::Mono;
-use crate::contract::Unrouted;
 use crate::lifecycle::admit::Journey;
-use crate::lifecycle::asset::Visit;
-use crate::lifecycle::classify::{Posture, classify, own_answer};
+use crate::lifecycle::classify::Posture;
+use crate::lifecycle::enter::{Arrival, Entered, Policies, enter};
 use crate::lifecycle::facts::{self, Facts};
 use crate::lifecycle::reply::Reply;
-use crate::lifecycle::trace::Trace;
 use crate::lifecycle::trailers::Trailers;
 use crate::sockets::{Admission, AdmissionLimits, Sockets};
 use crate::telemetry::{Cut, Telemetry, TraceRecord};
 
 use super::client::{Client, Phase, Shared};
+use super::entrance::take_out_token;
 use super::gate::{Carried, Gate, Passed, Placed};
 use super::live::LiveParts;
-use super::preview::{PreviewPolicies, WrongTokens};
+use super::preview::WrongTokens;
 use super::record::{self, End, Told};
 use super::request::Ctx;
 use super::{answer, body, headers, received, response};
@@ -39,7 +38,7 @@ use super::{answer, body, headers, received, response};
 /// Seconds that a connection may be idle after a request that found places scarce.
 const CROWDED_IDLE_S: u64 = 1;
 
-/// Timeouts toward allocations, for which Pingora's own default is none, and what plain HTTP gets.
+/// Timeouts toward allocations, for which Pingora's own default is none.
 #[derive(Debug, Clone, Copy)]
 pub struct ProxyLimits {
     /// To connect to an allocation.
@@ -54,8 +53,6 @@ pub struct ProxyLimits {
     pub sockets: usize,
     /// A live socket on which nothing passes for this long is closed.
     pub socket_idle: Duration,
-    /// Plain HTTP is sent on to HTTPS, on this port if it is not 443; `None` serves it.
-    pub redirect: Option<Option<u16>>,
 }
 
 /// What the proxy works with.
@@ -66,8 +63,8 @@ pub struct ProxyParts {
     pub sockets: Arc<Sockets>,
     /// Bytes of static files.
     pub files: Arc<AssetBytes>,
-    /// Previews, as their operators want them; a reload swaps them.
-    pub previews: Arc<ArcSwap<PreviewPolicies>>,
+    /// What its operator wants of all requests; a reload swaps it.
+    pub policies: Arc<ArcSwap<Policies>>,
     /// Where finished requests are told.
     pub telemetry: Arc<Telemetry>,
     /// Timeouts; a reload swaps them.
@@ -78,7 +75,7 @@ pub struct ProxyParts {
 pub struct EdgeProxy {
     pub(super) parts: Arc<LiveParts>,
     pub(super) files: Arc<AssetBytes>,
-    pub(super) previews: Arc<ArcSwap<PreviewPolicies>>,
+    pub(super) policies: Arc<ArcSwap<Policies>>,
     pub(super) wrong: WrongTokens,
     pub(super) telemetry: Arc<Telemetry>,
     limits: Arc<ArcSwap<ProxyLimits>>,
@@ -91,14 +88,14 @@ const ADMISSION: AdmissionLimits = AdmissionLimits { at_once: 32, waiting: 50_00
 impl EdgeProxy {
     /// The proxy over its parts.
     pub fn new(parts: ProxyParts) -> Self {
-        let ProxyParts { gate, sockets, files, previews, telemetry, limits } = parts;
+        let ProxyParts { gate, sockets, files, policies, telemetry, limits } = parts;
         let parts = Arc::new(LiveParts {
             gate,
             sockets,
             admission: Admission::new(ADMISSION),
             telemetry: Arc::clone(&telemetry),
         });
-        Self { parts, files, previews, wrong: WrongTokens::default(), telemetry, limits }
+        Self { parts, files, policies, wrong: WrongTokens::default(), telemetry, limits }
     }
 
     /// What live sockets are carried with.
@@ -228,19 +225,17 @@ impl ProxyHttp for EdgeProxy {
             }
             Facts::parse(head, target, ctx.id, ctx.received)
         });
-        let parsed = parsed
-            .and_then(|facts| received::settle(session.req_header_mut()).map(|()| facts))
-            .map(|facts| {
-                let streamed = session.is_http2() && !session.as_downstream_mut().is_body_empty();
-                Facts { body: facts.body || streamed, ..facts }
-            });
+        let parsed = parsed.inspect(|_| received::settle(session.req_header_mut())).map(|facts| {
+            let streamed = session.is_http2() && !session.as_downstream_mut().is_body_empty();
+            Facts { body: facts.body || streamed, ..facts }
+        });
         let has_body = parsed.as_ref().is_ok_and(|f| f.body);
         if let Some(client) = &ctx.client {
             // What cannot be read may have one too.
             let more = has_body || parsed.is_err();
             client.enter(if more { Phase::Body } else { Phase::Answer });
         }
-        let mut facts = match parsed {
+        let facts = match parsed {
             Ok(facts) => Facts { origin: ctx.origin.clone(), ..facts },
             Err(why) => {
                 ctx.body_unread = true;
@@ -251,50 +246,35 @@ impl ProxyHttp for EdgeProxy {
         ctx.form = facts.error_form;
         ctx.body_unread = facts.body;
         let misdirected = ctx.client.as_ref().is_some_and(|c| !c.belongs(&facts.host));
-        let own = own_answer(&facts).or_else(|| ctx.take_share(&self.parts.gate.admission).err());
-        if let Some(reply) = own.or_else(|| misdirected.then(|| Reply::misdirected(&facts.host))) {
-            let told = Trace::apart(reply, &facts, self.now());
-            self.unrouted(ctx, told, &facts, None);
-            return Ok(());
-        }
-        let snapshot = self.parts.gate.snapshots.load();
-        match classify(&snapshot, &facts) {
-            Ok(classified) => {
-                ctx.view = Some(Arc::clone(&classified.view));
-                facts.owned_by(&classified.view.hosts);
-                if !self.may_see(session, ctx, &mut facts, &classified.view) {
-                    return Ok(());
-                }
-                let now = self.now();
-                if !facts.is_secure()
-                    && let Some(port) = self.limits.load().redirect
-                {
-                    let mut journey = Journey::begin(facts, classified);
-                    ctx.reply = journey.plain_http(port, now);
-                    ctx.journey = Some(journey);
-                    return Ok(());
-                }
-                let headers = &session.req_header().headers;
-                let private = self.is_private(&classified.view);
-                match Visit::begin(facts, &classified.view, headers, private, now) {
-                    Ok(visit) => ctx.visit = Some(visit),
-                    Err(mut facts) => {
-                        if classified.wakes {
-                            classified.view.live.touch(ctx.received);
-                        }
-                        self.recognise(session, &classified, &mut facts);
-                        let mut journey = Journey::begin(*facts, classified);
-                        let gate = &self.parts.gate;
-                        let secret = !gate.secrets_for(&journey).is_empty();
-                        journey.read_head(&session.req_header().headers, secret, gate.clock.wall());
-                        ctx.journey = Some(journey);
-                    }
-                }
+        let share = ctx.take_share(&self.parts.gate.admission);
+        let refused = share.err().or_else(|| misdirected.then(|| Reply::misdirected(&facts.host)));
+        let (now, wall) = (self.now(), self.parts.gate.clock.wall());
+        let entered = {
+            let snapshot = self.parts.gate.snapshots.load();
+            let locked = |from| self.wrong.wait(from, now);
+            let headers = &session.req_header().headers;
+            let arrival = Arrival { facts, headers, refused, locked: &locked };
+            enter(arrival, &snapshot, &self.policies.load(), now, wall)
+        };
+        match entered {
+            Entered::Edge(answered) => self.answered(session, ctx, *answered),
+            Entered::Asset(visit) => {
+                ctx.view = Some(Arc::clone(visit.view()));
+                ctx.visit = Some(visit);
             }
-            Err(why) => {
-                let view = snapshot.host(&facts.host).filter(|_| why == Unrouted::Spelling);
-                let refused = Trace::unrouted(why, &facts, self.now());
-                self.unrouted(ctx, refused, &facts, view);
+            Entered::Route { mut facts, classified, showed_token } => {
+                ctx.view = Some(Arc::clone(&classified.view));
+                if showed_token {
+                    take_out_token(session.req_header_mut(), &facts);
+                }
+                if classified.wakes {
+                    classified.view.live.touch(ctx.received);
+                }
+                self.recognise(session, &classified, &mut facts);
+                let mut journey = Journey::begin(*facts, classified);
+                let secret = !self.parts.gate.secrets_for(&journey).is_empty();
+                journey.read_head(&session.req_header().headers, secret, wall);
+                ctx.journey = Some(journey);
             }
         }
         Ok(())

@@ -21,7 +21,7 @@ impl EdgeProxy {
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        mut visit: Visit,
+        mut visit: Box<Visit>,
     ) -> pingora::Result<()> {
         let sent = match &visit.action {
             Action::Serve(plan) => {
@@ -55,7 +55,7 @@ impl EdgeProxy {
 
     /// Closes the trace of a request for an asset. It counts for the class `asset` and is no activity:
     /// an open page's pictures keep no app awake.
-    pub(super) fn visited(&self, mut visit: Visit, status: Option<u16>, now: Mono) {
+    pub(super) fn visited(&self, mut visit: Box<Visit>, status: Option<u16>, now: Mono) {
         visit.trace.client = visit.facts().origin.as_ref().map(|o| o.address);
         let (facts, view) = (visit.facts(), Arc::clone(visit.view()));
         let record = TraceRecord {

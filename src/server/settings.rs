@@ -11,10 +11,9 @@ use crate::clock::{Clock, Entropy};
 use crate::config::{self, Config, HealthCheck, SecretValues};
 use crate::control::{Commit, Prepare};
 use crate::id::Environment;
-use crate::proxy::{
-    AcceptRules, ClientLimits, Places, Pool, Pools, PreviewPolicies, PreviewPolicy, ProxyLimits,
-    Room,
-};
+use crate::lifecycle::access::{PreviewPolicies, PreviewPolicy};
+use crate::lifecycle::enter::Policies;
+use crate::proxy::{AcceptRules, ClientLimits, Places, Pool, Pools, ProxyLimits, Room};
 use crate::runner::Runner;
 use crate::session::{KeyRing, Sessions};
 use crate::snapshot::ExternalApp;
@@ -41,7 +40,7 @@ pub(super) struct Parts {
     pub(super) admission: Arc<Places>,
     pub(super) secure: Vec<Secure>,
     pub(super) runner: Arc<dyn Runner>,
-    pub(super) previews: Arc<ArcSwap<PreviewPolicies>>,
+    pub(super) policies: Arc<ArcSwap<Policies>>,
 }
 
 /// How a reloaded configuration reaches these parts.
@@ -51,8 +50,8 @@ pub(super) fn prepare(parts: Parts) -> Prepare {
         let keys = &config.affinity.keys;
         let affinity = KeyRing::load(keys, &config.state.dir, &*parts.clock, &*parts.entropy)
             .map_err(|e| vec![e.to_string()])?;
-        let previews = preview_policies(config).map_err(|e| vec![e.to_string()])?;
-        let (hold, proxy) = (hold_limits(config), proxy_limits(config, &parts.secure));
+        let policies = policies(config, &parts.secure).map_err(|e| vec![e.to_string()])?;
+        let (hold, proxy) = (hold_limits(config), proxy_limits(config));
         let (rules, most) = (accept_rules(config), max_connections(config));
         let tls = config.server.tls.clone();
         let https = config.server.sees_https();
@@ -66,7 +65,7 @@ pub(super) fn prepare(parts: Parts) -> Prepare {
             parts.pools.watch(looked_at);
             parts.access.store(Arc::new(access));
             parts.sessions.tokens.reload(affinity);
-            parts.previews.store(Arc::new(previews));
+            parts.policies.store(Arc::new(policies));
             parts.queues.set_limits(hold);
             parts.limits.store(Arc::new(proxy));
             parts.room.set_most(bodies);
@@ -90,11 +89,8 @@ pub(super) fn hold_limits(config: &Config) -> HoldLimits {
     HoldLimits { max_held: config.limits.max_held, max_held_bytes: config.limits.max_held_bytes }
 }
 
-pub(super) fn proxy_limits(config: &Config, secure: &[Secure]) -> ProxyLimits {
-    // Without a listener of its own it is a proxy in front that serves HTTPS, on the usual port.
-    let port = secure.first().map(|s| s.port).filter(|p| *p != 443);
+pub(super) fn proxy_limits(config: &Config) -> ProxyLimits {
     ProxyLimits {
-        redirect: config.server.redirect_http.then_some(port),
         connect_timeout: config.limits.connect_timeout,
         response_timeout: config.limits.response_timeout,
         idle_timeout: config.limits.idle_keepalive,
@@ -190,10 +186,13 @@ pub(super) fn max_connections(config: &Config) -> usize {
     wanted.min(most)
 }
 
-/// Who may see each app's previews. A token that cannot be read is an error: the previews would be open
-/// to all.
-pub(super) fn preview_policies(config: &Config) -> Result<PreviewPolicies> {
-    let mut out = PreviewPolicies::new();
+/// Where plain HTTP goes, and who may see each app's previews. A token that cannot be read is an error: the
+/// previews would be open to all.
+pub(super) fn policies(config: &Config, secure: &[Secure]) -> Result<Policies> {
+    // Without a listener of its own it is a proxy in front that serves HTTPS, on the usual port.
+    let port = secure.first().map(|s| s.port).filter(|p| *p != 443);
+    let redirect = config.server.redirect_http.then_some(port);
+    let mut previews = PreviewPolicies::new();
     for app in config.apps.values() {
         let mut tokens = Vec::new();
         for source in &app.preview_access {
@@ -202,7 +201,7 @@ pub(super) fn preview_policies(config: &Config) -> Result<PreviewPolicies> {
             tokens.push(token.expose().as_bytes().to_vec());
         }
         let policy = PreviewPolicy { tokens, noindex: app.preview_noindex };
-        out.insert(app.name.clone(), policy);
+        previews.insert(app.name.clone(), policy);
     }
-    Ok(out)
+    Ok(Policies { redirect, previews })
 }

@@ -91,6 +91,11 @@ fn a_token_opens_it_once_and_is_written_nowhere() {
     };
     for path in ["/dashboard", "/assets/app.css"] {
         ask(path, &[]).problem(401, "preview-access");
+        let url = format!("http://{host}{path}");
+        assert_eq!(edge.json(&["explain", "GET", &url])["outcome"], "preview-access");
+        let shown = format!("Vango-Edge-Preview-Token: {token}");
+        let explained = edge.json(&["explain", "GET", &url, "-H", &shown]);
+        assert_eq!(explained["outcome"], if path == "/dashboard" { "woken" } else { "asset" });
     }
     ask("/dashboard?vango_preview=wrong", &[]).problem(401, "preview-access");
     assert_eq!(edge.processes(), [] as [u32; 0], "nothing wakes for a stranger");

@@ -163,6 +163,11 @@ fn plain_http_is_sent_on_except_for_webhooks_and_strangers() {
         assert_eq!((answer.status, answer.text()), (308, "https-required\n"));
         let there = format!("https://studylab.localhost:{port}{path}");
         assert_eq!(answer.header("location"), Some(there.as_str()));
+        let explained = |scheme| {
+            edge.json(&["explain", method, &format!("{scheme}://studylab.localhost{path}")])
+        };
+        assert_eq!(explained("http")["outcome"], "https-required", "{path}");
+        assert_ne!(explained("https")["outcome"], "https-required", "{path}");
     }
     assert_eq!(edge.ops().len(), 0, "nothing is woken for it");
     let webhook = edge.ask("POST", "/webhooks/stripe", &[], "{}");

@@ -6,6 +6,7 @@ mod asleep;
 mod cold_get;
 mod cold_post;
 mod cold_webhook;
+mod entrance;
 mod given;
 mod hot_get;
 mod immutable_asset;

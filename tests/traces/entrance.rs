@@ -1,0 +1,136 @@
+//! Who answers a request, before it is any app's: the order of `lifecycle::enter`.
+
+use std::sync::Arc;
+
+use vango_edge::clock::Wall;
+use vango_edge::id::{Environment, Epoch};
+use vango_edge::lifecycle::access::{HEADER, PreviewPolicy};
+use vango_edge::lifecycle::enter::{Answer, Arrival, Entered, Guess, Policies, enter};
+use vango_edge::lifecycle::facts::Facts;
+use vango_edge::lifecycle::origin::Origin;
+use vango_edge::lifecycle::reply::{Problem, Reply};
+use vango_edge::store::record::{Deployment, Record, RouteOwner, key};
+
+use crate::given::{CONTRACT, World, digest, dp};
+
+const PREVIEW: &str = "pr-7.preview.studylab.localhost";
+const PRODUCTION: &str = "studylab.localhost";
+
+/// Production and a preview, both asleep.
+fn world() -> World {
+    let mut world = World::asleep();
+    let environment: Environment = "studylab/pr-7".parse().unwrap();
+    let deployment = Deployment {
+        id: dp(7),
+        environment: environment.clone(),
+        digest: digest(2),
+        contract: CONTRACT.into(),
+        created: Wall(0),
+        files: 1,
+        bytes: 1,
+        assets: None,
+        replaced: None,
+        promoted_from: None,
+        schema: None,
+    };
+    world.put(&key::deployment(&environment, &dp(7)), Some(&deployment.encode()));
+    let owner = RouteOwner {
+        host: PREVIEW.parse().unwrap(),
+        path: "/".into(),
+        environment,
+        deployment: dp(7),
+        digest: digest(2),
+        epoch: Epoch(1),
+    };
+    world.put(&key::owner(&owner.host, "/"), Some(&owner.encode()));
+    world
+}
+
+/// HTTPS is on port 8443, and previews are behind a token.
+fn policies() -> Policies {
+    let policy = PreviewPolicy { tokens: vec![b"right".to_vec()], noindex: true };
+    let previews = [("studylab".parse().unwrap(), policy)].into();
+    Policies { redirect: Some(Some(8443)), previews }
+}
+
+struct Ask<'a> {
+    method: &'a str,
+    host: &'a str,
+    target: &'a str,
+    secure: bool,
+    token: Option<&'a str>,
+    refused: Option<Reply>,
+}
+
+fn ask<'a>(host: &'a str, target: &'a str, secure: bool, token: Option<&'a str>) -> Ask<'a> {
+    Ask { method: "GET", host, target, secure, token, refused: None }
+}
+
+fn entered(ask: Ask<'_>) -> Entered {
+    let world = world();
+    let mut request = http::Request::builder().method(ask.method).header("host", ask.host);
+    if let Some(token) = ask.token {
+        request = request.header(HEADER, token);
+    }
+    let (parts, ()) = request.body(()).unwrap().into_parts();
+    let id = vango_edge::id::RequestId::random(&vango_edge::clock::SeededEntropy::new(1));
+    let mut facts = Facts::parse(&parts, ask.target.as_bytes(), id, world.now).unwrap();
+    let client = std::net::Ipv4Addr::new(192, 0, 2, 1).into();
+    facts.origin = Some(Arc::new(Origin::new(client, ask.secure)));
+    let (headers, refused) = (&parts.headers, ask.refused);
+    let arrival = Arrival { facts, headers, refused, locked: &|_| None };
+    let snapshot = world.publisher.reader().load().clone();
+    enter(arrival, &snapshot, &policies(), world.now, Wall(0))
+}
+
+/// The edge's answer and the steps to it.
+fn told(ask: Ask<'_>) -> (Reply, Vec<String>, Option<Guess>) {
+    let Entered::Edge(answered) = entered(ask) else { panic!("the edge answers") };
+    let steps = answered.trace.steps.iter().map(|s| s.text().action).collect();
+    let Answer::Reply(reply) = answered.answer else { panic!("no welcome") };
+    (reply, steps, answered.guess)
+}
+
+#[test]
+fn plain_http_is_sent_on_before_a_token_is_looked_at() {
+    for token in [None, Some("wrong"), Some("right")] {
+        let (reply, _, guess) = told(ask(PREVIEW, "/a?vango_preview=right", false, token));
+        assert_eq!((reply.problem, guess), (Problem::HttpsRequired, None), "{token:?}");
+        let location = format!("https://{PREVIEW}:8443/a?vango_preview=right");
+        assert_eq!(reply.location, Some(location), "it is shown again there");
+    }
+    let (reply, _, guess) = told(ask(PREVIEW, "/a", true, Some("wrong")));
+    assert_eq!((reply.problem, guess), (Problem::PreviewAccess, Some(Guess::Token)));
+    let (reply, _, guess) = told(ask(PREVIEW, "/a", true, None));
+    assert_eq!((reply.problem, guess), (Problem::PreviewAccess, None));
+}
+
+#[test]
+fn a_providers_delivery_is_not_sent_on_and_its_token_goes_no_further() {
+    let delivery = |host, target| Ask { method: "POST", ..ask(host, target, false, None) };
+    let Entered::Route { showed_token: false, .. } =
+        entered(delivery(PRODUCTION, "/webhooks/stripe"))
+    else {
+        panic!("it goes on")
+    };
+    let (reply, ..) = told(delivery(PREVIEW, "/webhooks/stripe"));
+    assert_eq!(reply.problem, Problem::PreviewAccess);
+    let Entered::Route { facts, showed_token: true, .. } =
+        entered(delivery(PREVIEW, "/webhooks/stripe?a=1&vango_preview=right"))
+    else {
+        panic!("it goes on")
+    };
+    assert_eq!(facts.query.as_deref(), Some("a=1"));
+}
+
+#[test]
+fn what_the_edge_answers_on_any_host_comes_first() {
+    let trace = Ask { method: "TRACE", ..ask(PREVIEW, "/", false, None) };
+    assert_eq!(told(trace).0.problem, Problem::MethodRefused);
+    for host in [PRODUCTION, PREVIEW, "evil.localhost"] {
+        let refused = Some(Reply::misdirected(host));
+        let (reply, steps, _) = told(Ask { refused, ..ask(host, "/", false, None) });
+        assert_eq!((reply.problem, steps.len()), (Problem::Misdirected, 1), "{host}");
+    }
+    assert_eq!(told(ask("evil.localhost", "/", false, None)).0.problem, Problem::NoRoute);
+}
