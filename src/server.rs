@@ -189,6 +189,7 @@ async fn run_on(
         audit: Arc::clone(&edge.audit),
         sessions: Arc::clone(&edge.sessions),
         policies: Arc::clone(&edge.policies),
+        guesses: Arc::default(),
         reloader: Arc::clone(&edge.reloader),
         ready: Arc::clone(&edge.ready),
         access,
@@ -353,6 +354,7 @@ async fn compose(
             let audit = Arc::clone(&audit);
             Box::new(move |row| audit.soon(row))
         },
+        shown: tokio::sync::watch::Sender::default(),
         changing_owners: tokio::sync::Mutex::default(),
         collecting: tokio::sync::RwLock::default(),
         promoting: std::sync::Mutex::default(),
@@ -424,7 +426,7 @@ async fn compose(
     };
     let serving = Serving::new(proxy, config.server.threads, h2, Arc::clone(&rules));
     let edge = Edge {
-        reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare)),
+        reloader: Arc::new(Reloader::new(file, Arc::clone(&control), prepare, externals.clone())),
         control,
         runner,
         serving: Arc::new(serving),

@@ -1,7 +1,7 @@
 //! The resources under `/v1`.
 
 use std::borrow::Cow;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::Json;
@@ -17,7 +17,7 @@ use crate::id::{AllocationId, Digest, EnvName, RequestId};
 use crate::lifecycle::admit::Woke;
 use crate::lifecycle::enter::{Arrival, Entered, enter};
 use crate::lifecycle::explain as core;
-use crate::lifecycle::facts::Facts;
+use crate::lifecycle::facts::{self, Facts};
 use crate::lifecycle::hop;
 use crate::lifecycle::origin::Origin;
 use crate::lifecycle::resume::Lookup;
@@ -421,31 +421,39 @@ pub async fn explain(
     }
     let now = c.clock.now();
     let id = RequestId::random(&*c.entropy);
-    let mut facts = match Facts::parse(&parts, target.as_bytes(), id, now) {
+    let limits = c.config.load().limits.client;
+    let (bytes, fields) = (limits.header_bytes, limits.header_fields);
+    let read = facts::check_head(&parts.headers, target.len(), bytes, fields)
+        .and_then(|()| Facts::parse(&parts, target.as_bytes(), id, now));
+    let mut facts = match read {
         Ok(facts) => facts,
         Err(why) => return Ok(Json(explanation(&Trace::unreadable(id, now, why, now).0))),
     };
     hop::strip(&mut parts.headers);
     facts.origin = Some(Arc::new(Origin::new(Ipv4Addr::LOCALHOST.into(), tls)));
     let (headers, wall) = (&parts.headers, c.clock.wall());
-    let entered = {
+    let from = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut entered = {
         let snapshot = c.snapshots.load();
-        // A client that guesses is told to wait; who asks here is none.
-        let arrival = Arrival { facts, headers, refused: None, locked: &|_| None };
+        let locked = |from| admin.guesses.wait(from, now);
+        let arrival = Arrival { facts, headers, refused: None, locked: &locked };
         enter(arrival, &snapshot, &admin.policies.load(), now, wall)
     };
-    let trace = match entered {
-        Entered::Edge(answered) => answered.trace,
-        Entered::Asset(visit) => core::explain_asset(*visit, now),
-        Entered::Route { mut facts, classified, .. } => {
-            admin.sessions.recognise(&classified, headers, || wall, &mut facts);
-            let record = match facts.session.as_ref().filter(|_| facts.websocket) {
-                Some(id) => admin.sessions.look_up(&classified.view.environment, id).await,
-                None => Lookup::NotAsked,
-            };
-            core::explain_route(classified, *facts, headers, record, now, wall)
+    let mut record = Lookup::NotAsked;
+    match &mut entered {
+        Entered::Edge(answered) if answered.guess.is_some() => {
+            // Who may only look is not to find out a preview's token here.
+            admin.guesses.count(from, None, now);
         }
-    };
+        Entered::Route { facts, classified, .. } => {
+            admin.sessions.recognise(classified, headers, || wall, facts);
+            if let Some(id) = facts.session.as_ref().filter(|_| facts.websocket) {
+                record = admin.sessions.look_up(&classified.view.environment, id).await;
+            }
+        }
+        Entered::Edge(_) | Entered::Asset(_) => {}
+    }
+    let trace = core::explain(entered, headers, record, now, wall);
     Ok(Json(explanation(&trace)))
 }
 

@@ -38,6 +38,7 @@ use utoipa_axum::routes;
 
 use crate::control::{Control, Reloader};
 use crate::ledger::{Audit, Ledger};
+use crate::lifecycle::access::WrongTokens;
 use crate::lifecycle::enter::Policies;
 use crate::runner::Runner;
 use crate::session::Sessions;
@@ -66,6 +67,8 @@ pub struct Admin {
     pub sessions: Arc<Sessions>,
     /// What its operator wants of all requests, to explain what they are answered.
     pub policies: Arc<ArcSwap<Policies>>,
+    /// Wrong tokens of previews that were shown to `explain`.
+    pub guesses: Arc<WrongTokens>,
     /// Reads the configuration again.
     pub reloader: Arc<Reloader>,
     /// What was sent under a key or for an event.

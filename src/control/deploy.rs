@@ -281,8 +281,9 @@ impl Control {
         }
         // What was counted for the deployment that is replaced is still known to be its.
         self.flush_evidence().await;
-        self.store.txn(txn.synced()).await?;
+        let revision = self.store.txn(txn.synced()).await?;
         self.note(&deployment).await;
+        self.shown(revision).await;
         let stored = epoch.is_none();
         Ok(Deployed {
             deployment: deployment.id,
@@ -313,7 +314,8 @@ impl Control {
         let at = key::deployment(environment, &owner.deployment);
         if let Some(entry) = self.store.get(&at).await? {
             let txn = Txn::new().unchanged(&at, entry.mod_revision);
-            self.store.txn(txn.put(&at, entry.value.to_vec())).await?;
+            let revision = self.store.txn(txn.put(&at, entry.value.to_vec())).await?;
+            self.shown(revision).await;
         }
         Ok(Deployed {
             deployment: owner.deployment.clone(),

@@ -18,13 +18,42 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// How long routing waits for one asset index.
 const INDEX_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a command waits for this node's routing to show what it did. Longer than an index may take; after
+/// that it is answered all the same, and routing shows it once the store can be followed again.
+const SHOWN_WITHIN: Duration = Duration::from_secs(8);
+
 /// Entries asked for at a time.
 const PAGE: usize = 1000;
 
 /// Apps that this edge does not run, as the configuration in force has them.
 pub type Externals = tokio::sync::watch::Receiver<Arc<Vec<ExternalApp>>>;
 
+/// What this node's routing shows.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// Up to which revision of the store.
+    revision: u64,
+    /// Which apps that this edge does not run.
+    externals: Option<Arc<Vec<ExternalApp>>>,
+}
+
 impl Control {
+    /// Waits until routing shows the store's `revision`, so that the client of a command finds what it did.
+    pub(super) async fn shown(&self, revision: u64) {
+        self.shows(|shown| shown.revision >= revision).await;
+    }
+
+    /// The same, for the apps that this edge does not run, as they are now.
+    pub(super) async fn shown_externals(&self, externals: &Externals) {
+        let now = Arc::clone(&externals.borrow());
+        self.shows(|s| s.externals.as_ref().is_some_and(|e| Arc::ptr_eq(e, &now))).await;
+    }
+
+    async fn shows(&self, what: impl FnMut(&Shown) -> bool) {
+        let mut shown = self.shown.subscribe();
+        let _ = tokio::time::timeout(SHOWN_WITHIN, shown.wait_for(what)).await;
+    }
+
     /// Follows the store for as long as the process runs. The last good snapshot serves meanwhile.
     /// `ready` is told after the first listing.
     pub async fn follow(
@@ -35,7 +64,9 @@ impl Control {
     ) {
         let mut ready = Some(ready);
         let now = self.clock.now();
-        publisher.externals(&externals.borrow_and_update().clone(), now);
+        let apps = externals.borrow_and_update().clone();
+        publisher.externals(&apps, now);
+        self.shown.send_modify(|s| s.externals = Some(apps));
         loop {
             match self.follow_from_listing(&mut publisher, &mut externals, &mut ready).await {
                 Ok(()) | Err(StoreError::Closed) => return,
@@ -90,6 +121,7 @@ impl Control {
                     }
                     let apps = externals.borrow_and_update().clone();
                     self.published(publisher.externals(&apps, self.clock.now()), None);
+                    self.shown.send_modify(|s| s.externals = Some(apps));
                     continue;
                 }
             };
@@ -151,6 +183,7 @@ impl Control {
             log::error!("a record was left out of routing: {e}");
         }
         let snapshot = Arc::clone(&self.snapshots.load());
+        self.shown.send_modify(|s| s.revision = snapshot.revision());
         for environment in &touched {
             // What was being put to sleep and was taken back gives out places again, before those who
             // wait are looked at.

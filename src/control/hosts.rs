@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::config::Config;
 use crate::id::{AppName, Environment, Host};
@@ -16,9 +15,6 @@ use super::{Control, plan};
 
 /// Tries when the owners change meanwhile.
 const TRIES: u32 = 5;
-/// How often, and how many times, routing is looked at for an environment that lost its hosts.
-const UNROUTED_EVERY: Duration = Duration::from_millis(20);
-const UNROUTED_LOOKS: u32 = 250;
 /// Entries asked for at a time.
 const PAGE: usize = 1000;
 
@@ -85,6 +81,8 @@ impl Control {
             if retired.is_some() {
                 retired_at = Some(revision);
             }
+            // What ends an environment's allocations looks at routing: none of them is chosen meanwhile.
+            self.shown(revision).await;
             for change in done {
                 self.hosts_followed(&change);
             }
@@ -107,14 +105,8 @@ impl Control {
     }
 
     /// Ends the allocations of an environment that nothing reaches any more: no other task looks at
-    /// them. Once routing shows it, so that none of them is chosen meanwhile, or after a while.
+    /// them.
     async fn end_unrouted(&self, environment: &Environment) {
-        for _ in 0..UNROUTED_LOOKS {
-            if self.snapshots.load().environment(environment).is_none() {
-                break;
-            }
-            tokio::time::sleep(UNROUTED_EVERY).await;
-        }
         if let Err(e) = self.sleep(environment, SleepFor::Command).await {
             log::warn!("{environment} has no host any more and was not stopped: {e}");
         }

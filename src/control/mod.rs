@@ -25,7 +25,7 @@ pub use check::check;
 pub use collect::{CollectError, Collected};
 pub use deploy::{DeployError, Deployed, Effect};
 pub use evidence::{Counting, EvidenceError, MAX_CHECKS};
-pub use follow::Externals;
+pub use follow::{Externals, Shown};
 pub use inherit::TakenOver;
 pub use reload::{Attempt, Commit, Prepare, ReloadState, Reloader};
 pub use remove::RemoveError;
@@ -69,6 +69,8 @@ pub struct Control {
     pub telemetry: Arc<Telemetry>,
     /// Takes down what was decided about an environment as a whole.
     pub decided: Box<dyn Fn(Decision) + Send + Sync>,
+    /// What routing shows, for commands that wait for it.
+    pub shown: tokio::sync::watch::Sender<Shown>,
     /// Held while owners are made to follow the configuration, by a deployment or a reload.
     pub changing_owners: tokio::sync::Mutex<()>,
     /// Read by what makes deployments, written by what collects those that nothing refers to.

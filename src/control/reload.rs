@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use crate::clock::Wall;
 use crate::config::{self, Config, reload};
 
-use super::Control;
+use super::{Control, Externals};
 
 /// Brings a configuration into the running parts; made by [`Prepare`], and cannot fail any more.
 pub type Commit = Box<dyn FnOnce() + Send>;
@@ -57,12 +57,18 @@ pub struct Reloader {
     control: Arc<Control>,
     prepare: Prepare,
     state: ArcSwap<ReloadState>,
+    externals: Externals,
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Reloader {
     /// For the configuration that `control` started with, read from `file`.
-    pub fn new(file: PathBuf, control: Arc<Control>, prepare: Prepare) -> Self {
+    pub fn new(
+        file: PathBuf,
+        control: Arc<Control>,
+        prepare: Prepare,
+        externals: Externals,
+    ) -> Self {
         let loaded = control.clock.wall();
         control.telemetry.metrics.reloads.applied(loaded);
         let state =
@@ -71,6 +77,7 @@ impl Reloader {
             control,
             prepare,
             state: ArcSwap::from_pointee(state),
+            externals,
             turn: tokio::sync::Mutex::default(),
         }
     }
@@ -169,6 +176,7 @@ impl Reloader {
         self.control.follow_hosts(&planned.effective).await.map_err(|e| vec![e.to_string()])?;
         commit();
         self.control.config.replace(planned.effective);
+        self.control.shown_externals(&self.externals).await;
         Ok((planned.changed, planned.restart))
     }
 }

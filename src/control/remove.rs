@@ -98,7 +98,8 @@ impl Control {
             let replaced = Deployment { replaced: Some(self.clock.wall()), ..last };
             txn = txn.unchanged(&at, entry.mod_revision).put(&at, replaced.encode());
         }
-        self.store.txn(txn.synced()).await?;
+        let revision = self.store.txn(txn.synced()).await?;
+        self.shown(revision).await;
         log::info!("{environment} was removed: {why}");
         let now = self.clock.wall();
         (self.decided)(Decision::of_environment(environment, now, "removed", why));

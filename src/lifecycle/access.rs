@@ -1,4 +1,4 @@
-//! Previews behind a token: who may pass, decided before anything else about the request.
+//! Previews behind a token: who may pass, decided before the request's file, route or app counts.
 //!
 //! A browser shows the token once, in the query; it is answered with a cookie and sent to the same
 //! address without it, so that the token stays in no history, no log and no `Referer`. The cookie is
@@ -11,6 +11,8 @@
 //!
 //! Sources: RFC 6265 §4.1 (cookies), RFC 2104 (HMAC), Fetch §3.2.1 and §4.8 (preflights). Comparisons take
 //! the same time whatever differs.
+
+mod wrong;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -26,6 +28,8 @@ use crate::id::AppName;
 
 use super::facts::{ErrorForm, Facts};
 use super::reply::{Problem, Reply};
+
+pub use wrong::WrongTokens;
 
 /// The header that carries the token. The app never sees it, as no `vango-edge-` header of a client.
 pub const HEADER: &str = "vango-edge-preview-token";
@@ -64,24 +68,36 @@ pub enum Verdict {
 
 /// What a request that goes no further is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stop {
-    /// It is a browser's navigation with the token in the query: 303 to this target, with this
-    /// `Set-Cookie`.
+pub struct Stop {
+    /// What it showed, for the trace.
+    pub shown: &'static str,
+    /// What it is told.
+    pub answer: Answer,
+    /// What counts against its client.
+    pub guess: Option<Guess>,
+}
+
+/// What the edge tells a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// This.
+    Reply(Reply),
+    /// 303 to this target, with this `Set-Cookie`: a browser's navigation showed a token in the query.
     Welcome {
         /// Path and query without the token.
         location: String,
         /// The cookie.
         cookie: String,
     },
-    /// Its client showed too many wrong ones, and what it shows is not looked at.
-    Locked(Reply),
-    /// It showed a token that is none: this counts against its client.
-    Wrong(Reply),
-    /// It showed a cookie that no good token proves. Counts as a wrong token, but once: the browser
-    /// sends it again until it ran out.
-    WrongCookie(Reply),
-    /// It showed none.
-    None(Reply),
+}
+
+/// A wrong token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guess {
+    /// In a header or in the query.
+    Token,
+    /// A cookie that no good token proves. It counts once: the browser sends it again until it ran out.
+    Cookie,
 }
 
 /// Decides. `tokens` are the ones that are good now; with none, everybody passes. `locked`: how long its
@@ -98,7 +114,7 @@ pub fn check(
     }
     // Before anything is compared, by header, query or cookie: whether a guess is right must not show.
     if let Some(wait) = locked {
-        return Verdict::Stop(Stop::Locked(too_many(wait)));
+        return stop("too many wrong ones", too_many(wait), None);
     }
     let good = |shown: &[u8]| tokens.iter().find(|t| same(t, shown));
     if let Some(shown) = headers.get(HEADER) {
@@ -119,16 +135,17 @@ pub fn check(
         let location = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         // A path that begins with // would be read as another host.
         let location = format!("/{}", location.trim_start_matches('/'));
-        return Verdict::Stop(Stop::Welcome { location, cookie });
+        let answer = Answer::Welcome { location, cookie };
+        return Verdict::Stop(Stop { shown: "right", answer, guess: None });
     }
     // One that ran out shows nothing.
     match cookie(headers).and_then(|shown| proves(tokens, shown, &facts.host, now)) {
         Some(true) => Verdict::Pass,
         // Who guesses tokens can make the cookie of each guess.
-        Some(false) => Verdict::Stop(Stop::WrongCookie(refusal(WRONG))),
+        Some(false) => stop("wrong", refusal(WRONG), Some(Guess::Cookie)),
         None => {
             let none = "This preview is behind a token, and the request shows none.";
-            Verdict::Stop(Stop::None(refusal(none)))
+            stop("none shown", refusal(none), None)
         }
     }
 }
@@ -136,12 +153,16 @@ pub fn check(
 const WRONG: &str = "The token is not one that opens this preview.";
 
 /// Whether it is a browser that goes to an address, and so follows a redirect and keeps a cookie.
-fn is_navigation(facts: &Facts) -> bool {
+pub(super) fn is_navigation(facts: &Facts) -> bool {
     facts.method == Method::GET && facts.error_form == ErrorForm::Page
 }
 
 fn wrong() -> Verdict {
-    Verdict::Stop(Stop::Wrong(refusal(WRONG)))
+    stop("wrong", refusal(WRONG), Some(Guess::Token))
+}
+
+fn stop(shown: &'static str, reply: Reply, guess: Option<Guess>) -> Verdict {
+    Verdict::Stop(Stop { shown, answer: Answer::Reply(reply), guess })
 }
 
 fn refusal(why: &str) -> Reply {
@@ -264,11 +285,14 @@ mod tests {
     fn without_tokens_all_requests_pass_and_with_one_only_those_that_show_it() {
         assert_eq!(ask(&[], "/", &[], NOW), Verdict::Pass);
         assert!(
-            matches!(ask(&["s3cret"], "/", &[], NOW), Verdict::Stop(Stop::None(r)) if r.status == 401)
+            matches!(ask(&["s3cret"], "/", &[], NOW), Verdict::Stop(Stop { answer: Answer::Reply(r), guess: None, .. }) if r.status == 401)
         );
         for wrong in ["", "s3cre", "s3crets", "S3cret"] {
             let verdict = ask(&["s3cret"], "/", &[(HEADER, wrong)], NOW);
-            assert!(matches!(verdict, Verdict::Stop(Stop::Wrong(_))), "{wrong}");
+            assert!(
+                matches!(verdict, Verdict::Stop(Stop { guess: Some(Guess::Token), .. })),
+                "{wrong}"
+            );
         }
         assert_eq!(ask(&["old", "s3cret"], "/", &[(HEADER, "s3cret")], NOW), Verdict::Pass);
     }
@@ -276,7 +300,8 @@ mod tests {
     #[test]
     fn the_query_becomes_a_cookie_that_is_good_for_this_host_and_time_only() {
         let verdict = ask(&["s3 cret"], "/a?x=1&vango_preview=s3%20cret&y=2", &[PAGE], NOW);
-        let Verdict::Stop(Stop::Welcome { location, cookie }) = verdict else {
+        let Verdict::Stop(Stop { answer: Answer::Welcome { location, cookie }, .. }) = verdict
+        else {
             panic!("{verdict:?}")
         };
         assert_eq!(location, "/a?x=1&y=2");
@@ -285,14 +310,26 @@ mod tests {
         let with = |tokens: &[&str], pair: &str, now| ask(tokens, "/", &[("cookie", pair)], now);
         let also = format!("other=1; {pair}");
         assert_eq!(with(&["s3 cret"], &also, NOW), Verdict::Pass);
-        assert!(matches!(with(&["rotated"], pair, NOW), Verdict::Stop(Stop::WrongCookie(_))));
+        assert!(matches!(
+            with(&["rotated"], pair, NOW),
+            Verdict::Stop(Stop { guess: Some(Guess::Cookie), .. })
+        ));
         let later = Wall(NOW.0 + COOKIE_AGE * 1000);
-        assert!(matches!(with(&["s3 cret"], pair, later), Verdict::Stop(Stop::None(_))));
+        assert!(matches!(
+            with(&["s3 cret"], pair, later),
+            Verdict::Stop(Stop { shown: "none shown", .. })
+        ));
         let forged = pair.replace(&(NOW.0 / 1000 + COOKIE_AGE).to_string(), "99999999999");
-        assert!(matches!(with(&["s3 cret"], &forged, NOW), Verdict::Stop(Stop::None(_))));
+        assert!(matches!(
+            with(&["s3 cret"], &forged, NOW),
+            Verdict::Stop(Stop { shown: "none shown", .. })
+        ));
         let other = proof(b"s3 cret", "pr-8.preview.test", NOW.0 / 1000 + 10);
         let other = format!("{COOKIE}={}.{other}", NOW.0 / 1000 + 10);
-        assert!(matches!(with(&["s3 cret"], &other, NOW), Verdict::Stop(Stop::WrongCookie(_))));
+        assert!(matches!(
+            with(&["s3 cret"], &other, NOW),
+            Verdict::Stop(Stop { guess: Some(Guess::Cookie), .. })
+        ));
     }
 
     #[test]
@@ -314,7 +351,10 @@ mod tests {
                 assert_eq!(verdict, Verdict::PassWith { query: rest }, "{method} {target}");
             }
             let wrong = ask_by(method, &["t"], "/hook?vango_preview=x", headers, NOW);
-            assert!(matches!(wrong, Verdict::Stop(Stop::Wrong(_))), "{method}");
+            assert!(
+                matches!(wrong, Verdict::Stop(Stop { guess: Some(Guess::Token), .. })),
+                "{method}"
+            );
         }
     }
 
@@ -335,7 +375,7 @@ mod tests {
         ] {
             let verdict = preflight(method, headers);
             assert!(
-                matches!(verdict, Verdict::Stop(Stop::None(_))),
+                matches!(verdict, Verdict::Stop(Stop { shown: "none shown", .. })),
                 "{method} {headers:?}: {verdict:?}"
             );
         }
@@ -344,7 +384,9 @@ mod tests {
     #[test]
     fn it_leads_to_no_other_host() {
         let verdict = ask(&["t"], "//evil.example/?vango_preview=t", &[PAGE], NOW);
-        let Verdict::Stop(Stop::Welcome { location, .. }) = verdict else { panic!("{verdict:?}") };
+        let Verdict::Stop(Stop { answer: Answer::Welcome { location, .. }, .. }) = verdict else {
+            panic!("{verdict:?}")
+        };
         assert_eq!(location, "/evil.example/");
     }
 }

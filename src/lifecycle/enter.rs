@@ -1,10 +1,10 @@
 //! The entrance: who answers a request, decided in one order for the shell and for `explain` alike.
 //!
-//! 1. The edge itself, on any host: TRACE, the last of `Max-Forwards`, a client that has its share already,
-//!    a connection that was opened for another host.
+//! 1. The edge itself, on any host: TRACE, `Max-Forwards: 0`, a client that has as many requests under way
+//!    as it may, a connection whose certificate is another host's.
 //! 2. The edge, where no contract has the host or the path.
-//! 3. HTTPS, where the app is served by that and the request came over plain HTTP. Before the token of a
-//!    preview is looked at: it is shown again over HTTPS, and its cookie is then for HTTPS only.
+//! 3. The edge with a redirect, where plain HTTP is to become HTTPS; not to a webhook. Before the token of a
+//!    preview is looked at: a client shows it again over HTTPS, and the cookie is then for HTTPS only.
 //! 4. The edge, where a preview is behind a token and this is not shown.
 //! 5. The artifact, where the request is for one of its files.
 //! 6. Its route.
@@ -19,7 +19,7 @@ use crate::clock::{Mono, Wall};
 use crate::contract::{RouteClass, Unrouted};
 use crate::snapshot::{EnvView, Snapshot};
 
-use super::access::{self, PreviewPolicies, Stop, Verdict};
+use super::access::{self, Answer, Guess, PreviewPolicies, Stop, Verdict};
 use super::asset::Visit;
 use super::classify::{Classified, classify, own_answer};
 use super::facts::{BadRequest, Facts};
@@ -57,7 +57,7 @@ pub struct Arrival<'a> {
     pub facts: Facts,
     /// What it was read from.
     pub headers: &'a HeaderMap,
-    /// The answer where its client or its connection may ask nothing, on any host.
+    /// The answer where its client is at its limit, or its connection is for another host.
     pub refused: Option<Reply>,
     /// How long a client that showed too many wrong tokens has to wait before another one is looked at.
     pub locked: &'a dyn Fn(IpAddr) -> Option<Duration>,
@@ -97,30 +97,7 @@ pub struct Answered {
     pub guess: Option<Guess>,
 }
 
-/// What the edge tells a client.
-#[derive(Debug)]
-pub enum Answer {
-    /// This.
-    Reply(Reply),
-    /// 303 to this target, with this `Set-Cookie`: it showed a preview's token.
-    Welcome {
-        /// Path and query without the token.
-        location: String,
-        /// The cookie.
-        cookie: String,
-    },
-}
-
-/// A wrong token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guess {
-    /// In a header or in the query.
-    Token,
-    /// As the cookie that proves it.
-    Cookie,
-}
-
-/// Decides.
+/// Says who answers the request, and what where that is the edge.
 pub fn enter(
     arrival: Arrival<'_>,
     snapshot: &Snapshot,
@@ -147,9 +124,10 @@ pub fn enter(
     };
     let view = Arc::clone(&classified.view);
     facts.owned_by(&view.hosts);
-    // A provider that delivers over plain HTTP would not follow, or not with its body.
-    let webhook = matches!(classified.route().class, RouteClass::Webhook(_));
-    if let Some(port) = policies.redirect.filter(|_| !facts.is_secure() && !webhook) {
+    // A provider would not follow, or not with its body. A browser does, and its cookie is for HTTPS then.
+    let follows = !matches!(classified.route().class, RouteClass::Webhook(_))
+        || access::is_navigation(&facts);
+    if let Some(port) = policies.redirect.filter(|_| !facts.is_secure() && follows) {
         let (step, reply) = (StepKind::LoadOwner(Arc::clone(&view)), https(&facts, port));
         return edge(facts, Some(view), Some(step), reply, now);
     }
@@ -161,7 +139,10 @@ pub fn enter(
             facts.query = query;
             true
         }
-        Verdict::Stop(stop) => return not_let_in(stop, facts, view, now),
+        Verdict::Stop(Stop { shown, answer, guess }) => {
+            let step = StepKind::CheckAccess(Arc::clone(&view), shown);
+            return answered(facts, Some(view), Some(step), answer, guess, now);
+        }
     };
     match Visit::begin(facts, &view, headers, !tokens.is_empty(), now) {
         Ok(visit) => Entered::Asset(Box::new(visit)),
@@ -185,28 +166,25 @@ fn edge(
     reply: Reply,
     now: Mono,
 ) -> Entered {
+    answered(facts, view, step, Answer::Reply(reply), None, now)
+}
+
+fn answered(
+    facts: Facts,
+    view: Option<Arc<EnvView>>,
+    step: Option<StepKind>,
+    answer: Answer,
+    guess: Option<Guess>,
+    now: Mono,
+) -> Entered {
     let mut trace = Trace::new(facts.id, facts.received);
+    trace.parent = facts.parent;
     if let Some(step) = step {
         trace.push(now, step);
     }
-    trace.answered(now, &reply);
-    let answer = Answer::Reply(reply);
-    Entered::Edge(Box::new(Answered { facts, view, trace, answer, guess: None }))
-}
-
-fn not_let_in(stop: Stop, facts: Facts, view: Arc<EnvView>, now: Mono) -> Entered {
-    let (found, answer, guess) = match stop {
-        Stop::None(reply) => ("none shown", Answer::Reply(reply), None),
-        Stop::Locked(reply) => ("too many wrong ones", Answer::Reply(reply), None),
-        Stop::Wrong(reply) => ("wrong", Answer::Reply(reply), Some(Guess::Token)),
-        Stop::WrongCookie(reply) => ("wrong", Answer::Reply(reply), Some(Guess::Cookie)),
-        Stop::Welcome { location, cookie } => ("right", Answer::Welcome { location, cookie }, None),
-    };
-    let mut trace = Trace::new(facts.id, facts.received);
-    trace.push(now, StepKind::CheckAccess(Arc::clone(&view), found));
     match &answer {
         Answer::Reply(reply) => trace.answered(now, reply),
         Answer::Welcome { .. } => trace.outcome = Outcome::Welcomed,
     }
-    Entered::Edge(Box::new(Answered { facts, view: Some(view), trace, answer, guess }))
+    Entered::Edge(Box::new(Answered { facts, view, trace, answer, guess }))
 }

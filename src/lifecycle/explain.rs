@@ -7,41 +7,38 @@ use std::time::Duration;
 use http::header::HeaderMap;
 
 use crate::clock::{Mono, Wall};
-use crate::snapshot::Snapshot;
 use crate::store::record::{WakePhases, WakeState};
 
 use super::admit::{Journey, Next};
 use super::asset::{Action, Visit};
 use super::classify::{Classified, Posture};
-use super::enter::{Arrival, Entered, Policies, enter};
+use super::enter::Entered;
 use super::facts::Facts;
 use super::reply::Problem;
 use super::resume::Lookup;
 use super::trace::{Outcome, StepKind, Trace};
 
-/// The trace of `facts`, and the headers they were read from, on `snapshot` at `now`, where its operator
-/// wants nothing of requests.
+/// The trace of a request that has entered. `headers` are those it was read from, `record` is that of its
+/// live session, where it has one.
 pub fn explain(
-    snapshot: &Snapshot,
-    facts: Facts,
+    entered: Entered,
     headers: &HeaderMap,
+    record: Lookup,
     now: Mono,
     wall: Wall,
 ) -> Trace {
-    let arrival = Arrival { facts, headers, refused: None, locked: &|_| None };
-    match enter(arrival, snapshot, &Policies::default(), now, wall) {
-        Entered::Route { facts, classified, .. } => {
-            explain_route(classified, *facts, headers, Lookup::NotAsked, now, wall)
-        }
+    match entered {
         Entered::Edge(answered) => answered.trace,
-        Entered::Asset(visit) => explain_asset(*visit, now),
+        Entered::Asset(visit) => asset_later(*visit, now),
+        Entered::Route { facts, classified, .. } => {
+            on_its_route(*facts, classified, headers, record, now, wall)
+        }
     }
 }
 
-/// The trace of a request that takes a route; `record` is its session's, where it has one.
-pub fn explain_route(
-    classified: Classified,
+fn on_its_route(
     facts: Facts,
+    classified: Classified,
     headers: &HeaderMap,
     record: Lookup,
     now: Mono,
@@ -82,8 +79,7 @@ pub fn explain_route(
     journey.trace
 }
 
-/// The trace of a request for a file.
-pub fn explain_asset(visit: Visit, now: Mono) -> Trace {
+fn asset_later(visit: Visit, now: Mono) -> Trace {
     let Visit { action, mut trace, .. } = visit;
     if let Action::Serve(plan) = action {
         trace.push(now, StepKind::ServeAsset { status: None, source: plan.representation });

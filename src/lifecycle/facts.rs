@@ -82,7 +82,7 @@ pub fn check_head(
     most_bytes: usize,
     most_fields: usize,
 ) -> Result<(), BadRequest> {
-    if target > most_bytes {
+    if target > most_bytes.min(LONGEST_TARGET) {
         return Err(BadRequest::TargetTooLong);
     }
     // Four bytes more for each: colon, space and line end.

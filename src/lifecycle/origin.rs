@@ -6,7 +6,7 @@
 //! (RFC 7239) and `X-Forwarded-*` count alike. A proxy passes on the one that it does not set, so
 //! where both are there and disagree, neither is believed and the proxy's own word remains.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
@@ -212,6 +212,17 @@ fn unquote(text: &str) -> Option<(String, &str)> {
         }
     }
     None
+}
+
+/// Whom an address stands for, where clients are counted: one IPv6 customer has at least a /64 (RFC 6177).
+pub fn customer(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+    }
 }
 
 #[cfg(test)]

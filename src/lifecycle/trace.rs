@@ -375,6 +375,9 @@ impl Trace {
             Outcome::Refused(Problem::MethodRefused | Problem::MaxForwards) => {
                 return "Answer at the edge: this request goes to no app.";
             }
+            Outcome::Refused(Problem::HttpsRequired) => {
+                return "Answer at the edge: this app is served over HTTPS.";
+            }
             Outcome::Refused(Problem::Misdirected) => {
                 return "Refuse: the connection was opened for another host.";
             }

@@ -8,11 +8,13 @@
 //! is cut off by this.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+
+use crate::lifecycle::origin::customer;
 
 /// Connections that are open. As many entries as connections, at most.
 #[derive(Debug, Default)]
@@ -211,17 +213,6 @@ impl Drop for Share {
             if *open == 0 {
                 all.remove(&address);
             }
-        }
-    }
-}
-
-/// Whom an address stands for: one IPv6 customer has at least a /64 (RFC 6177).
-pub(super) fn customer(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
         }
     }
 }

@@ -7,8 +7,8 @@ use http::{Method, header};
 use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 
-use crate::lifecycle::access;
-use crate::lifecycle::enter::{Answer, Answered, Guess};
+use crate::lifecycle::access::{self, Answer, Guess};
+use crate::lifecycle::enter::Answered;
 use crate::lifecycle::facts::{self, BadRequest, Facts};
 use crate::lifecycle::trace::Trace;
 use crate::telemetry::{NO_CLASS, TraceRecord};

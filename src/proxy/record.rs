@@ -2,12 +2,12 @@
 
 use crate::clock::Mono;
 use crate::lifecycle::admit::Journey;
+use crate::lifecycle::origin::customer;
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::retry::UpstreamFailure;
 use crate::lifecycle::trace::Outcome;
 use crate::telemetry::{Telemetry, TraceRecord};
 
-use super::admission::customer;
 use super::gate::Gate;
 
 /// How a request ended.

@@ -29,7 +29,7 @@ pub struct Ctx {
     pub(super) journey: Option<Journey>,
     /// A request for an asset, which makes no journey either.
     pub(super) visit: Option<Box<Visit>>,
-    /// What is traced of a request for no environment, which makes no journey.
+    /// What is traced of a request that the edge answers at its entrance: it makes no journey.
     pub(super) unrouted: Option<TraceRecord>,
     /// The answer to give instead of forwarding.
     pub(super) reply: Option<Reply>,

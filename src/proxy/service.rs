@@ -17,6 +17,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::artifact::AssetBytes;
 use crate::clock::Mono;
+use crate::lifecycle::access::WrongTokens;
 use crate::lifecycle::admit::Journey;
 use crate::lifecycle::classify::Posture;
 use crate::lifecycle::enter::{Arrival, Entered, Policies, enter};
@@ -30,7 +31,6 @@ use super::client::{Client, Phase, Shared};
 use super::entrance::take_out_token;
 use super::gate::{Carried, Gate, Passed, Placed};
 use super::live::LiveParts;
-use super::preview::WrongTokens;
 use super::record::{self, End, Told};
 use super::request::Ctx;
 use super::{answer, body, headers, received, response};
@@ -497,6 +497,11 @@ impl ProxyHttp for EdgeProxy {
             },
             Err(_) => closed,
         }
+    }
+
+    /// Without the target, which may have a preview's token or an app's secret in its query.
+    fn request_summary(&self, session: &Session, ctx: &Box<Ctx>) -> String {
+        format!("{} request {}", session.req_header().method, ctx.id)
     }
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Box<Ctx>, _error: &Error) -> bool {

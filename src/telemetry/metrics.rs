@@ -130,7 +130,10 @@ impl Metrics {
                 &["state"],
             )?,
             unrouted: IntCounterVec::new(
-                Opts::new("unrouted_requests_total", "Requests that belong to no environment."),
+                Opts::new(
+                    "unrouted_requests_total",
+                    "Requests that the edge answered before their route counted.",
+                ),
                 &["problem"],
             )?,
             webhooks_refused: IntCounterVec::new(

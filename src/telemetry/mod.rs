@@ -32,7 +32,7 @@ pub const CLASSES: [&str; 5] = ["page", "action", "webhook", "live", "asset"];
 /// The class of a request that the artifact answers; it has no route.
 pub const ASSET: &str = CLASSES[4];
 
-/// The class of a request that is for no environment.
+/// The class of a request that the edge answered before its route counted.
 pub const NO_CLASS: &str = "none";
 
 /// Everything that is told about finished work.

@@ -22,7 +22,7 @@ pub struct TraceRecord {
     /// Its normalised path, without the query, which may carry secrets; empty when none could be
     /// read.
     pub path: String,
-    /// Its route's class; [`super::NO_CLASS`] for one that is for no environment.
+    /// Its route's class; [`super::NO_CLASS`] for one that was answered before that counted.
     pub class: &'static str,
     /// The environment that it was for, if one owns its host and path.
     pub environment: Option<Environment>,

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::promotion::{deploy_preview, host};
 use crate::support::{Artifact, Edge, binary};
 
 fn deploy(edge: &Edge, artifact: &Artifact) -> Output {
@@ -109,4 +110,20 @@ fn a_terminal_sees_how_far_packing_and_uploading_are_and_nobody_else_does() {
     assert!(!deployed && after.contains("/nowhere"), "{shown}");
     let quiet = edge.command(&["deploy", &dir]);
     assert!(quiet.status.success() && quiet.stderr.is_empty(), "{quiet:?}");
+}
+
+/// Routing waits for the list of an artifact's files, which is long here.
+#[test]
+fn what_was_deployed_is_routed_when_the_command_ends() {
+    let edge = Edge::start();
+    let artifact = Artifact::new();
+    for n in 0..2000 {
+        fs::write(artifact.path().join(format!("public/{n}.txt")), "x").unwrap();
+    }
+    edge.deploy(&artifact);
+    assert_eq!(edge.get("/assets/1999.txt").status, 200);
+    deploy_preview(&edge, &artifact.env("LOG", "debug"), "pr-7");
+    assert_eq!(edge.ask("GET", "/assets/7.txt", &[("Host", &host("pr-7"))], "").status, 200);
+    edge.json(&["remove", "studylab/pr-7"]);
+    edge.ask("GET", "/", &[("Host", &host("pr-7"))], "").problem(404, "no-route");
 }

@@ -97,6 +97,11 @@ fn a_token_opens_it_once_and_is_written_nowhere() {
         let explained = edge.json(&["explain", "GET", &url, "-H", &shown]);
         assert_eq!(explained["outcome"], if path == "/dashboard" { "woken" } else { "asset" });
     }
+    // Who may only look is not to find out the token by asking.
+    let guess = ["explain", "GET", &format!("http://{host}/"), "-H", "Vango-Edge-Preview-Token: x"];
+    let told: Vec<_> = (0..11).map(|_| edge.json(&guess)["outcome"].clone()).collect();
+    assert_eq!((&told[9], &told[10]), (&"preview-access".into(), &"too-many-attempts".into()));
+    ask("/dashboard", &[]).problem(401, "preview-access");
     ask("/dashboard?vango_preview=wrong", &[]).problem(401, "preview-access");
     assert_eq!(edge.processes(), [] as [u32; 0], "nothing wakes for a stranger");
     let page = [("Accept", "text/html,*/*;q=0.8")];

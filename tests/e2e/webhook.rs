@@ -6,9 +6,9 @@ use vango_edge::clock::{Clock, SystemClock};
 
 use crate::support::{Answer, Artifact, Edge, Gate};
 
-const EVENT: &str = r#"{"id":"evt_1","object":"event"}"#;
+pub const EVENT: &str = r#"{"id":"evt_1","object":"event"}"#;
 
-fn seconds() -> u64 {
+pub fn seconds() -> u64 {
     SystemClock::new().wall().0 / 1000
 }
 
@@ -19,7 +19,7 @@ fn signature(secret: &str, at: u64, body: &str) -> String {
     format!("t={at},v1={hex}")
 }
 
-fn deliver(edge: &Edge, secret: &str, at: u64, body: &str) -> Answer {
+pub fn deliver(edge: &Edge, secret: &str, at: u64, body: &str) -> Answer {
     let signature = signature(secret, at, body);
     edge.ask("POST", "/webhooks/stripe", &[("Stripe-Signature", &signature)], body)
 }

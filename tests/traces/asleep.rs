@@ -1,12 +1,11 @@
 //! Requests that their contract declares not worth a wake: health checks, crawlers.
 
 use vango_edge::lifecycle::admit::{Journey, Next};
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::reply::{Forwarded, Problem, Reply};
 use vango_edge::lifecycle::trace::Outcome;
 use vango_edge::store::record::WakeState;
 
-use crate::given::{World, lines};
+use crate::given::{World, explain, lines};
 
 fn contract() -> String {
     let routes = "[[route]]\npath = \"/healthz\"\nwakes = false\nasleep_status = 200\n\

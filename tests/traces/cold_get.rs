@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use vango_edge::id::Epoch;
 use vango_edge::lifecycle::admit::{Journey, Next, Woke};
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::reply::{Forwarded, Problem};
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome, QueueBound, Risk};
 use vango_edge::store::record::{AllocationState, WakeState};
 
-use crate::given::{WALL, World, al, lines, steps};
+use crate::given::{WALL, World, al, explain, lines, steps};
 use crate::seed;
 
 const TITLE: &str = "GET Page While Sleeping";

@@ -2,13 +2,12 @@
 //! `keyed_post.rs`.
 
 use vango_edge::lifecycle::admit::{Next, Woke};
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::reply::{Forwarded, Problem};
 use vango_edge::lifecycle::retry::UpstreamFailure;
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk};
 use vango_edge::store::record::{AllocationState, WakeState};
 
-use crate::given::{CONTRACT, World, steps};
+use crate::given::{CONTRACT, World, explain, steps};
 use crate::seed;
 
 fn post() -> http::request::Builder {

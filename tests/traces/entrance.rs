@@ -1,11 +1,12 @@
 //! Who answers a request, before it is any app's: the order of `lifecycle::enter`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vango_edge::clock::Wall;
 use vango_edge::id::{Environment, Epoch};
-use vango_edge::lifecycle::access::{HEADER, PreviewPolicy};
-use vango_edge::lifecycle::enter::{Answer, Arrival, Entered, Guess, Policies, enter};
+use vango_edge::lifecycle::access::{Answer, Guess, HEADER, PreviewPolicy};
+use vango_edge::lifecycle::enter::{Arrival, Entered, Policies, enter};
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::origin::Origin;
 use vango_edge::lifecycle::reply::{Problem, Reply};
@@ -59,16 +60,20 @@ struct Ask<'a> {
     target: &'a str,
     secure: bool,
     token: Option<&'a str>,
+    accept: &'a str,
     refused: Option<Reply>,
+    locked: Option<Duration>,
 }
 
 fn ask<'a>(host: &'a str, target: &'a str, secure: bool, token: Option<&'a str>) -> Ask<'a> {
-    Ask { method: "GET", host, target, secure, token, refused: None }
+    let (accept, refused, locked) = ("*/*", None, None);
+    Ask { method: "GET", host, target, secure, token, accept, refused, locked }
 }
 
 fn entered(ask: Ask<'_>) -> Entered {
     let world = world();
     let mut request = http::Request::builder().method(ask.method).header("host", ask.host);
+    request = request.header("accept", ask.accept);
     if let Some(token) = ask.token {
         request = request.header(HEADER, token);
     }
@@ -78,7 +83,7 @@ fn entered(ask: Ask<'_>) -> Entered {
     let client = std::net::Ipv4Addr::new(192, 0, 2, 1).into();
     facts.origin = Some(Arc::new(Origin::new(client, ask.secure)));
     let (headers, refused) = (&parts.headers, ask.refused);
-    let arrival = Arrival { facts, headers, refused, locked: &|_| None };
+    let arrival = Arrival { facts, headers, refused, locked: &|_| ask.locked };
     let snapshot = world.publisher.reader().load().clone();
     enter(arrival, &snapshot, &policies(), world.now, Wall(0))
 }
@@ -121,6 +126,21 @@ fn a_providers_delivery_is_not_sent_on_and_its_token_goes_no_further() {
         panic!("it goes on")
     };
     assert_eq!(facts.query.as_deref(), Some("a=1"));
+    // A browser follows, and its cookie is for HTTPS then.
+    let page = ask(PREVIEW, "/webhooks/stripe?vango_preview=right", false, None);
+    let page = Ask { accept: "text/html", ..page };
+    assert_eq!(told(page).0.problem, Problem::HttpsRequired);
+}
+
+#[test]
+fn nothing_that_a_locked_client_shows_is_looked_at() {
+    for token in [None, Some("wrong"), Some("right")] {
+        let locked = Some(Duration::from_secs(9));
+        let (reply, _, guess) = told(Ask { locked, ..ask(PREVIEW, "/a", true, token) });
+        assert_eq!((reply.problem, guess), (Problem::TooManyAttempts, None), "{token:?}");
+        let other = Ask { locked, ..ask(PRODUCTION, "/a", true, token) };
+        assert!(matches!(entered(other), Entered::Route { .. }), "it has no token");
+    }
 }
 
 #[test]

@@ -10,9 +10,11 @@ use vango_edge::id::{
 use vango_edge::lifecycle::admit::{Journey, Next};
 use vango_edge::lifecycle::affinity::{Given, KnownBy, Prior};
 use vango_edge::lifecycle::classify::classify;
+use vango_edge::lifecycle::enter::{Arrival, Policies, enter};
 use vango_edge::lifecycle::facts::Facts;
-use vango_edge::lifecycle::trace::{Step, StepText};
-use vango_edge::snapshot::{Change, EnvView, Publisher};
+use vango_edge::lifecycle::resume::Lookup;
+use vango_edge::lifecycle::trace::{Step, StepText, Trace};
+use vango_edge::snapshot::{Change, EnvView, Publisher, Snapshot};
 use vango_edge::store::record::{
     Allocation, AllocationState, Deployment, Failure, Operation, Record, RouteOwner, WakePhases,
     WakeState, key,
@@ -281,6 +283,19 @@ impl World {
     pub fn decide(&self, journey: &mut Journey) -> Next {
         journey.decide(Some(&self.view()), None, self.now, 0)
     }
+}
+
+/// What `vango-edge explain` shows of a request, where no policy is set.
+pub fn explain(
+    snapshot: &Snapshot,
+    facts: Facts,
+    headers: &http::HeaderMap,
+    now: Mono,
+    wall: Wall,
+) -> Trace {
+    let arrival = Arrival { facts, headers, refused: None, locked: &|_| None };
+    let entered = enter(arrival, snapshot, &Policies::default(), now, wall);
+    vango_edge::lifecycle::explain::explain(entered, headers, Lookup::NotAsked, now, wall)
 }
 
 /// A page's token that names allocation `c`.

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use vango_edge::id::Epoch;
 use vango_edge::lifecycle::admit::Next;
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::trace::{Outcome, Risk};
 use vango_edge::store::record::AllocationState;
 
-use crate::given::{World, al, lines, prior, steps};
+use crate::given::{World, al, explain, lines, prior, steps};
 use crate::seed;
 
 const TITLE: &str = "GET Page While Hot";

@@ -7,11 +7,10 @@ use vango_edge::clock::Wall;
 use vango_edge::id::{Digest, Epoch};
 use vango_edge::lifecycle::admit::Next;
 use vango_edge::lifecycle::asset::{Action, Body, Plan, Visit};
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::trace::{Outcome, Step};
 
-use crate::given::{CONTRACT, World, digest};
+use crate::given::{CONTRACT, World, digest, explain};
 use crate::seed;
 
 const TITLE: &str = "Immutable Asset Request";

@@ -3,13 +3,12 @@
 use vango_edge::id::{Environment, Epoch};
 use vango_edge::lifecycle::admit::{Journey, Next};
 use vango_edge::lifecycle::classify::classify;
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::trace::Outcome;
 use vango_edge::store::record::{Allocation, AllocationState, Deployment, Record, RouteOwner, key};
 
-use crate::given::{CONTRACT, World, al, digest, dp, lines, steps};
+use crate::given::{CONTRACT, World, al, digest, dp, explain, lines, steps};
 use crate::seed;
 
 const TITLE: &str = "Preview Deploy Request";

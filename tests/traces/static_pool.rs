@@ -8,13 +8,12 @@ use vango_edge::contract::Contract;
 use vango_edge::id::{Epoch, RequestId};
 use vango_edge::lifecycle::admit::{Journey, Next};
 use vango_edge::lifecycle::classify::classify;
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::reply::{Forwarded, Problem};
 use vango_edge::lifecycle::trace::Outcome;
 use vango_edge::snapshot::{EnvView, ExternalApp};
 
-use crate::given::{CONTRACT, World, lines};
+use crate::given::{CONTRACT, World, explain, lines};
 
 const ADDRESSES: [&str; 2] = ["127.0.0.1:3000", "127.0.0.1:3001"];
 

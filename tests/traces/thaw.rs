@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use vango_edge::id::Epoch;
 use vango_edge::lifecycle::admit::{Next, Woke};
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome};
 use vango_edge::store::record::{AllocationState, WakePhases, WakeState};
 
-use crate::given::{World, al, lines, steps};
+use crate::given::{World, al, explain, lines, steps};
 
 fn get() -> http::request::Builder {
     http::Request::builder().method("GET")

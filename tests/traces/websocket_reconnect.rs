@@ -7,14 +7,13 @@ use vango_edge::id::{Digest, Epoch};
 use vango_edge::lifecycle::admit::{Journey, Next, Woke};
 use vango_edge::lifecycle::affinity::{FoundIn, Given, KnownBy, Prior, SessionId, session_id};
 use vango_edge::lifecycle::classify::classify;
-use vango_edge::lifecycle::explain::explain;
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::resume::{Lookup, StoreAnswer, Verdict, Why};
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome};
 use vango_edge::store::record::{AllocationState, WakeState};
 
-use crate::given::{World, lines, prior, steps};
+use crate::given::{World, explain, lines, prior, steps};
 use crate::seed;
 
 const TITLE: &str = "WebSocket Reconnect";

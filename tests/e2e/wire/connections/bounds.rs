@@ -99,11 +99,14 @@ fn a_certificate_that_runs_out_is_served_and_said() {
     let good = edge.metric(&metric);
     assert!(good > 1_700_000_000 && !edge.log().contains("cert.pem"), "{good}\n{}", edge.log());
     let config = edge.config().display().to_string();
-    for (days, word) in [("3", "runs out in"), ("-1", "ran out")] {
+    // With none it is over with the second in which it is made; openssl 3.5 makes none that began later.
+    for (days, word) in [("3", "runs out in"), ("0", "ran out")] {
         sign(&one, days);
-        edge.json(&["reload"]);
+        eventually(word, || {
+            edge.json(&["reload"]);
+            edge.log().contains(word)
+        });
         assert!(edge.metric(&metric) < good);
-        assert!(edge.log().contains(word), "{}", edge.log());
         let check = edge.command(&["check", "-c", &config]);
         let said = String::from_utf8_lossy(&check.stderr).into_owned();
         assert!(check.status.success() && said.contains(word) && said.contains(&file), "{said}");
