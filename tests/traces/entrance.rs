@@ -4,48 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vango_edge::clock::Wall;
-use vango_edge::id::{Environment, Epoch};
 use vango_edge::lifecycle::access::{Answer, Guess, HEADER, PreviewPolicy};
 use vango_edge::lifecycle::enter::{Arrival, Entered, Policies, enter};
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::origin::Origin;
 use vango_edge::lifecycle::reply::{Problem, Reply};
-use vango_edge::store::record::{Deployment, Record, RouteOwner, key};
 
-use crate::given::{CONTRACT, World, digest, dp};
+use crate::given::{PREVIEW, World};
 
-const PREVIEW: &str = "pr-7.preview.studylab.localhost";
 const PRODUCTION: &str = "studylab.localhost";
-
-/// Production and a preview, both asleep.
-fn world() -> World {
-    let mut world = World::asleep();
-    let environment: Environment = "studylab/pr-7".parse().unwrap();
-    let deployment = Deployment {
-        id: dp(7),
-        environment: environment.clone(),
-        digest: digest(2),
-        contract: CONTRACT.into(),
-        created: Wall(0),
-        files: 1,
-        bytes: 1,
-        assets: None,
-        replaced: None,
-        promoted_from: None,
-        schema: None,
-    };
-    world.put(&key::deployment(&environment, &dp(7)), Some(&deployment.encode()));
-    let owner = RouteOwner {
-        host: PREVIEW.parse().unwrap(),
-        path: "/".into(),
-        environment,
-        deployment: dp(7),
-        digest: digest(2),
-        epoch: Epoch(1),
-    };
-    world.put(&key::owner(&owner.host, "/"), Some(&owner.encode()));
-    world
-}
 
 /// HTTPS is on port 8443, and previews are behind a token.
 fn policies() -> Policies {
@@ -71,7 +38,8 @@ fn ask<'a>(host: &'a str, target: &'a str, secure: bool, token: Option<&'a str>)
 }
 
 fn entered(ask: Ask<'_>) -> Entered {
-    let world = world();
+    let mut world = World::asleep();
+    world.deploy_preview();
     let mut request = http::Request::builder().method(ask.method).header("host", ask.host);
     request = request.header("accept", ask.accept);
     if let Some(token) = ask.token {

@@ -86,6 +86,9 @@ path = "/*"
 class = "page"
 "#;
 
+/// The preview's host.
+pub const PREVIEW: &str = "pr-7.preview.studylab.localhost";
+
 /// A world of one app, changed by records as the store would change it.
 pub struct World {
     pub publisher: Publisher,
@@ -99,6 +102,24 @@ pub fn digest(n: u8) -> Digest {
 }
 pub fn environment() -> Environment {
     "studylab".parse().unwrap()
+}
+pub fn preview() -> Environment {
+    "studylab/pr-7".parse().unwrap()
+}
+fn deployment_of(environment: Environment, id: DeploymentId, digest: Digest) -> Deployment {
+    Deployment {
+        id,
+        environment,
+        digest,
+        contract: CONTRACT.into(),
+        created: Wall(0),
+        files: 1,
+        bytes: 1,
+        assets: None,
+        replaced: None,
+        promoted_from: None,
+        schema: None,
+    }
 }
 pub fn al(c: char) -> AllocationId {
     format!("al-{}", c.to_string().repeat(16)).parse().unwrap()
@@ -148,15 +169,7 @@ impl World {
     /// The same, with another contract and the index of the artifact's static files.
     pub fn deploy_with(&mut self, n: u8, epoch: Epoch, contract: &str, assets: Option<Digest>) {
         self.deployment(n, contract, assets, None);
-        let owner = RouteOwner {
-            host: "studylab.localhost".parse().unwrap(),
-            path: "/".into(),
-            environment: environment(),
-            deployment: dp(n),
-            digest: digest(n),
-            epoch,
-        };
-        self.put(&key::owner(&owner.host, "/"), Some(&owner.encode()));
+        self.owner("studylab.localhost", environment(), (dp(n), digest(n)), epoch);
     }
 
     /// A deployment's record alone.
@@ -167,20 +180,29 @@ impl World {
         assets: Option<Digest>,
         replaced: Option<Wall>,
     ) {
-        let deployment = Deployment {
-            id: dp(n),
-            environment: environment(),
-            digest: digest(n),
-            contract: contract.into(),
-            created: Wall(0),
-            files: 1,
-            bytes: 1,
-            assets,
-            replaced,
-            promoted_from: None,
-            schema: None,
-        };
+        let contract = contract.into();
+        let of_production = deployment_of(environment(), dp(n), digest(n));
+        let deployment = Deployment { contract, assets, replaced, ..of_production };
         self.put(&key::deployment(&environment(), &dp(n)), Some(&deployment.encode()));
+    }
+
+    /// The preview runs artifact 2, asleep.
+    pub fn deploy_preview(&mut self) {
+        let deployment = deployment_of(preview(), dp(7), digest(2));
+        self.put(&key::deployment(&preview(), &dp(7)), Some(&deployment.encode()));
+        self.owner(PREVIEW, preview(), (dp(7), digest(2)), Epoch(1));
+    }
+
+    fn owner(
+        &mut self,
+        host: &str,
+        environment: Environment,
+        (deployment, digest): (DeploymentId, Digest),
+        epoch: Epoch,
+    ) {
+        let (host, path) = (host.parse().unwrap(), "/".into());
+        let owner = RouteOwner { host, path, environment, deployment, digest, epoch };
+        self.put(&key::owner(&owner.host, "/"), Some(&owner.encode()));
     }
 
     pub fn allocation(&mut self, c: char, epoch: Epoch, n: u8, state: AllocationState) {

@@ -1,50 +1,23 @@
 //! Trace 7: `GET` of a preview's URL, beside a production that is hot.
 
-use vango_edge::id::{Environment, Epoch};
+use vango_edge::id::Epoch;
 use vango_edge::lifecycle::admit::{Journey, Next};
 use vango_edge::lifecycle::classify::classify;
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::trace::Outcome;
-use vango_edge::store::record::{Allocation, AllocationState, Deployment, Record, RouteOwner, key};
+use vango_edge::store::record::{Allocation, AllocationState, Record, key};
 
-use crate::given::{CONTRACT, World, al, digest, dp, explain, lines, steps};
+use crate::given::{PREVIEW, World, al, digest, dp, explain, lines, preview, steps};
 use crate::seed;
 
 const TITLE: &str = "Preview Deploy Request";
-const HOST: &str = "pr-7.preview.studylab.localhost";
-
-fn preview() -> Environment {
-    "studylab/pr-7".parse().unwrap()
-}
 
 /// Production runs artifact 1 in allocation `a`; the preview runs artifact 2, in allocation `p` if it is
 /// awake.
 fn world(awake: bool) -> World {
     let mut world = World::hot();
-    let deployment = Deployment {
-        id: dp(7),
-        environment: preview(),
-        digest: digest(2),
-        contract: CONTRACT.into(),
-        created: vango_edge::clock::Wall(0),
-        files: 1,
-        bytes: 1,
-        assets: None,
-        replaced: None,
-        promoted_from: None,
-        schema: None,
-    };
-    world.put(&key::deployment(&preview(), &dp(7)), Some(&deployment.encode()));
-    let owner = RouteOwner {
-        host: HOST.parse().unwrap(),
-        path: "/".into(),
-        environment: preview(),
-        deployment: dp(7),
-        digest: digest(2),
-        epoch: Epoch(1),
-    };
-    world.put(&key::owner(&owner.host, "/"), Some(&owner.encode()));
+    world.deploy_preview();
     if awake {
         world.allocation('p', Epoch(1), 2, AllocationState::Ready);
         let of_production = key::allocation(&crate::given::environment(), &al('p'));
@@ -86,7 +59,7 @@ fn decide(world: &World, host: &str) -> (Journey, Next) {
 #[test]
 fn a_preview_is_served_by_its_own_artifact_and_leaves_evidence() {
     let world = world(true);
-    let (mut journey, next) = decide(&world, HOST);
+    let (mut journey, next) = decide(&world, PREVIEW);
     let Next::Forward(placed) = next else { panic!("forward") };
     assert_eq!((placed.allocation.id.clone(), placed.allocation.digest), (al('p'), digest(2)));
     journey.served(Some(200), world.now);
@@ -114,15 +87,15 @@ fn a_preflight_is_no_evidence() {
     let world = world(true);
     let preflight = http::Request::builder()
         .method("OPTIONS")
-        .header("host", HOST)
+        .header("host", PREVIEW)
         .header("origin", "https://app.example")
         .header("access-control-request-method", "POST");
     let (parts, ()) = preflight.body(()).unwrap().into_parts();
-    let asked = Facts::parse(&parts, b"/dashboard", facts(&world, HOST).id, world.now).unwrap();
+    let asked = Facts::parse(&parts, b"/dashboard", facts(&world, PREVIEW).id, world.now).unwrap();
     assert!(asked.is_preflight());
     let snapshot = world.publisher.reader().load().clone();
     let mut journey = Journey::begin(asked.clone(), classify(&snapshot, &asked).unwrap());
-    assert!(matches!(journey.decide(snapshot.host(HOST), None, world.now, 0), Next::Forward(_)));
+    assert!(matches!(journey.decide(snapshot.host(PREVIEW), None, world.now, 0), Next::Forward(_)));
     journey.served(Some(500), world.now);
     assert_eq!(journey.counts(Some(500)), None);
     let said = lines(&journey).into_iter().find(|l| l.contains("Deployment record"));
@@ -135,7 +108,7 @@ fn explaining_it_says_the_same_asleep_and_awake() {
         let world = world(awake);
         let trace = explain(
             &world.publisher.reader().load(),
-            facts(&world, HOST),
+            facts(&world, PREVIEW),
             &http::HeaderMap::new(),
             world.now,
             vango_edge::clock::Wall(0),
@@ -153,7 +126,7 @@ fn neither_ever_gets_the_others_requests() {
     let Next::Forward(placed) = next else { panic!("forward") };
     assert_eq!(placed.allocation.digest, digest(1));
     // Asleep, the preview is woken; production's ready allocation is none of its business.
-    let (_, next) = decide(&world(false), HOST);
+    let (_, next) = decide(&world(false), PREVIEW);
     assert!(matches!(next, Next::Wake { hold: true }));
     // And the names next to it have no owner.
     let snapshot = hot.publisher.reader().load().clone();
@@ -207,7 +180,7 @@ fn a_missing_artifact_is_said_and_nothing_else_is_served() {
         typical_ms: 0,
     };
     world.put(&key::operation(&preview()), Some(&operation.encode()));
-    let (_, next) = decide(&world, HOST);
+    let (_, next) = decide(&world, PREVIEW);
     let Next::Reply(reply) = next else { panic!("answered") };
     assert_eq!((reply.problem, reply.status), (Problem::ArtifactUnavailable, 503));
     assert!(reply.retry_after.is_some());
