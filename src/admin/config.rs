@@ -69,14 +69,9 @@ pub async fn config(State(admin): State<Admin>) -> Json<ConfigRow> {
 #[utoipa::path(post, path = "/v1/config/reload", tag = "commands",
     responses(
         (status = 200, description = "It is in force", body = ConfigRow),
-        (status = 422, description = "It was rejected; everything that is wrong with it"),
-        (status = 500, description = "The reload ended without an outcome")))]
+        (status = 422, description = "It was rejected; everything that is wrong with it")))]
 pub async fn reload(State(admin): State<Admin>) -> Result<Json<ConfigRow>, Problem> {
-    // Detached: a caller that hangs up does not stop it half way.
-    let reloader = admin.reloader;
-    let asked = tokio::spawn(async move { reloader.reload().await }).await;
-    let state =
-        asked.map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    let state = admin.reloader.reload().await;
     match state.last.as_ref().filter(|attempt| !attempt.errors.is_empty()) {
         None => Ok(Json(ConfigRow::of(&state))),
         Some(attempt) => {

@@ -26,8 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
@@ -149,10 +150,23 @@ fn router(admin: Admin) -> Router {
         .route("/metrics", get(api::metrics))
         .merge(console::files())
         .fallback(|| async { Problem::not_found("no such resource of the admin API") })
+        .layer(middleware::from_fn(to_its_end))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn(problem::in_one_form))
         .layer(middleware::from_fn_with_state(admin.clone(), access::checked))
         .with_state(admin)
+}
+
+/// Runs a command in a task of its own: a client that hangs up would end it between two of its steps, with
+/// an environment's owner gone and its processes left.
+async fn to_its_end(request: Request, next: Next) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(e) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+    }
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
@@ -165,7 +179,36 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use axum::routing::post;
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+    use tokio::sync::mpsc;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_whose_client_hangs_up_goes_on_to_its_end() {
+        let (say, mut said) = mpsc::unbounded_channel();
+        let command = move || async move {
+            say.send("began").unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            say.send("ended").unwrap();
+        };
+        let routes = Router::new()
+            .route("/", post(command.clone()).get(command))
+            .layer(middleware::from_fn(to_its_end));
+        for (method, ends) in [("POST", Some("ended")), ("GET", None)] {
+            let request = Request::builder().method(method).body(axum::body::Body::empty());
+            let asked = TowerToHyperService::new(routes.clone()).call(request.unwrap());
+            let hung_up = tokio::time::timeout(Duration::from_millis(10), asked).await;
+            assert!(hung_up.is_err());
+            assert_eq!(said.recv().await, Some("began"));
+            let then = tokio::time::timeout(Duration::from_secs(5), said.recv()).await;
+            assert_eq!(then.ok().flatten(), ends, "{method}");
+        }
+    }
 
     #[test]
     fn every_resource_is_described_with_its_errors() {

@@ -99,7 +99,6 @@ impl Control {
             txn = txn.unchanged(&at, entry.mod_revision).put(&at, replaced.encode());
         }
         let revision = self.store.txn(txn.synced()).await?;
-        self.shown(revision).await;
         log::info!("{environment} was removed: {why}");
         let now = self.clock.wall();
         (self.decided)(Decision::of_environment(environment, now, "removed", why));
@@ -109,6 +108,7 @@ impl Control {
                 log::warn!("{environment}: what ran of it was not ended: {e}");
             }
         });
+        self.shown(revision).await;
         Ok(())
     }
 
