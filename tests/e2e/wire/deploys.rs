@@ -190,10 +190,12 @@ fn with_a_promotion_policy_a_deployment_says_which_commands_come_next() {
     assert_eq!((&again["effect"], &again["next"]), (&json!("stored"), &json!([promote])));
 }
 
-/// An app that closes its port when it is asked to, and goes on running.
+/// An app that closes its port when it is asked to, and goes on running. It answers after that: a connection
+/// that came in between would be reset once its request is sent.
 fn deaf() -> Artifact {
     Artifact::perl(
-        "print $client $ok; if ($line =~ m{^GET /close }) { close $client; close $port; sleep 1000; }",
+        "my $deaf = $line =~ m{^GET /close }; close $port if $deaf; print $client $ok; \
+         if ($deaf) { close $client; sleep 1000; }",
     )
 }
 
