@@ -158,17 +158,19 @@ impl EdgeProxy {
         let mut peer = HttpPeer::new(allocation.address?, false, String::new());
         // A restarted allocation on the same port never gets an old connection.
         peer.group_key = allocation.pool_key;
-        let safe = ctx.journey.as_ref().is_some_and(|j| j.posture() == Posture::Safe);
+        let journey = ctx.journey.as_ref();
+        let pooled = journey.is_some_and(|j| j.posture() == Posture::Safe && j.attempts() <= 1);
         let limits = self.limits.load();
         let options = &mut peer.options;
         options.connection_timeout = Some(limits.connect_timeout);
         options.total_connection_timeout = Some(limits.connect_timeout);
         options.idle_timeout = Some(limits.idle_timeout);
         options.write_timeout = Some(limits.response_timeout);
-        if !safe {
+        if !pooled {
             // A connection from the pool may be closing just now, and after the first byte that
             // looks like an app that died: what may not be sent twice gets one of its own, under a
-            // key that no other request asks for.
+            // key that no other request asks for. So does what is sent again because one was closing: an
+            // app closes all that have been idle for as long.
             peer.group_key ^= self.parts.gate.entropy.next_u64() | 1;
             options.idle_timeout = Some(Duration::ZERO);
         }

@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 
 use serde_json::{Value, json};
 
@@ -184,4 +184,53 @@ fn it_is_neither_deployed_woken_nor_put_to_sleep() {
     // What is counted as evidence is written down at a stop; here there is no deployment to count for.
     assert!(edge.stop().success());
     assert!(!edge.log().contains("evidence"), "{}", edge.log());
+}
+
+/// A server that answers one request on each connection, those for `/open` once three are there, and ends
+/// the connection when another one comes on it.
+fn once_each() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let three = Arc::new(Barrier::new(3));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (Ok(mut stream), three) = (stream, Arc::clone(&three)) else { return };
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut chunk = [0; 4096];
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut chunk) {
+                        Ok(n @ 1..) => head.extend_from_slice(&chunk[..n]),
+                        _ => return,
+                    }
+                }
+                if head.starts_with(b"GET /open ") {
+                    three.wait();
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+                let _ = stream.read(&mut chunk);
+            });
+        }
+    });
+    address
+}
+
+/// An app closes all connections that have been idle for as long as it keeps them, at about the same time.
+#[test]
+fn a_safe_request_is_not_lost_to_several_connections_that_the_app_is_closing() {
+    let address = once_each();
+    let edge = Edge::start_with_app(
+        "legacy",
+        &format!("app = \"legacy\"\nhosts = [\"legacy.localhost\"]\nupstreams = [\"{address}\"]\n"),
+    );
+    let mut open: Vec<_> = (0..3).map(|_| edge.connect()).collect();
+    for connection in &mut open {
+        connection.send_head("GET", "/open", &[HOST]);
+    }
+    for connection in &mut open {
+        assert_eq!(connection.answer().unwrap().status, 200);
+    }
+    for _ in 0..3 {
+        assert_eq!(edge.ask("GET", "/page", &[HOST], "").status, 200);
+    }
 }
