@@ -24,7 +24,7 @@ RUN PROFILE=dist VANGO_EDGE_CACHE=/build CARGO_TARGET_DIR=/build/target scripts/
 
 FROM debian:bookworm-slim
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libstdc++6 \
+ && apt-get install -y --no-install-recommends ca-certificates libstdc++6 \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/ /
 USER 65532:65532

@@ -11,13 +11,13 @@ use vango_edge::clock::{Entropy, Mono, SeededEntropy, Wall};
 use vango_edge::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId,
 };
-use vango_edge::lifecycle::admit::{Journey, Next};
 use vango_edge::lifecycle::affinity::{Given, SessionName, Token};
-use vango_edge::lifecycle::classify::classify;
+use vango_edge::lifecycle::enter::classify;
 use vango_edge::lifecycle::facts::Facts;
+use vango_edge::lifecycle::journey::{Command, Event, Go, Journey, Look};
+use vango_edge::record::{Allocation, AllocationState, Deployment, Record, RouteOwner, key};
 use vango_edge::session::{KeyRing, Tokens};
 use vango_edge::snapshot::{Change, Publisher};
-use vango_edge::store::record::{Allocation, AllocationState, Deployment, Record, RouteOwner, key};
 
 const NOW: Mono = Mono(1_000_000_000_000);
 
@@ -168,10 +168,11 @@ fn requests(c: &mut Criterion) {
         let snapshot = snapshots.load();
         let classified = classify(&snapshot, &facts).unwrap();
         let mut journey = Journey::begin(facts, classified);
-        let view = snapshot.host(&journey.facts().host);
-        let next = journey.decide(view, None, NOW, pick);
-        assert!(matches!(next, Next::Forward(_)));
-        (journey, next)
+        let view = snapshot.host(&journey.facts().host).cloned();
+        assert_eq!(journey.next_command(), Command::Look);
+        let look = Look { view, pick, reserves: true };
+        assert_eq!(journey.on(Event::Look(look), NOW), Command::Go(Go::Connect));
+        journey
     };
     let mut pick = 0;
     c.bench_function("classify and decide a hot GET, among 100k", |b| {
@@ -189,9 +190,10 @@ fn requests(c: &mut Criterion) {
             || facts.clone(),
             |facts| {
                 pick += 1;
-                let (mut journey, next) = hot(facts, pick);
-                journey.served(Some(200), NOW);
-                drop(next);
+                let mut journey = hot(facts, pick);
+                journey.on(Event::Connected, NOW);
+                journey.on(Event::Answered { status: 200 }, NOW);
+                journey.over(Some(200), None, NOW);
                 journey.trace.outcome
             },
             BatchSize::SmallInput,

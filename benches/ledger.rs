@@ -12,9 +12,9 @@ use http::HeaderMap;
 use vango_edge::clock::{Clock, Entropy, SystemClock, SystemEntropy, Wall};
 use vango_edge::contract::{Duplicate, Provider, Webhook, WhenCold};
 use vango_edge::ledger::{Ledger, LedgerLimits, Taken};
-use vango_edge::lifecycle::idempotency::{Claim, Holder, Print, key_hash};
+use vango_edge::lifecycle::idempotency::{Claim, Holder, RequestFingerprint, key_hash};
 use vango_edge::lifecycle::webhook::Signed;
-use vango_edge::store::record::ledger::{Subject, key};
+use vango_edge::record::ledger::{Subject, key};
 use vango_edge::store::{Options, RocksStore};
 
 const FOR: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ fn claim(n: u64) -> Claim {
         route: "/actions/*".into(),
         key_hash: key_hash(&hash),
         event: None,
-        print: Print { head: "a".repeat(64), body: Some("b".repeat(64)) },
+        fingerprint: RequestFingerprint { head: "a".repeat(64), body: Some("b".repeat(64)) },
         retention_ms: 86_400_000,
         request: format!("{n:032x}"),
     }

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 // Idle sockets and held requests are many small, long-lived allocations: with jemalloc the memory
-// of a herd returns to the system when it has gone (docs/performance.md has the figures).
+// of a herd returns to the system when it has gone (`scripts/bench/waiters` measures it).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

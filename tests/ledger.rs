@@ -5,7 +5,7 @@ mod ledger {
     pub mod history;
     pub mod kill;
 }
-#[path = "store/process.rs"]
+#[path = "../crates/store/tests/store/process.rs"]
 #[expect(dead_code, reason = "the store's tests use all of it")]
 mod process;
 
@@ -20,11 +20,13 @@ use vango_edge::clock::{ManualClock, Wall};
 use vango_edge::ledger::{
     Audit, AuditLimits, Ledger, LedgerError, LedgerLimits, Reservation, Sending, Taken, Wanted,
 };
-use vango_edge::lifecycle::idempotency::{Came, Claim, Holder, Print, Resolution, key_hash};
-use vango_edge::store::memory::Memory;
-use vango_edge::store::record::ledger::{
-    AttemptState, Evidence, StoredHead, StoredResponse, Subject, key,
+use vango_edge::lifecycle::idempotency::{
+    AttemptOutcome, Claim, Holder, RequestFingerprint, Resolution, key_hash,
 };
+use vango_edge::record::ledger::{
+    AttemptState, AuditEvidence, StoredHead, StoredResponse, Subject, key,
+};
+use vango_edge::store::memory::Memory;
 use vango_edge::store::{
     Engine, Entry, LeaseId, MemoryStore, Options, Page, Range, Scan, StateStore, Storage,
     StorageError, StoreError, Txn, Watch, Write,
@@ -69,14 +71,14 @@ fn claim(name: &str, body: &str, request: &str) -> Claim {
         route: "/actions/*".into(),
         key_hash: key_hash(name),
         event: None,
-        print: Print { head: "h".into(), body: Some(body.into()) },
+        fingerprint: RequestFingerprint { head: "h".into(), body: Some(body.into()) },
         retention_ms: 60_000,
         request: request.into(),
     }
 }
 
 fn response(body: &str) -> StoredResponse {
-    let head = StoredHead { status: 200, headers: vec![] };
+    let head = StoredHead { status: 200, headers: vec![], trailers: vec![] };
     StoredResponse { head, body: Bytes::copy_from_slice(body.as_bytes()) }
 }
 
@@ -116,7 +118,7 @@ async fn the_first_wins_and_a_repeat_meets_its_record() {
         panic!("sent twice")
     };
     assert_eq!((seen.record.state, seen.alive), (AttemptState::Forwarded, true));
-    sending.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+    sending.ended(AttemptOutcome::Whole { status: 200 }, Some(response("x"))).await;
     let Taken::Found(seen) = ledger.reserve(&again, true).await.unwrap() else { panic!("twice") };
     assert_eq!((seen.record.state, seen.alive), (AttemptState::Completed, false));
     assert_eq!(ledger.response(&c.at).await.unwrap(), Some(response("x")));
@@ -135,7 +137,7 @@ async fn a_thousand_at_once_and_one_is_sent() {
             match ledger.forward(None, &c, true, None).await.unwrap() {
                 Taken::Held(sending) => {
                     tokio::task::yield_now().await;
-                    sending.ended(Came::Whole { status: 200 }, None).await;
+                    sending.ended(AttemptOutcome::Whole { status: 200 }, None).await;
                     true
                 }
                 Taken::Found(_) => false,
@@ -179,7 +181,7 @@ async fn a_restart_releases_what_was_not_sent_and_knows_nothing_of_what_was() {
     let (a, b, c) = (claim("a", "x", "r1"), claim("b", "x", "r2"), claim("c", "x", "r3"));
     let reserved = held(before.reserve(&a, true).await);
     let sent = send(&before, &b).await;
-    send(&before, &c).await.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+    send(&before, &c).await.ended(AttemptOutcome::Whole { status: 200 }, Some(response("x"))).await;
     // As kill -9 leaves it: nothing is let go of.
     std::mem::forget((reserved, sent));
     let after = world.ledger("2");
@@ -227,7 +229,7 @@ async fn only_an_operator_or_the_app_makes_a_key_free_again() {
     assert_eq!(ledger.resolve(&audit, &c.at, 1, no, "operator").await.unwrap(), None);
     let again = send(&ledger, &claim("a", "b", "r2")).await;
     assert_eq!(again.attempt(), 2);
-    again.ended(Came::Whole { status: 200 }, None).await;
+    again.ended(AttemptOutcome::Whole { status: 200 }, None).await;
     assert_eq!(ledger.resolve(&audit, &c.at, 2, no, "operator").await.unwrap(), None);
     assert_eq!(ledger.records(), 1);
 }
@@ -236,7 +238,7 @@ async fn only_an_operator_or_the_app_makes_a_key_free_again() {
 async fn retention_ends_a_record_and_nothing_else_does() {
     let (world, c) = (World::new(), claim("a", "b", "r1"));
     let ledger = world.ledger("1");
-    send(&ledger, &c).await.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+    send(&ledger, &c).await.ended(AttemptOutcome::Whole { status: 200 }, Some(response("x"))).await;
     let at_work = send(&ledger, &claim("w", "b", "r2")).await;
     world.clock.advance(Duration::from_millis(60_000));
     assert_eq!(ledger.expire_due().await.unwrap(), 0);
@@ -245,16 +247,39 @@ async fn retention_ends_a_record_and_nothing_else_does() {
     assert_eq!((state(&ledger, &c).await, ledger.records()), (None, 1));
     assert_eq!(ledger.response(&c.at).await.unwrap(), None);
     // One that is at work outlives its time until it has ended.
-    at_work.ended(Came::Whole { status: 200 }, Some(response("y"))).await;
+    at_work.ended(AttemptOutcome::Whole { status: 200 }, Some(response("y"))).await;
     assert_eq!(ledger.expire_due().await.unwrap(), 1);
     assert!(world.store.list("", None, 10).await.unwrap().entries.is_empty());
+}
+
+/// Its client is told, with the answer, that it is kept for the whole time.
+#[tokio::test]
+async fn a_record_that_is_taken_again_is_kept_as_long_as_a_new_one() {
+    let (world, c) = (World::new(), claim("a", "b", "r1"));
+    let (ledger, audit) = (world.ledger("1"), world.audit());
+    drop(send(&ledger, &c).await);
+    settled(&ledger).await;
+    let no = Resolution::NotCarriedOut;
+    assert!(ledger.resolve(&audit, &c.at, 1, no, "operator").await.unwrap().is_some());
+    world.clock.advance(Duration::from_millis(59_000));
+    let again = send(&ledger, &claim("a", "b", "r2")).await;
+    again.ended(AttemptOutcome::Whole { status: 200 }, Some(response("x"))).await;
+    world.clock.advance(Duration::from_millis(60_000));
+    assert_eq!((ledger.expire_due().await.unwrap(), ledger.records()), (0, 1));
+    assert_eq!(state(&ledger, &c).await, Some((AttemptState::Completed, false)));
+    world.clock.advance(Duration::from_millis(1));
+    assert_eq!((ledger.expire_due().await.unwrap(), ledger.records()), (1, 0));
+    assert!(world.store.list(key::EXPIRIES, None, 10).await.unwrap().entries.is_empty());
 }
 
 #[tokio::test]
 async fn a_full_ledger_refuses_new_keys_and_answers_for_old_ones() {
     let world = World::new();
     let ledger = world.ledger_of("1", 1);
-    send(&ledger, &claim("a", "b", "r1")).await.ended(Came::Whole { status: 200 }, None).await;
+    send(&ledger, &claim("a", "b", "r1"))
+        .await
+        .ended(AttemptOutcome::Whole { status: 200 }, None)
+        .await;
     let full = ledger.forward(None, &claim("new", "b", "r2"), true, None).await;
     assert!(matches!(full, Err(LedgerError::Full(1))));
     let old = ledger.forward(None, &claim("a", "b", "r3"), true, None).await.unwrap();
@@ -379,7 +404,7 @@ async fn a_store_that_cannot_tell_sends_nothing_and_leaves_nothing() {
     assert_eq!(state(&ledger, &c).await, None);
     let sending = send(&ledger, &c).await;
     mute.mute.store(true, Ordering::SeqCst);
-    sending.ended(Came::Whole { status: 200 }, Some(response("x"))).await;
+    sending.ended(AttemptOutcome::Whole { status: 200 }, Some(response("x"))).await;
     settled(&ledger).await;
     assert_eq!(state(&ledger, &c).await, Some((AttemptState::Completed, false)));
 }
@@ -463,9 +488,9 @@ async fn what_a_client_was_told_is_known_after_a_power_cut() {
     world.store = disk.start(&world.clock);
     let ledger = world.ledger("1");
     let (done, large, open) = (claim("d", "b", "1"), claim("l", "b", "2"), claim("o", "b", "3"));
-    let whole = Came::Whole { status: 201 };
+    let whole = AttemptOutcome::Whole { status: 201 };
     send(&ledger, &done).await.ended(whole, Some(response("x"))).await;
-    send(&ledger, &large).await.ended(Came::NotStored { status: 200 }, None).await;
+    send(&ledger, &large).await.ended(AttemptOutcome::NotStored { status: 200 }, None).await;
     // A record that says forwarded is taken back durably: after the cut it would be unknown.
     let unsent = claim("u", "b", "4");
     send(&ledger, &unsent).await.unsent();
@@ -522,13 +547,13 @@ async fn what_was_never_sent_is_free_again_after_a_sync_that_failed() {
     }
 }
 
-fn evidence(n: u64, forwarded: &str) -> Evidence {
+fn evidence(n: u64, forwarded: &str) -> AuditEvidence {
     let environment = "studylab".parse().unwrap();
-    Evidence {
+    AuditEvidence {
         forwarded: forwarded.into(),
         request: n.to_string(),
         class: "action".into(),
-        ..Evidence::of_environment(&environment, Wall(1000 + n), "hot", "")
+        ..AuditEvidence::of_environment(&environment, Wall(1000 + n), "hot", "")
     }
 }
 
@@ -585,7 +610,7 @@ async fn pages_of_records_follow_each_other_also_over_one_that_is_gone() {
     let ledger = world.ledger("1");
     for name in ["a", "b", "c", "d", "e"] {
         let sending = send(&ledger, &claim(name, "b", name)).await;
-        sending.ended(Came::Whole { status: 200 }, None).await;
+        sending.ended(AttemptOutcome::Whole { status: 200 }, None).await;
     }
     let all = |_: &_| true;
     let names = |rows: &[vango_edge::ledger::Row]| {
@@ -612,7 +637,7 @@ async fn pages_of_evidence_go_from_the_newest_to_the_oldest() {
     let limits = AuditLimits { max_rows: 100, max_age: Duration::from_secs(3600) };
     let audit = Audit::new(Arc::clone(&world.store), Arc::clone(&world.clock) as _, limits, 7);
     for n in 0..5_u64 {
-        let evidence = Evidence {
+        let evidence = AuditEvidence {
             // Two in each millisecond.
             at: Wall(1000 + n / 2),
             request: n.to_string(),

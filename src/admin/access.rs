@@ -18,8 +18,10 @@ use crate::config::{self, Role, SecretError, read_secret};
 use crate::lifecycle::facts::host_of_authority;
 
 use super::Admin;
-use super::own::OWN;
 use super::problem::Problem;
+
+/// Where these resources are; left to the credentials of allocations.
+pub const OWN: &str = "/v1/self";
 
 /// Shortest token: what 128 random bits need as base64 is 22.
 const SHORTEST: usize = 16;
@@ -149,8 +151,12 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// The least role that may do this. Explaining is a POST that changes nothing.
+/// The least role that may do this. Explaining is a POST that changes nothing; values of variables are for those
+/// who may change them.
 fn needed(method: &Method, path: &str) -> Role {
+    if path.ends_with("/env/values") {
+        return Role::Operate;
+    }
     let looks = matches!(*method, Method::GET | Method::HEAD) || path == "/v1/explain";
     if looks { Role::Read } else { Role::Operate }
 }
@@ -245,6 +251,9 @@ mod tests {
         let sleep = "/v1/environments/a/production/sleep";
         assert_eq!(with("read-read-read-read", &Method::GET, "/v1/traces"), 200);
         assert_eq!(with("read-read-read-read", &Method::POST, "/v1/explain"), 200);
+        let values = "/v1/environments/a/production/env/values";
+        assert_eq!(with("read-read-read-read", &Method::GET, values), 403);
+        assert_eq!(with("operate-operate-1", &Method::GET, values), 200);
         assert_eq!(with("read-read-read-read", &Method::POST, sleep), 403);
         assert_eq!(with("operate-operate-1", &Method::POST, sleep), 200);
         assert_eq!(with("operate-operate-", &Method::GET, "/v1/traces"), 401);

@@ -5,49 +5,41 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::control::plan::sleep::SleepFor;
-use crate::control::{DeployError, Deployed, Slept};
-use crate::id::{AllocationId, Digest, EnvName, RequestId};
-use crate::lifecycle::admit::Woke;
+use crate::control::allocations::SleepFor;
+use crate::control::{DeployError, Deployed, Slept, WorkerState};
+use crate::id::{EnvName, RequestId};
 use crate::lifecycle::enter::{Arrival, Entered, enter};
 use crate::lifecycle::explain as core;
 use crate::lifecycle::facts::{self, Facts};
-use crate::lifecycle::hop;
+use crate::lifecycle::fields;
+use crate::lifecycle::journey::Woke;
 use crate::lifecycle::origin::Origin;
 use crate::lifecycle::resume::Lookup;
 use crate::lifecycle::trace::{Outcome, Trace};
+use crate::record::{AllocationState, Deployment, Operation, WakeState, key};
 use crate::snapshot::{AllocationView, EnvView};
-use crate::store::record::{AllocationState, Deployment, Operation, Record, WakeState, key};
-use crate::telemetry::TraceRecord;
+use crate::telemetry::{TraceRecord, micros};
 
 use super::Admin;
-use super::named::Named;
-use super::page::{Page, PageQuery};
+use super::page::{Asked, Page, PageQuery, Rows};
 use super::problem::Problem;
+use super::records::{Answer, Named, digest, records};
 use super::releases;
 use super::types::{
     AllocationRow, DeployRequest, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow,
-    RouteRow, TraceRow, time,
+    RouteRow, TraceRow,
 };
 
-/// Largest blob that can be uploaded.
-const BLOB_LIMIT: u64 = 5 * 1024 * 1024 * 1024;
-
-pub(super) type Answer<T> = Result<Json<T>, Problem>;
-
 pub async fn metrics(State(admin): State<Admin>) -> Result<Response, Problem> {
-    let c = &admin.control;
-    let held = (c.queues.held(), c.queues.held_bytes());
-    let text = c
-        .telemetry
-        .metrics
-        .text(&c.snapshots, held.0, held.1, c.clock.now())
+    let held = (admin.queues.held(), admin.queues.held_bytes());
+    let metrics = &admin.telemetry.metrics;
+    let text = metrics
+        .text(&admin.node.snapshots, held.0, held.1, admin.node.clock.now())
         .map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok((kind, text).into_response())
@@ -58,6 +50,7 @@ pub(super) fn state_of(view: &EnvView) -> String {
     match &view.operation {
         _ if view.is_down() => "down".into(),
         _ if view.external => "up".into(),
+        _ if view.contract.is_static => "static".into(),
         _ if !view.ready.is_empty() => "hot".into(),
         Some(o) if o.state.in_progress() => o.state.name().into(),
         Some(o) if o.state == WakeState::Failed => "failed".into(),
@@ -71,12 +64,8 @@ pub(super) fn state_of(view: &EnvView) -> String {
 /// Who owns each host, under which epoch, by host.
 #[utoipa::path(get, path = "/v1/routes", tag = "views", params(PageQuery),
     responses((status = 200, description = "A page of routed hosts", body = Vec<RouteRow>)))]
-pub async fn routes(
-    State(admin): State<Admin>,
-    Query(query): Query<PageQuery>,
-    uri: Uri,
-) -> Result<Page<RouteRow>, Problem> {
-    let snapshot = admin.control.snapshots.load();
+pub async fn routes(State(admin): State<Admin>, asked: Asked) -> Rows<RouteRow> {
+    let snapshot = admin.node.snapshots.load();
     let mut rows: Vec<_> = snapshot
         .environments()
         .flat_map(|view| view.hosts.iter().map(move |host| (host, view)))
@@ -90,7 +79,7 @@ pub async fn routes(
         })
         .collect();
     rows.sort_by(|a, b| a.host.cmp(&b.host));
-    Page::cut(rows, |r| r.host.clone(), &query, &uri)
+    Page::cut(rows, |r| r.host.clone(), &asked)
 }
 
 /// Every allocation of `view`, those that answer first.
@@ -101,6 +90,7 @@ pub(super) fn allocation_rows(view: &EnvView) -> impl Iterator<Item = Allocation
 fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRow {
     AllocationRow {
         id: a.id.to_string(),
+        process: "web".into(),
         environment: view.environment.to_string(),
         generation: a.generation.0,
         epoch: a.epoch.0,
@@ -118,31 +108,32 @@ fn allocation_row(view: &EnvView, a: &AllocationView) -> AllocationRow {
     }
 }
 
-/// Allocations in the registry, by environment.
-#[utoipa::path(get, path = "/v1/allocations", tag = "views", params(PageQuery),
-    responses((status = 200, description = "A page of allocations", body = Vec<AllocationRow>)))]
-pub async fn allocations(
-    State(admin): State<Admin>,
-    Query(query): Query<PageQuery>,
-    uri: Uri,
-) -> Result<Page<AllocationRow>, Problem> {
-    let snapshot = admin.control.snapshots.load();
-    let mut rows: Vec<_> = snapshot.environments().flat_map(|v| allocation_rows(v)).collect();
-    rows.sort_by(|a, b| (&a.environment, a.generation).cmp(&(&b.environment, b.generation)));
-    Page::cut(rows, |r| r.id.clone(), &query, &uri)
+fn worker_row(worker: WorkerState) -> Option<AllocationRow> {
+    Some(AllocationRow {
+        id: worker.id?.to_string(),
+        process: worker.name,
+        environment: worker.environment.to_string(),
+        generation: 0,
+        epoch: worker.epoch.0,
+        digest: worker.digest.to_string(),
+        state: worker.state.into(),
+        address: None,
+        pid: worker.pid,
+        in_flight: 0,
+        sockets: 0,
+        total: 0,
+    })
 }
 
-/// The last 64 KiB that an allocation wrote.
-#[utoipa::path(get, path = "/v1/allocations/{id}/log", tag = "views",
-    params(("id" = String, Path, description = "The allocation")),
-    responses(
-        (status = 200, description = "Its output", body = String, content_type = "text/plain"),
-        (status = 404, description = "This edge's runner does not know it")))]
-pub async fn log(State(admin): State<Admin>, Path(id): Path<String>) -> Result<String, Problem> {
-    let id: AllocationId = id.parse().map_err(Problem::bad)?;
-    admin.runner.log_tail(&id, 64 * 1024).ok_or_else(|| {
-        Problem::new(StatusCode::NOT_FOUND, format!("{id} is not known to this edge's runner"))
-    })
+/// Allocations in the registry, and the workers beside them, by environment.
+#[utoipa::path(get, path = "/v1/allocations", tag = "views", params(PageQuery),
+    responses((status = 200, description = "A page of allocations", body = Vec<AllocationRow>)))]
+pub async fn allocations(State(admin): State<Admin>, asked: Asked) -> Rows<AllocationRow> {
+    let snapshot = admin.node.snapshots.load();
+    let mut rows: Vec<_> = snapshot.environments().flat_map(|v| allocation_rows(v)).collect();
+    rows.extend(admin.commands.workers.states().into_iter().filter_map(worker_row));
+    rows.sort_by(|a, b| (&a.environment, a.generation).cmp(&(&b.environment, b.generation)));
+    Page::cut(rows, |r| r.id.clone(), &asked)
 }
 
 fn operation_row(o: Operation) -> OperationRow {
@@ -152,40 +143,11 @@ fn operation_row(o: Operation) -> OperationRow {
         environment: o.environment.to_string(),
         state: o.state.name().into(),
         attempt: o.attempt,
-        requested: time(o.requested),
+        requested: o.requested.to_string(),
         phases: o.phases,
         allocation: o.allocation.map(|a| a.to_string()),
         failure: o.failure,
         failures: o.failures,
-    }
-}
-
-/// Records of a list that are read, at most: the last ones.
-const KEPT: usize = 10_000;
-/// Records that are read at a time.
-const BATCH: usize = 1000;
-
-/// Reads every record under `prefix`, at most [`KEPT`], the last ones if there are more.
-pub(super) async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Vec<T>, Problem> {
-    let mut out = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = admin
-            .control
-            .store
-            .list(prefix, after.as_deref(), BATCH)
-            .await
-            .map_err(Problem::unavailable)?;
-        for (_, entry) in &page.entries {
-            out.push(T::decode(&entry.value).map_err(Problem::unavailable)?);
-        }
-        if out.len() > KEPT {
-            out.drain(..out.len() - KEPT);
-        }
-        after = page.entries.last().map(|(k, _)| k.clone());
-        if !page.more {
-            return Ok(out);
-        }
     }
 }
 
@@ -194,11 +156,7 @@ pub(super) async fn records<T: Record>(admin: &Admin, prefix: &str) -> Result<Ve
     responses(
         (status = 200, description = "A page of operations", body = Vec<OperationRow>),
         (status = 503, description = "The store cannot be read")))]
-pub async fn operations(
-    State(admin): State<Admin>,
-    Query(query): Query<PageQuery>,
-    uri: Uri,
-) -> Result<Page<OperationRow>, Problem> {
+pub async fn operations(State(admin): State<Admin>, asked: Asked) -> Rows<OperationRow> {
     let mut all: Vec<Operation> = records(&admin, key::HISTORY).await?;
     let current: Vec<Operation> = records(&admin, key::OPERATIONS).await?;
     all.extend(current.into_iter().filter(|o| o.state.in_progress()));
@@ -208,7 +166,7 @@ pub async fn operations(
     let mut rows: Vec<_> = all.into_iter().map(operation_row).collect();
     rows.extend(releases::promotion_rows(&admin).await?);
     rows.sort_by(|a, b| (&b.requested, &b.id).cmp(&(&a.requested, &a.id)));
-    Page::cut(rows, |r| r.id.clone(), &query, &uri)
+    Page::cut(rows, |r| r.id.clone(), &asked)
 }
 
 /// Deployments, newest first.
@@ -216,64 +174,20 @@ pub async fn operations(
     responses(
         (status = 200, description = "A page of deployments", body = Vec<DeploymentRow>),
         (status = 503, description = "The store cannot be read")))]
-pub async fn deployments(
-    State(admin): State<Admin>,
-    Query(query): Query<PageQuery>,
-    uri: Uri,
-) -> Result<Page<DeploymentRow>, Problem> {
+pub async fn deployments(State(admin): State<Admin>, asked: Asked) -> Rows<DeploymentRow> {
     let mut all: Vec<Deployment> = records(&admin, key::DEPLOYMENTS).await?;
     all.sort_by_key(|d| std::cmp::Reverse(d.created));
-    let snapshot = admin.control.snapshots.load();
+    let snapshot = admin.node.snapshots.load();
     let rows = all.into_iter().map(|d| DeploymentRow {
         current: snapshot.environment(&d.environment).is_some_and(|v| v.owner.deployment == d.id),
         id: d.id.to_string(),
         environment: d.environment.to_string(),
         digest: d.digest.to_string(),
-        created: time(d.created),
+        created: d.created.to_string(),
         files: d.files,
         bytes: d.bytes,
     });
-    Page::cut(rows, |r| r.id.clone(), &query, &uri)
-}
-
-pub(super) fn digest(text: &str) -> Result<Digest, Problem> {
-    text.parse().map_err(Problem::bad)
-}
-
-/// Whether a blob of an artifact is here.
-#[utoipa::path(head, path = "/v1/blobs/{digest}", tag = "commands",
-    params(("digest" = String, Path, description = "sha256:HEX")),
-    responses(
-        (status = 200, description = "It is"),
-        (status = 404, description = "It is not"),
-        (status = 503, description = "The artifact store cannot be read")))]
-pub async fn has_blob(
-    State(admin): State<Admin>,
-    Path(text): Path<String>,
-) -> Result<StatusCode, Problem> {
-    let has = admin.control.artifacts.has(&digest(&text)?).await.map_err(Problem::unavailable)?;
-    Ok(if has { StatusCode::OK } else { StatusCode::NOT_FOUND })
-}
-
-/// Uploads a blob of an artifact; its digest is checked on the way in.
-#[utoipa::path(put, path = "/v1/blobs/{digest}", tag = "commands",
-    params(("digest" = String, Path, description = "sha256:HEX")),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses(
-        (status = 201, description = "It is kept"),
-        (status = 503, description = "The artifact store cannot be written")))]
-pub async fn put_blob(
-    State(admin): State<Admin>,
-    Path(text): Path<String>,
-    body: Body,
-) -> Result<StatusCode, Problem> {
-    let digest = digest(&text)?;
-    let stream = body.into_data_stream();
-    match admin.control.artifacts.put(&digest, BLOB_LIMIT, stream).await {
-        Ok(_) => Ok(StatusCode::CREATED),
-        Err(e) if e.retryable() => Err(Problem::unavailable(e)),
-        Err(e) => Err(Problem::bad(e)),
-    }
+    Page::cut(rows, |r| r.id.clone(), &asked)
 }
 
 /// Makes a deployment of an uploaded artifact. What serves moves to it as by a promotion, and the answer waits
@@ -293,12 +207,12 @@ pub async fn deploy(
     let digest = digest(&request.digest)?;
     let preview: Option<EnvName> =
         request.preview.map(|p| p.parse().map_err(Problem::bad)).transpose()?;
-    admin.control.deploy(digest, preview.as_ref()).await.map(Json).map_err(|e| {
+    admin.commands.deployments.deploy(digest, preview.as_ref()).await.map(Json).map_err(|e| {
         let status = match &e {
             DeployError::Artifact(_)
             | DeployError::Contract(_)
             | DeployError::Schema { .. }
-            | DeployError::Budget(_)
+            | DeployError::Beyond(_)
             | DeployError::Assets(_) => StatusCode::UNPROCESSABLE_ENTITY,
             DeployError::UnknownApp { .. } | DeployError::NoPreviewHost { .. } => {
                 StatusCode::NOT_FOUND
@@ -308,7 +222,7 @@ pub async fn deploy(
             | DeployError::HostTaken { .. }
             | DeployError::Raced
             | DeployError::Moving(..) => StatusCode::CONFLICT,
-            DeployError::Store(_) | DeployError::Record(_) => StatusCode::SERVICE_UNAVAILABLE,
+            DeployError::Read(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         let detail = match &e {
             DeployError::Contract(errors) => errors.iter().fold(e.to_string(), |mut all, d| {
@@ -322,22 +236,22 @@ pub async fn deploy(
 }
 
 /// Which traces.
-#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[derive(Debug, Default, Serialize, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct TraceFilter {
     /// Only this app's.
-    app: Option<String>,
+    pub app: Option<String>,
     /// Only this class: page, action, webhook, live, asset or none.
-    class: Option<String>,
+    pub class: Option<String>,
     /// Only this method.
-    method: Option<String>,
+    pub method: Option<String>,
     /// Only this outcome: hot, woken, held, client-left, cut-off, a problem's name, or `refused` for
     /// every problem.
-    outcome: Option<String>,
+    pub outcome: Option<String>,
     /// Only those whose host and path contain this.
-    path: Option<String>,
+    pub path: Option<String>,
     /// Only this request.
-    request: Option<String>,
+    pub request: Option<String>,
 }
 
 impl TraceFilter {
@@ -358,10 +272,9 @@ impl TraceFilter {
 }
 
 pub(super) fn trace_row(r: &TraceRecord) -> TraceRow {
-    let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     TraceRow {
         request: r.trace.request.to_string(),
-        at: time(r.at),
+        at: r.at.to_string(),
         client: r.trace.client.map(|c| c.to_string()),
         method: r.method.to_string(),
         host: r.host.clone(),
@@ -373,8 +286,8 @@ pub(super) fn trace_row(r: &TraceRecord) -> TraceRow {
         decision: r.trace.decision().into(),
         status: r.status,
         operation: r.operation.as_ref().map(ToString::to_string),
-        total_us: us(r.total),
-        held_us: us(r.held),
+        total_us: micros(r.total),
+        held_us: micros(r.held),
         steps: r.trace.steps.iter().map(crate::lifecycle::trace::Step::text).collect(),
         dropped_steps: r.trace.dropped(),
     }
@@ -385,13 +298,12 @@ pub(super) fn trace_row(r: &TraceRecord) -> TraceRow {
     responses((status = 200, description = "A page of traces", body = Vec<TraceRow>)))]
 pub async fn traces(
     State(admin): State<Admin>,
-    Query(page): Query<PageQuery>,
+    asked: Asked,
     Query(filter): Query<TraceFilter>,
-    uri: Uri,
-) -> Result<Page<TraceRow>, Problem> {
-    let all = admin.control.telemetry.ring.newest(usize::MAX);
+) -> Rows<TraceRow> {
+    let all = admin.telemetry.ring.newest(usize::MAX);
     let wanted = all.iter().filter(|r| filter.wants(r));
-    let page = Page::cut(wanted, |r| r.trace.request.to_string(), &page, &uri)?;
+    let page = Page::cut(wanted, |r| r.trace.request.to_string(), &asked)?;
     Ok(page.map(|r| trace_row(r)))
 }
 
@@ -402,7 +314,7 @@ pub async fn explain(
     State(admin): State<Admin>,
     Json(request): Json<ExplainRequest>,
 ) -> Answer<Explanation> {
-    let c = &admin.control;
+    let c = &admin.node;
     // Taken apart here, since a URI's parser would mend what is to be explained.
     let (tls, authority, target) = take_apart(&request.url);
     let mut builder = axum::http::Request::builder().method(request.method.as_str());
@@ -421,7 +333,7 @@ pub async fn explain(
     }
     let now = c.clock.now();
     let id = RequestId::random(&*c.entropy);
-    let limits = c.config.load().limits.client;
+    let limits = c.config.load().limits.client.connection;
     let (bytes, fields) = (limits.header_bytes, limits.header_fields);
     let read = facts::check_head(&parts.headers, target.len(), bytes, fields)
         .and_then(|()| Facts::parse(&parts, target.as_bytes(), id, now));
@@ -429,14 +341,15 @@ pub async fn explain(
         Ok(facts) => facts,
         Err(why) => return Ok(Json(explanation(&Trace::unreadable(id, now, why, now).0))),
     };
-    hop::strip(&mut parts.headers);
+    fields::strip_hop_by_hop(&mut parts.headers);
     facts.origin = Some(Arc::new(Origin::new(Ipv4Addr::LOCALHOST.into(), tls)));
     let (headers, wall) = (&parts.headers, c.clock.wall());
     let from = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let mut entered = {
         let snapshot = c.snapshots.load();
         let locked = |from| admin.guesses.wait(from, now);
-        let arrival = Arrival { facts, headers, refused: None, locked: &locked };
+        let validations = &**admin.certificates.validations().load();
+        let arrival = Arrival { facts, headers, refused: None, locked: &locked, validations };
         enter(arrival, &snapshot, &admin.policies.load(), now, wall)
     };
     let mut record = Lookup::NotAsked;
@@ -448,7 +361,7 @@ pub async fn explain(
         Entered::Route { facts, classified, .. } => {
             admin.sessions.recognise(classified, headers, || wall, facts);
             if let Some(id) = facts.session.as_ref().filter(|_| facts.websocket) {
-                record = admin.sessions.look_up(&classified.view.environment, id).await;
+                record = admin.sessions.routes.find(&classified.view.environment, id.name()).await;
             }
         }
         Entered::Edge(_) | Entered::Asset(_) => {}
@@ -492,17 +405,25 @@ fn take_apart(url: &str) -> (bool, Option<&str>, Cow<'_, str>) {
         (status = 503, description = "It cannot be recorded, or the app backs off")))]
 pub async fn sleep(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
     let environment = named.ours(&admin)?;
-    let slept = admin.control.sleep(&environment, SleepFor::Command).await;
+    let slept = admin.commands.sleeper.sleep(&environment, SleepFor::Command).await;
     let Slept { stopped, frozen } = slept.map_err(Problem::unavailable)?;
     let some = |what: &str, n: usize| match n {
         1 => format!("{what} 1 allocation"),
         n => format!("{what} {n} allocations"),
     };
-    let done = match (stopped, frozen) {
-        (0, 0) => "it was asleep".into(),
-        (n, 0) => some("stopped", n),
-        (0, n) => some("froze", n),
-        (s, f) => format!("{} and {}", some("froze", f), some("stopped", s)),
+    let snapshot = admin.node.snapshots.load();
+    let wake = snapshot.environment(&environment).and_then(|view| view.operation.as_ref());
+    let wake = wake.filter(|o| o.state.in_progress());
+    let done = match (stopped, frozen, wake) {
+        (0, 0, Some(wake)) => format!(
+            "it is being woken ({}, {}), and was not put to sleep: ask again once that is over",
+            wake.id,
+            wake.state.name()
+        ),
+        (0, 0, None) => "it was asleep".into(),
+        (n, 0, _) => some("stopped", n),
+        (0, n, _) => some("froze", n),
+        (s, f, _) => format!("{} and {}", some("froze", f), some("stopped", s)),
     };
     Ok(Json(Done { done, operation: None }))
 }
@@ -513,11 +434,16 @@ pub async fn sleep(State(admin): State<Admin>, Path(named): Path<Named>) -> Answ
     responses(
         (status = 200, description = "What it came to", body = Done),
         (status = 404, description = "There is no such environment"),
-        (status = 409, description = "This edge does not run it"),
+        (status = 409, description = "This edge does not run it, or it has no process"),
         (status = 503, description = "It cannot be recorded, or the app backs off")))]
 pub async fn wake(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
     let environment = named.ours(&admin)?;
-    match admin.control.worker.wake(&environment).await {
+    if admin.node.view(&environment).is_some_and(|view| view.contract.is_static) {
+        let why =
+            format!("{environment} has no process: its static files are answered without one");
+        return Err(Problem::new(StatusCode::CONFLICT, why));
+    }
+    match admin.commands.wakes.wake(&environment).await {
         Woke::Operation { id, created } => {
             let done = if created { "wake started" } else { "joined the wake that is going on" };
             Ok(Json(Done { done: done.into(), operation: Some(id.to_string()) }))

@@ -10,7 +10,7 @@ use crate::control::ReloadState;
 
 use super::Admin;
 use super::problem::Problem;
-use super::types::time;
+use super::records::Answer;
 
 /// The configuration in force, and the last attempt to read it again.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -30,7 +30,7 @@ pub struct ConfigRow {
 /// An attempt to reload.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ReloadAttempt {
-    /// When.
+    /// When it was read; RFC 3339, UTC.
     pub at: String,
     /// `applied` or `rejected`.
     pub outcome: String,
@@ -43,7 +43,7 @@ pub struct ReloadAttempt {
 impl ConfigRow {
     fn of(state: &ReloadState) -> Self {
         let last_attempt = state.last.as_ref().map(|attempt| ReloadAttempt {
-            at: time(attempt.at),
+            at: attempt.at.to_string(),
             outcome: attempt.outcome().into(),
             changed: attempt.changed.clone(),
             errors: attempt.errors.clone(),
@@ -51,7 +51,7 @@ impl ConfigRow {
         Self {
             file: state.file.display().to_string(),
             revision: state.revision,
-            loaded: time(state.loaded),
+            loaded: state.loaded.to_string(),
             needs_restart: state.needs_restart.clone(),
             last_attempt,
         }
@@ -70,7 +70,7 @@ pub async fn config(State(admin): State<Admin>) -> Json<ConfigRow> {
     responses(
         (status = 200, description = "It is in force", body = ConfigRow),
         (status = 422, description = "It was rejected; everything that is wrong with it")))]
-pub async fn reload(State(admin): State<Admin>) -> Result<Json<ConfigRow>, Problem> {
+pub async fn reload(State(admin): State<Admin>) -> Answer<ConfigRow> {
     let state = admin.reloader.reload().await;
     match state.last.as_ref().filter(|attempt| !attempt.errors.is_empty()) {
         None => Ok(Json(ConfigRow::of(&state))),

@@ -16,6 +16,7 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
 use crate::clock::Entropy;
+use crate::config::write_private;
 use crate::id::{AllocationId, Environment};
 
 /// Longest credential that is looked at: two labels, an id and a code are well below it.
@@ -91,20 +92,6 @@ impl Credentials {
         self.code(environment, allocation).verify_slice(&code).ok()?;
         Some((environment.parse().ok()?, allocation.parse().ok()?))
     }
-}
-
-/// Whole or not at all, and readable by the edge's user only from its first byte on.
-fn write_private(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let part = file.with_extension("key.part");
-    // One that a crash left may be there, with another mode.
-    let _ = std::fs::remove_file(&part);
-    let mut out =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    out.write_all(bytes)?;
-    out.sync_all()?;
-    std::fs::rename(&part, file)
 }
 
 #[cfg(test)]

@@ -2,20 +2,20 @@
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, Uri};
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::clock::Wall;
 use crate::id::Environment;
-use crate::ledger::{LedgerError, Row, Wanted};
+use crate::ledger::{Row, Wanted};
 use crate::lifecycle::idempotency::Resolution;
-use crate::store::record::ledger::{Attempted, Evidence, Subject, key};
+use crate::record::ledger::{Attempted, AuditEvidence, Subject, key};
 
 use super::Admin;
-use super::page::{Page, PageQuery};
+use super::page::{Asked, Page, PageQuery, Rows};
 use super::problem::Problem;
-use super::types::time;
+use super::records::Answer;
 
 /// A record of the ledger.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -24,7 +24,7 @@ pub struct LedgerRow {
     pub at: String,
     /// `action` or `event`.
     pub subject: String,
-    /// Whose.
+    /// The environment that was asked.
     pub environment: String,
     /// The route's path, as the contract has it.
     pub route: String,
@@ -66,28 +66,24 @@ fn row(at: String, r: Attempted) -> LedgerRow {
         status: r.status,
         operation: r.operation.map(|o| o.to_string()),
         resolved: r.resolved,
-        created: time(r.created),
-        changed: time(r.changed),
-        expires: time(r.expires),
+        created: r.created.to_string(),
+        changed: r.changed.to_string(),
+        expires: r.expires.to_string(),
     }
 }
 
-fn problem(e: LedgerError) -> Problem {
-    Problem::unavailable(e)
-}
-
 /// Which records.
-#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[derive(Debug, Serialize, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct LedgerFilter {
     /// Only this app's.
-    app: Option<String>,
+    pub app: Option<String>,
     /// Only those in this state.
-    state: Option<String>,
+    pub state: Option<String>,
     /// Only those of this key, by its hash.
-    key_hash: Option<String>,
+    pub key_hash: Option<String>,
     /// Only those of this event.
-    event: Option<String>,
+    pub event: Option<String>,
 }
 
 /// Records of keyed actions and provider events, by their names.
@@ -97,25 +93,23 @@ pub struct LedgerFilter {
         (status = 503, description = "The ledger cannot be read")))]
 pub async fn ledger(
     State(admin): State<Admin>,
-    Query(page): Query<PageQuery>,
+    asked: Asked,
     Query(filter): Query<LedgerFilter>,
-    uri: Uri,
-) -> Result<Page<LedgerRow>, Problem> {
+) -> Rows<LedgerRow> {
     let prefix = filter.app.as_ref().map_or_else(String::new, |app| format!("{app}/"));
-    listed(&admin, &prefix, &page, [&filter.state, &filter.key_hash, &filter.event], &uri).await
+    listed(&admin, &prefix, &asked, [&filter.state, &filter.key_hash, &filter.event]).await
 }
 
 /// A page of the records below `prefix` with this state, key's hash and event, where they are given.
 pub(super) async fn listed(
     admin: &Admin,
     prefix: &str,
-    page: &PageQuery,
+    asked: &Asked,
     [state, key_hash, event]: [&Option<String>; 3],
-    uri: &Uri,
-) -> Result<Page<LedgerRow>, Problem> {
-    let limit = page.limit(100)?;
+) -> Rows<LedgerRow> {
+    let limit = asked.limit()?;
     // A record that has gone since is still a place to go on from.
-    let after = page.after.as_deref().map(|at| listed_at(prefix, at)).transpose()?;
+    let after = asked.after().map(|at| listed_at(prefix, at)).transpose()?;
     let is = |wanted: &Option<String>, found: Option<&str>| {
         wanted.as_deref().is_none_or(|w| found == Some(w))
     };
@@ -125,10 +119,9 @@ pub(super) async fn listed(
             && is(event, r.event.as_deref())
     };
     let listed = admin.ledger.list(prefix, after.as_deref(), limit, wanted).await;
-    let (rows, more) = listed.map_err(problem)?;
-    let last = rows.last().filter(|_| more).map(|r| r.at.clone());
+    let (rows, more) = listed.map_err(Problem::unavailable)?;
     let rows = rows.into_iter().map(|Row { at, record }| row(at, record)).collect();
-    Ok(Page::read(rows, last.as_deref(), uri))
+    Ok(Page::read(rows, more, |r| &r.at, asked))
 }
 
 /// A record's name, as a list of those below `prefix` has it.
@@ -161,9 +154,9 @@ pub(super) fn place(environment: &Environment, hash: &str) -> Result<String, Pro
 pub async fn one(
     State(admin): State<Admin>,
     Path((app, environment, hash)): Path<(String, String, String)>,
-) -> Result<Json<LedgerRow>, Problem> {
+) -> Answer<LedgerRow> {
     let at = named(&app, &environment, &hash)?;
-    match admin.ledger.get(&at).await.map_err(problem)? {
+    match admin.ledger.get(&at).await.map_err(Problem::unavailable)? {
         Some(seen) => Ok(Json(row(at, seen.record))),
         None => Err(Problem::not_found("the ledger has no such record, or no longer")),
     }
@@ -194,7 +187,7 @@ pub async fn resolve(
     State(admin): State<Admin>,
     Path((app, environment, hash)): Path<(String, String, String)>,
     Json(request): Json<Resolve>,
-) -> Result<Json<LedgerRow>, Problem> {
+) -> Answer<LedgerRow> {
     let at = named(&app, &environment, &hash)?;
     say(&admin, &at, &request, "operator").await
 }
@@ -205,7 +198,7 @@ pub(super) async fn say(
     at: &str,
     request: &Resolve,
     who: &str,
-) -> Result<Json<LedgerRow>, Problem> {
+) -> Answer<LedgerRow> {
     let resolution = match request.outcome.as_str() {
         "carried-out" => Resolution::CarriedOut,
         "not-carried-out" => Resolution::NotCarriedOut,
@@ -217,7 +210,7 @@ pub(super) async fn say(
     let note: String = request.note.chars().take(200).collect();
     let who = if note.is_empty() { who.to_owned() } else { format!("{who}: {note}") };
     let resolved = admin.ledger.resolve(&admin.audit, at, request.attempt, resolution, &who).await;
-    match resolved.map_err(problem)? {
+    match resolved.map_err(Problem::unavailable)? {
         Some(record) => Ok(Json(row(at.to_owned(), record))),
         None => Err(Problem::new(
             StatusCode::CONFLICT,
@@ -235,7 +228,7 @@ pub struct AuditRow {
     pub at: String,
     /// The request's id.
     pub request: String,
-    /// Whose.
+    /// The environment that was asked.
     pub environment: String,
     /// The route's path, as the contract has it.
     pub route: String,
@@ -267,19 +260,19 @@ pub struct AuditRow {
 }
 
 /// Which evidence.
-#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[derive(Debug, Serialize, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct AuditFilter {
     /// Only this app's.
-    app: Option<String>,
+    pub app: Option<String>,
     /// Only this route's, as the contract has it.
-    route: Option<String>,
+    pub route: Option<String>,
     /// Only this key's, by its hash.
-    key_hash: Option<String>,
+    pub key_hash: Option<String>,
     /// Only this event's.
-    event: Option<String>,
+    pub event: Option<String>,
     /// Not before this time, in milliseconds since 1970.
-    since_ms: Option<u64>,
+    pub since_ms: Option<u64>,
 }
 
 /// Evidence of unsafe requests, newest first.
@@ -289,12 +282,11 @@ pub struct AuditFilter {
         (status = 503, description = "The audit cannot be read")))]
 pub async fn audit(
     State(admin): State<Admin>,
-    Query(page): Query<PageQuery>,
+    asked: Asked,
     Query(filter): Query<AuditFilter>,
-    uri: Uri,
-) -> Result<Page<AuditRow>, Problem> {
-    let limit = page.limit(100)?;
-    let before = page.after.as_deref();
+) -> Rows<AuditRow> {
+    let limit = asked.limit()?;
+    let before = asked.after();
     if before.is_some_and(|place| !is_place(place)) {
         return Err(Problem::bad("after: expected the `place` of a row of the audit"));
     }
@@ -307,9 +299,8 @@ pub async fn audit(
     };
     let listed = admin.audit.list(&wanted, before, limit).await;
     let (found, more) = listed.map_err(Problem::unavailable)?;
-    let last = found.last().filter(|_| more).map(|(place, _)| place.clone());
     let rows = found.into_iter().map(|(place, e)| audit_row(place, e)).collect();
-    Ok(Page::read(rows, last.as_deref(), &uri))
+    Ok(Page::read(rows, more, |r| &r.place, &asked))
 }
 
 /// Two numbers of 16 hex digits: a time, and what keeps those of one millisecond apart.
@@ -318,10 +309,10 @@ fn is_place(text: &str) -> bool {
     text.split_once('/').is_some_and(|(at, number)| hex(at) && hex(number))
 }
 
-fn audit_row(place: String, e: Evidence) -> AuditRow {
+fn audit_row(place: String, e: AuditEvidence) -> AuditRow {
     AuditRow {
         place,
-        at: time(e.at),
+        at: e.at.to_string(),
         request: e.request,
         environment: e.environment.to_string(),
         route: e.route,

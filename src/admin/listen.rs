@@ -17,12 +17,14 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -112,6 +114,7 @@ async fn connection(
 ) {
     let _ = tcp.set_nodelay(true);
     let phase = Phase::default();
+    let (tcp, out) = tcp.into_split();
     let timed = Timed { tcp, phase: phase.clone(), within: heads.timeout, timer: None };
     let service = service_fn(|request: Request<Incoming>| {
         let busy = phase.busy();
@@ -125,7 +128,14 @@ async fn connection(
                 Ok(answer) => answer.await?,
                 Err(why) => too_large(&why.to_string()),
             };
-            Ok::<_, Infallible>(answer.map(|body| Body::new(Until { body, _busy: busy })))
+            // The body has the guard: with its end the connection is idle.
+            let held = move |body: Body| {
+                Body::new(body.map_err(move |e| {
+                    let _ = &busy;
+                    e
+                }))
+            };
+            Ok::<_, Infallible>(answer.map(held))
         }
     });
     let mut http = http1::Builder::new();
@@ -135,7 +145,8 @@ async fn connection(
         .header_read_timeout(heads.idle.max(heads.timeout))
         .max_headers(heads.fields)
         .max_buf_size(heads.bytes.max(LEAST_BYTES));
-    let mut served = pin!(http.serve_connection(TokioIo::new(timed), service));
+    let mut served =
+        pin!(http.serve_connection(TokioIo::new(tokio::io::join(timed, out)), service));
     tokio::select! {
         _ = served.as_mut() => return,
         _ = told.wait_for(|told| *told) => served.as_mut().graceful_shutdown(),
@@ -172,33 +183,9 @@ impl Drop for Busy {
     }
 }
 
-/// An answer's body: with its end the connection is idle.
-struct Until {
-    body: Body,
-    _busy: Busy,
-}
-
-impl HttpBody for Until {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A stream that ends when a head takes too long, whatever drips.
+/// What is read, which ends when a head takes too long, whatever drips.
 struct Timed {
-    tcp: TcpStream,
+    tcp: OwnedReadHalf,
     phase: Phase,
     within: Duration,
     timer: Option<Pin<Box<Sleep>>>,
@@ -225,31 +212,5 @@ impl AsyncRead for Timed {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         read
-    }
-}
-
-impl AsyncWrite for Timed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, bytes)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }

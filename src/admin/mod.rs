@@ -6,17 +6,23 @@
 
 pub mod access;
 mod api;
+mod blobs;
+mod certificates;
 mod config;
 mod console;
 pub mod credential;
+mod cron;
+mod env_vars;
 mod environments;
+mod exec;
 mod ledger;
 mod listen;
-mod named;
+mod logs;
 mod openapi;
 mod own;
 mod page;
 mod problem;
+mod records;
 mod releases;
 mod stream;
 pub mod types;
@@ -37,21 +43,33 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::control::{Control, Reloader};
+use crate::artifact::Artifacts;
+use crate::certificates::Shown;
+use crate::control::{Commands, Reloader};
 use crate::ledger::{Audit, Ledger};
 use crate::lifecycle::access::WrongTokens;
 use crate::lifecycle::enter::Policies;
-use crate::runner::Runner;
+use crate::node::Node;
+use crate::output::Outputs;
 use crate::session::Sessions;
+use crate::telemetry::Telemetry;
+use crate::wake::hold::HoldQueues;
 
 use access::Access;
 use credential::Credentials;
 use problem::Problem;
 
+pub use access::OWN;
+pub use api::TraceFilter;
+pub use blobs::MOST_BATCHES;
+pub use certificates::CertificateRow;
 pub use config::{ConfigRow, ReloadAttempt};
-pub use ledger::{AuditRow, LedgerRow, Resolve};
+pub use cron::{CronRow, CronRunRow};
+pub use env_vars::{EnvChanged, EnvRequest, EnvRow};
+pub use exec::{ExecFrame, ExecRequest};
+pub use ledger::{AuditFilter, AuditRow, LedgerFilter, LedgerRow, Resolve};
 pub use listen::{Bounds, HeadLimits, Place};
-pub use own::OWN;
+pub use logs::{FollowQuery, LogBatch, LogFilter, LogRow};
 pub use stream::MOST_STREAMS;
 
 /// Largest JSON body.
@@ -60,19 +78,27 @@ const BODY_LIMIT: usize = 256 * 1024;
 /// What the admin API works with.
 #[derive(Clone)]
 pub struct Admin {
-    /// Commands and views.
-    pub control: Arc<Control>,
-    /// Logs of allocations.
-    pub runner: Arc<dyn Runner>,
-    /// Where sessions were, to explain where they would go.
+    /// This node.
+    pub node: Node,
+    /// Carries out commands.
+    pub commands: Arc<Commands>,
+    /// Metrics and traces.
+    pub telemetry: Arc<Telemetry>,
+    /// Where artifacts are uploaded to.
+    pub artifacts: Arc<Artifacts>,
+    /// Held requests, which the metrics count.
+    pub queues: Arc<HoldQueues>,
+    /// What apps print.
+    pub outputs: Arc<Outputs>,
+    /// Where sessions were; `explain` says where they would go.
     pub sessions: Arc<Sessions>,
-    /// What its operator wants of all requests, to explain what they are answered.
+    /// The operator's policies for all requests, for `explain`.
     pub policies: Arc<ArcSwap<Policies>>,
-    /// Wrong tokens of previews that were shown to `explain`.
+    /// Counts wrong tokens of previews that `explain` was asked about.
     pub guesses: Arc<WrongTokens>,
     /// Reads the configuration again.
     pub reloader: Arc<Reloader>,
-    /// What was sent under a key or for an event.
+    /// Records of keyed actions and events.
     pub ledger: Arc<Ledger>,
     /// Evidence of unsafe requests.
     pub audit: Arc<Audit>,
@@ -80,10 +106,14 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// Who may use it.
     pub access: Arc<ArcSwap<Access>>,
-    /// What allocations show.
+    /// What of certificates this node shows.
+    pub certificates: Arc<Shown>,
+    /// Opens allocations' credentials.
     pub credentials: Arc<Credentials>,
-    /// Places for those who follow; [`MOST_STREAMS`].
+    /// Streams that may still be opened; [`MOST_STREAMS`] at first.
     pub streams: Arc<Semaphore>,
+    /// Batches of blobs that may still be taken; [`MOST_BATCHES`] at first.
+    pub batches: Arc<Semaphore>,
 }
 
 /// Serves until `stop` resolves, connections under `bounds`.
@@ -102,16 +132,23 @@ fn resources() -> OpenApiRouter<Admin> {
         .routes(routes!(api::routes))
         .routes(routes!(environments::environments))
         .routes(routes!(api::allocations))
-        .routes(routes!(api::log))
+        .routes(routes!(logs::text))
+        .routes(routes!(logs::logs))
+        .routes(routes!(logs::log_stream))
         .routes(routes!(api::operations))
+        .routes(routes!(cron::cron))
         .routes(routes!(api::deployments, api::deploy))
-        .routes(routes!(api::has_blob, api::put_blob))
+        .routes(routes!(blobs::has_blob, blobs::put_blob))
+        .routes(routes!(blobs::put_blobs))
+        .routes(routes!(blobs::missing))
+        .routes(routes!(blobs::encodings))
         .routes(routes!(ledger::ledger))
         .routes(routes!(ledger::one))
         .routes(routes!(ledger::resolve))
         .routes(routes!(ledger::audit))
         .routes(routes!(own::ledger))
         .routes(routes!(own::resolve))
+        .routes(routes!(certificates::certificates))
         .routes(routes!(config::config))
         .routes(routes!(config::reload))
         .routes(routes!(api::traces))
@@ -120,6 +157,10 @@ fn resources() -> OpenApiRouter<Admin> {
         .routes(routes!(api::explain))
         .routes(routes!(api::sleep))
         .routes(routes!(api::wake))
+        .routes(routes!(env_vars::names, env_vars::change))
+        .routes(routes!(env_vars::values))
+        .routes(routes!(exec::exec))
+        .routes(routes!(exec::stdin))
         .routes(routes!(releases::evidence, releases::record_evidence))
         .routes(routes!(releases::statement))
         .routes(routes!(releases::promote))

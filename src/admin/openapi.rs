@@ -5,6 +5,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, OpenApi as Document, Ref, RefOr, Response};
 use utoipa::{Modify, OpenApi};
 
+use super::LogBatch;
+use super::exec::ExecFrame;
 use super::types::{ProblemBody, TraceBatch};
 
 #[derive(OpenApi)]
@@ -15,7 +17,7 @@ use super::types::{ProblemBody, TraceBatch};
                        are application/problem+json. Lists come in pages: the header Link has the \
                        next one's address."
     ),
-    components(schemas(ProblemBody, TraceBatch)),
+    components(schemas(ExecFrame, ProblemBody, TraceBatch, LogBatch)),
     security((), ("token" = [])),
     modifiers(&Common)
 )]

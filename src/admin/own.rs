@@ -7,21 +7,18 @@
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Path, Query, State};
-use axum::http::Uri;
 use axum::http::request::Parts;
 use serde::Deserialize;
 
 use crate::id::{AllocationId, Environment};
-use crate::store::record::key;
+use crate::record::key;
 
 use super::Admin;
 use super::access::bearer;
 use super::ledger::{LedgerRow, Resolve, listed, place, say};
-use super::page::{Page, PageQuery};
+use super::page::{Asked, PageQuery, Rows};
 use super::problem::Problem;
-
-/// Where these resources are; what [`super::access`] leaves to [`Own`].
-pub const OWN: &str = "/v1/self";
+use super::records::Answer;
 
 /// The allocation that asks.
 pub struct Own {
@@ -47,7 +44,7 @@ impl FromRequestParts<Admin> for Own {
         };
         let (environment, allocation) = admin.credentials.open(credential).ok_or_else(unknown)?;
         let at = key::allocation(&environment, &allocation);
-        match admin.control.store.get(&at).await.map_err(Problem::unavailable)? {
+        match admin.node.store.get(&at).await.map_err(Problem::unavailable)? {
             Some(_) => Ok(Self { environment, allocation }),
             None => Err(unknown()),
         }
@@ -76,13 +73,12 @@ pub struct OwnFilter {
 pub async fn ledger(
     State(admin): State<Admin>,
     own: Own,
-    Query(page): Query<PageQuery>,
+    asked: Asked,
     Query(filter): Query<OwnFilter>,
-    uri: Uri,
-) -> Result<Page<LedgerRow>, Problem> {
+) -> Rows<LedgerRow> {
     let prefix = format!("{}/", own.environment);
     let OwnFilter { state, key_hash, event } = filter;
-    listed(&admin, &prefix, &page, [&state, &key_hash, &event], &uri).await
+    listed(&admin, &prefix, &asked, [&state, &key_hash, &event]).await
 }
 
 /// For apps: says what became of an attempt of the environment's own whose outcome is unknown.
@@ -101,7 +97,7 @@ pub async fn resolve(
     own: Own,
     Path(hash): Path<String>,
     Json(request): Json<Resolve>,
-) -> Result<Json<LedgerRow>, Problem> {
+) -> Answer<LedgerRow> {
     let at = place(&own.environment, &hash)?;
     say(&admin, &at, &request, &format!("app {}", own.allocation)).await
 }

@@ -2,6 +2,9 @@
 //! address of the next page (RFC 8288) while there is one.
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Query};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -22,18 +25,41 @@ pub struct PageQuery {
     pub after: Option<String>,
 }
 
-impl PageQuery {
+/// What a request for a page asks for, and at which address: the next page's repeats it.
+pub struct Asked {
+    query: PageQuery,
+    uri: Uri,
+}
+
+impl<S: Sync> FromRequestParts<S> for Asked {
+    type Rejection = QueryRejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, QueryRejection> {
+        let Query(query) = Query::try_from_uri(&parts.uri)?;
+        Ok(Self { query, uri: parts.uri.clone() })
+    }
+}
+
+impl Asked {
     /// Rows that are asked for.
     ///
     /// # Errors
     /// When there are none, or too many.
-    pub fn limit(&self, default: usize) -> Result<usize, Problem> {
-        match self.limit.unwrap_or(default) {
+    pub fn limit(&self) -> Result<usize, Problem> {
+        match self.query.limit.unwrap_or(100) {
             n @ 1..=MOST => Ok(n),
             n => Err(Problem::bad(format!("limit: expected 1 to {MOST}, found {n}"))),
         }
     }
+
+    /// The row to begin after.
+    pub fn after(&self) -> Option<&str> {
+        self.query.after.as_deref()
+    }
 }
+
+/// What a list is answered with.
+pub type Rows<T> = Result<Page<T>, Problem>;
 
 /// A page of a list.
 #[derive(Debug)]
@@ -43,36 +69,38 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// The page of `rows` that `query` asks for. `name` names a row, the same way as long as it is
-    /// listed; `uri` is what was asked, which the next page's address repeats.
+    /// The page of `rows` that is asked for. `name` names a row, the same way as long as it is listed.
     ///
     /// # Errors
     /// When the limit is out of bounds, or the row to begin after is not (or no longer) listed.
     pub fn cut(
         rows: impl IntoIterator<Item = T>,
         name: impl Fn(&T) -> String,
-        query: &PageQuery,
-        uri: &Uri,
-    ) -> Result<Self, Problem> {
-        let limit = query.limit(100)?;
+        asked: &Asked,
+    ) -> Rows<T> {
+        let limit = asked.limit()?;
         let mut rows = rows.into_iter();
-        if let Some(after) = &query.after
-            && !rows.by_ref().any(|row| name(&row) == *after)
+        if let Some(after) = asked.after()
+            && !rows.by_ref().any(|row| name(&row) == after)
         {
             let why = "after: no row of this list has that name now; begin with the first page";
             return Err(Problem::bad(why));
         }
         let page: Vec<T> = rows.by_ref().take(limit).collect();
         let more = rows.next().is_some();
-        let next = page.last().filter(|_| more).map(|last| next_page(uri, &name(last)));
+        let next = page.last().filter(|_| more).map(|last| next_page(&asked.uri, &name(last)));
         Ok(Self { rows: page, next })
     }
-}
 
-impl<T> Page<T> {
-    /// A page that was read as one: `next` names its last row where more come after it.
-    pub fn read(rows: Vec<T>, next: Option<&str>, uri: &Uri) -> Self {
-        Self { rows, next: next.map(|last| next_page(uri, last)) }
+    /// A page that was read as one, with whether `more` come after it.
+    pub fn read(rows: Vec<T>, more: bool, name: impl Fn(&T) -> &str, asked: &Asked) -> Self {
+        let next = rows.last().filter(|_| more).map(|last| next_page(&asked.uri, name(last)));
+        Self { rows, next }
+    }
+
+    /// A page after which the one at `next` follows.
+    pub fn until(rows: Vec<T>, next: Option<String>, asked: &Asked) -> Self {
+        Self { rows, next: next.map(|next| next_page(&asked.uri, &next)) }
     }
 
     /// Each row as another.
@@ -110,30 +138,30 @@ impl<T: Serialize> IntoResponse for Page<T> {
 mod tests {
     use super::*;
 
-    fn page(query: &PageQuery) -> Result<Page<u32>, Problem> {
+    fn page(limit: Option<usize>, after: Option<String>) -> Rows<u32> {
         let uri = "/v1/rows?app=a&after=1&limit=2".parse().unwrap();
-        Page::cut(1..=5, u32::to_string, query, &uri)
+        Page::cut(1..=5, u32::to_string, &Asked { query: PageQuery { limit, after }, uri })
     }
 
     #[test]
     fn pages_follow_each_other_to_the_end() {
-        let mut query = PageQuery { limit: Some(2), after: None };
+        let mut after = None;
         let mut seen = Vec::new();
         loop {
-            let page = page(&query).unwrap();
+            let page = page(Some(2), after).unwrap();
             seen.extend(page.rows);
             let Some(next) = page.next else { break };
             assert!(next.starts_with("/v1/rows?app=a&limit=2&after="), "{next}");
-            query.after = next.rsplit('=').next().map(str::to_owned);
+            after = next.rsplit('=').next().map(str::to_owned);
         }
         assert_eq!(seen, [1, 2, 3, 4, 5]);
     }
 
     #[test]
     fn a_row_that_is_gone_and_a_wrong_limit_are_refused() {
-        assert!(page(&PageQuery { limit: None, after: Some("9".into()) }).is_err());
+        assert!(page(None, Some("9".into())).is_err());
         for limit in [0, MOST + 1] {
-            assert!(page(&PageQuery { limit: Some(limit), after: None }).is_err());
+            assert!(page(Some(limit), None).is_err());
         }
     }
 }

@@ -20,13 +20,12 @@ const PROBLEM_JSON: &str = "application/problem+json";
 pub struct Problem {
     status: StatusCode,
     detail: String,
-    challenge: bool,
 }
 
 impl Problem {
     /// `detail` says what was wrong and what to do.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), challenge: false }
+        Self { status, detail: detail.into() }
     }
     /// 400
     pub fn bad(detail: impl std::fmt::Display) -> Self {
@@ -40,9 +39,9 @@ impl Problem {
     pub fn unavailable(detail: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail.to_string())
     }
-    /// 401, with the challenge that RFC 9110 (section 15.5.2) asks for.
+    /// 401
     pub fn unauthorized(detail: impl Into<String>) -> Self {
-        Self { challenge: true, ..Self::new(StatusCode::UNAUTHORIZED, detail) }
+        Self::new(StatusCode::UNAUTHORIZED, detail)
     }
 }
 
@@ -54,12 +53,10 @@ impl IntoResponse for Problem {
             detail: self.detail,
         };
         let headers = [(header::CONTENT_TYPE, PROBLEM_JSON), (header::CACHE_CONTROL, "no-store")];
-        let challenge =
-            self.challenge.then_some([(header::WWW_AUTHENTICATE, "Bearer realm=\"vango-edge\"")]);
-        match challenge {
-            Some(challenge) => (self.status, challenge, headers, Json(body)).into_response(),
-            None => (self.status, headers, Json(body)).into_response(),
-        }
+        // RFC 9110 §15.5.2: a 401 has a challenge.
+        let challenge = (self.status == StatusCode::UNAUTHORIZED)
+            .then_some([(header::WWW_AUTHENTICATE, "Bearer realm=\"vango-edge\"")]);
+        (self.status, challenge, headers, Json(body)).into_response()
     }
 }
 

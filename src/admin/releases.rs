@@ -7,45 +7,47 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::control::promotion::{PromoteError, Wanted, judge};
-use crate::control::{CollectError, EvidenceError, RemoveError};
+use crate::control::promotion;
+use crate::control::{
+    Candidate, CollectError, Collected, EvidenceError, PromoteError, RemoveError,
+};
 use crate::id::{AppName, Environment};
-use crate::store::record::{Evidence, Promotion, Record, WakePhases, key};
+use crate::record::{Evidence, Promotion, WakePhases, key};
 
 use super::Admin;
-use super::api::{Answer, digest, records};
-use super::named::Named;
 use super::problem::Problem;
+use super::records::{Answer, Named, digest, records};
 use super::types::{
-    CheckRow, CollectedRow, Done, EvidenceRequest, EvidenceRow, OperationRow, PromoteRequest,
-    PromotionRow, time,
+    CheckRow, Done, EvidenceRequest, EvidenceRow, OperationRow, PromoteRequest, PromotionRow,
 };
 
 /// How long an answer waits for a promotion to end; then it says how far it is.
 const WAIT: Duration = Duration::from_secs(30);
 
-fn evidence_problem(e: EvidenceError) -> Problem {
-    match e {
-        EvidenceError::NoEnvironment(_) => Problem::not_found(e.to_string()),
-        EvidenceError::Invalid(_) => Problem::bad(e),
-        EvidenceError::Read(_) => Problem::unavailable(e),
+impl From<EvidenceError> for Problem {
+    fn from(e: EvidenceError) -> Self {
+        match e {
+            EvidenceError::NoEnvironment(_) => Self::not_found(e.to_string()),
+            EvidenceError::Invalid(_) => Self::bad(e),
+            EvidenceError::Read(_) => Self::unavailable(e),
+        }
     }
 }
 
-fn promote_problem(e: PromoteError) -> Problem {
-    let status = match &e {
-        PromoteError::UnknownApp(_)
-        | PromoteError::NoPreview(..)
-        | PromoteError::NoSuchArtifact(..)
-        | PromoteError::NoPrevious(_) => StatusCode::NOT_FOUND,
-        PromoteError::Serves(..) | PromoteError::Busy { .. } | PromoteError::Raced => {
-            StatusCode::CONFLICT
-        }
-        PromoteError::Store(_) | PromoteError::Record(_) | PromoteError::Read(_) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-    };
-    Problem::new(status, e.to_string())
+impl From<PromoteError> for Problem {
+    fn from(e: PromoteError) -> Self {
+        let status = match &e {
+            PromoteError::UnknownApp(_)
+            | PromoteError::NoPreview(..)
+            | PromoteError::NoSuchArtifact(..)
+            | PromoteError::NoPrevious(_) => StatusCode::NOT_FOUND,
+            PromoteError::Serves(..) | PromoteError::Busy { .. } | PromoteError::Raced => {
+                StatusCode::CONFLICT
+            }
+            PromoteError::Read(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, e.to_string())
+    }
 }
 
 async fn evidence_row(
@@ -53,15 +55,15 @@ async fn evidence_row(
     environment: &Environment,
     found: Option<Evidence>,
 ) -> Answer<EvidenceRow> {
-    let (deployment, digest) = admin.control.owned(environment).await.map_err(evidence_problem)?;
-    let config = admin.control.config.load();
+    let (deployment, digest) = admin.commands.counts.owned(environment).await?;
+    let config = admin.node.config.load();
     let policy = config.apps.get(environment.app()).map(|a| &a.promotion);
-    let missing = policy.map_or_else(Vec::new, |p| judge::missing(p, found.as_ref()));
-    let check = |(name, c): (&String, &crate::store::record::NamedCheck)| CheckRow {
+    let missing = policy.map_or_else(Vec::new, |p| promotion::missing(p, found.as_ref()));
+    let check = |(name, c): (&String, &crate::record::NamedCheck)| CheckRow {
         name: name.clone(),
         passed: c.passed,
         note: c.note.clone(),
-        at: time(c.at),
+        at: c.at.to_string(),
     };
     Ok(Json(EvidenceRow {
         environment: environment.to_string(),
@@ -84,8 +86,8 @@ async fn evidence_row(
         (status = 503, description = "The store cannot be read")))]
 pub async fn evidence(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<EvidenceRow> {
     let environment = named.known(&admin)?;
-    admin.control.flush_evidence().await;
-    let found = admin.control.evidence(&environment).await.map_err(evidence_problem)?;
+    admin.commands.counts.flush().await;
+    let found = admin.commands.counts.evidence(&environment).await?;
     evidence_row(&admin, &environment, found).await
 }
 
@@ -105,8 +107,7 @@ pub async fn record_evidence(
 ) -> Answer<EvidenceRow> {
     let environment = named.known(&admin)?;
     let checks: Vec<_> = request.checks.into_iter().map(|c| (c.name, c.passed)).collect();
-    let recorded = admin.control.record_checks(&environment, &checks, &request.note);
-    let found = recorded.await.map_err(evidence_problem)?;
+    let found = admin.commands.counts.record_checks(&environment, &checks, &request.note).await?;
     evidence_row(&admin, &environment, Some(found)).await
 }
 
@@ -123,33 +124,32 @@ pub async fn statement(
     Path(named): Path<Named>,
 ) -> Result<Response, Problem> {
     let environment = named.known(&admin)?;
-    let control = &admin.control;
-    control.flush_evidence().await;
-    let (deployment, digest) = control.owned(&environment).await.map_err(evidence_problem)?;
+    admin.commands.counts.flush().await;
+    let (deployment, digest) = admin.commands.counts.owned(&environment).await?;
     let kept: Vec<Promotion> = records(&admin, key::PROMOTED).await?;
     let written =
         kept.into_iter().rev().find(|p| p.deployment == deployment && p.statement.is_some());
     let text = match written.and_then(|p| p.statement) {
         Some(text) => text,
         None => {
-            let found = control.evidence(&environment).await.map_err(evidence_problem)?;
-            let config = control.config.load();
+            let found = admin.commands.counts.evidence(&environment).await?;
+            let config = admin.node.config.load();
             let policy = config.apps.get(environment.app()).map(|a| a.promotion.clone());
             let policy = policy.ok_or_else(|| Problem::not_found("this edge has no such app"))?;
-            let about = judge::Subject {
-                verifier: &control.worker.node,
+            let about = promotion::Subject {
+                verifier: &admin.node.name,
                 app: environment.app(),
                 digest: &digest,
                 promotion: None,
             };
-            judge::statement(&about, &policy, found.as_ref(), control.clock.wall())
+            promotion::statement(&about, &policy, found.as_ref(), admin.node.clock.wall())
         }
     };
     let kind = [(header::CONTENT_TYPE, "application/vnd.in-toto+json")];
     Ok((kind, text).into_response())
 }
 
-fn promotion_row(p: &Promotion) -> PromotionRow {
+pub(super) fn promotion_row(p: &Promotion) -> PromotionRow {
     PromotionRow {
         id: p.id.to_string(),
         kind: p.kind.name().into(),
@@ -161,8 +161,8 @@ fn promotion_row(p: &Promotion) -> PromotionRow {
         in_progress: p.state.in_progress(),
         epoch: p.epoch.map(|e| e.0),
         reason: p.failure.as_ref().map(|f| f.detail.clone()),
-        requested: time(p.requested),
-        changed: time(p.changed),
+        requested: p.requested.to_string(),
+        changed: p.changed.to_string(),
     }
 }
 
@@ -177,7 +177,7 @@ pub(super) async fn promotion_rows(admin: &Admin) -> Result<Vec<OperationRow>, P
         environment: p.environment.to_string(),
         state: p.state.name().into(),
         attempt: p.attempt,
-        requested: time(p.requested),
+        requested: p.requested.to_string(),
         phases: WakePhases::default(),
         allocation: p.allocation.map(|a| a.to_string()),
         failure: p.failure,
@@ -186,11 +186,16 @@ pub(super) async fn promotion_rows(admin: &Admin) -> Result<Vec<OperationRow>, P
     Ok(all.into_iter().map(row).collect())
 }
 
-async fn begin(admin: &Admin, app: &str, wanted: Wanted) -> Answer<PromotionRow> {
+async fn begin(admin: &Admin, app: &str, wanted: Candidate) -> Answer<PromotionRow> {
     let app: AppName = app.parse().map_err(Problem::bad)?;
-    let begun = admin.control.promote(&app, &wanted).await.map_err(promote_problem)?;
-    let over = admin.control.promoted(&begun.environment, &begun.id, WAIT).await;
-    Ok(Json(promotion_row(&over.map_err(promote_problem)?.unwrap_or(begun))))
+    let begun = admin.commands.promotions.promote(&app, &wanted).await?;
+    Ok(Json(promotion_row(&over(admin, begun).await?)))
+}
+
+/// How it went, or how far it is after half a minute.
+pub(super) async fn over(admin: &Admin, begun: Promotion) -> Result<Promotion, Problem> {
+    let over = admin.commands.promotions.wait(&begun.environment, &begun.id, WAIT).await?;
+    Ok(over.unwrap_or(begun))
 }
 
 /// Moves production to an artifact that was validated; answers when it is over, or after half a minute.
@@ -208,8 +213,8 @@ pub async fn promote(
     Json(request): Json<PromoteRequest>,
 ) -> Answer<PromotionRow> {
     let wanted = match (request.preview, request.digest) {
-        (Some(name), None) => Wanted::Preview(name.parse().map_err(Problem::bad)?),
-        (None, Some(text)) => Wanted::Digest(digest(&text)?),
+        (Some(name), None) => Candidate::Preview(name.parse().map_err(Problem::bad)?),
+        (None, Some(text)) => Candidate::Digest(digest(&text)?),
         _ => return Err(Problem::bad("say a preview or a digest")),
     };
     begin(&admin, &app, wanted).await
@@ -225,7 +230,7 @@ pub async fn promote(
         (status = 409, description = "Another promotion goes on"),
         (status = 503, description = "The store cannot be used")))]
 pub async fn rollback(State(admin): State<Admin>, Path(app): Path<String>) -> Answer<PromotionRow> {
-    begin(&admin, &app, Wanted::Previous).await
+    begin(&admin, &app, Candidate::Previous).await
 }
 
 /// The last promotion of an environment.
@@ -240,12 +245,11 @@ pub async fn promotion(
     Path(named): Path<Named>,
 ) -> Answer<PromotionRow> {
     let environment = named.environment()?;
-    let entry = admin.control.store.get(&key::promotion(&environment)).await;
-    let Some(entry) = entry.map_err(Problem::unavailable)? else {
-        return Err(Problem::not_found(format!("{environment} was never promoted")));
-    };
-    let found = Promotion::decode(&entry.value).map_err(Problem::unavailable)?;
-    Ok(Json(promotion_row(&found)))
+    let found = admin.node.read::<Promotion>(&key::promotion(&environment)).await;
+    match found.map_err(Problem::unavailable)? {
+        Some(found) => Ok(Json(promotion_row(&found.record))),
+        None => Err(Problem::not_found(format!("{environment} was never promoted"))),
+    }
 }
 
 /// Removes a preview: its hosts have no owner any more, its allocations end.
@@ -259,12 +263,12 @@ pub async fn promotion(
         (status = 503, description = "The store cannot be used")))]
 pub async fn remove(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
     let environment = named.environment()?;
-    admin.control.remove_preview(&environment).await.map_err(|e| {
+    admin.commands.previews.remove(&environment).await.map_err(|e| {
         let status = match &e {
             RemoveError::Production(_) => StatusCode::BAD_REQUEST,
             RemoveError::None(_) => StatusCode::NOT_FOUND,
             RemoveError::Busy(_) | RemoveError::Raced => StatusCode::CONFLICT,
-            RemoveError::Read(_) | RemoveError::Hosts(_) => StatusCode::SERVICE_UNAVAILABLE,
+            RemoveError::Read(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Problem::new(status, e.to_string())
     })?;
@@ -274,18 +278,12 @@ pub async fn remove(State(admin): State<Admin>, Path(named): Path<Named>) -> Ans
 /// Removes now what nothing refers to, instead of in ten minutes at most: deployments, blobs, trees.
 #[utoipa::path(post, path = "/v1/collect", tag = "commands",
     responses(
-        (status = 200, description = "What was removed", body = CollectedRow),
+        (status = 200, description = "What was removed", body = Collected),
         (status = 409, description = "An artifact that is needed is not whole: nothing was removed"),
         (status = 503, description = "The store cannot be used")))]
-pub async fn collect(State(admin): State<Admin>) -> Answer<CollectedRow> {
-    let done = admin.control.collect().await.map_err(|e| match e {
+pub async fn collect(State(admin): State<Admin>) -> Answer<Collected> {
+    admin.commands.collector.collect().await.map(Json).map_err(|e| match e {
         CollectError::Artifact(_) => Problem::new(StatusCode::CONFLICT, e.to_string()),
         CollectError::Read(_) => Problem::unavailable(e),
-    })?;
-    Ok(Json(CollectedRow {
-        deployments: done.deployments,
-        blobs: done.blobs,
-        bytes: done.bytes,
-        trees: done.trees,
-    }))
+    })
 }

@@ -1,5 +1,5 @@
 //! Server-sent events (WHATWG HTML, section 9.2): traces as they end, and revisions of what routing
-//! stands on. A console gets a sample when there is more than a person can read; the sample is
+//! stands on; what apps print is followed by [`super::logs`]. A console gets a sample when there is more than a person can read; the sample is
 //! taken here, so that neither the network nor a browser carries what no person would read.
 
 use std::convert::Infallible;
@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::{Query, State};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::Stream;
-use futures_util::stream::unfold;
+use axum::response::sse::{Event, KeepAlive, KeepAliveStream, Sse};
+use futures_util::StreamExt as _;
+use futures_util::stream::{BoxStream, unfold};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::MissedTickBehavior;
 
 use crate::lifecycle::trace::Outcome;
 use crate::telemetry::TraceRecord;
@@ -33,72 +34,87 @@ const BATCH: usize = 25;
 /// Earlier traces in the first batch.
 const EARLIER: usize = 100;
 
-struct Follower {
-    admin: Admin,
+/// Follows the ring of traces.
+struct NewTraces {
     filter: TraceFilter,
     from: usize,
     first: bool,
-    _permit: OwnedSemaphorePermit,
 }
 
-impl Follower {
-    fn look(&mut self) -> TraceBatch {
-        let since = self.admin.control.telemetry.ring.since(self.from);
+impl NewTraces {
+    /// What is new; nothing when there is nothing to tell.
+    fn look(&mut self, admin: &Admin) -> Option<Event> {
+        let since = admin.telemetry.ring.since(self.from);
         self.from = since.next;
         let mut wanted = since.records;
         wanted.retain(|r| self.filter.wants(r));
-        if std::mem::take(&mut self.first) {
+        let first = std::mem::take(&mut self.first);
+        let (chosen, left_out) = if first {
             // What was before is for context: nothing of it counts as left out.
-            let earlier = wanted.split_off(wanted.len().saturating_sub(EARLIER));
-            return TraceBatch {
-                rows: earlier.iter().map(|r| trace_row(r)).collect(),
-                left_out: 0,
-            };
-        }
-        let all = wanted.len();
-        let chosen = choose(wanted, BATCH);
-        TraceBatch {
-            left_out: since.lost + all - chosen.len(),
-            rows: chosen.iter().map(|r| trace_row(r)).collect(),
-        }
+            (wanted.split_off(wanted.len().saturating_sub(EARLIER)), 0)
+        } else {
+            let all = wanted.len();
+            let chosen = choose(wanted, BATCH);
+            let left_out = since.lost + all - chosen.len();
+            (chosen, left_out)
+        };
+        let batch = TraceBatch { rows: chosen.iter().map(|r| trace_row(r)).collect(), left_out };
+        (first || !batch.rows.is_empty() || left_out > 0)
+            .then(|| Event::default().event("traces").json_data(&batch).unwrap_or_default())
     }
 }
 
 /// At most `most` of `records`, in their order: those that are not simply hot first, then hot ones
 /// spread over the time.
-fn choose(records: Vec<Arc<TraceRecord>>, most: usize) -> Vec<Arc<TraceRecord>> {
-    if records.len() <= most {
-        return records;
-    }
-    let is_hot = |r: &Arc<TraceRecord>| r.trace.outcome == Outcome::Hot;
-    let others = records.iter().filter(|r| !is_hot(r)).count();
-    let (unusual, hot) = (others.min(most), most - others.min(most));
-    let hots = records.len() - others;
-    let (mut seen_unusual, mut seen_hot) = (0, 0);
-    let keep = |r: &Arc<TraceRecord>| {
-        let (seen, of, keep) = if is_hot(r) {
-            (&mut seen_hot, hots, hot)
-        } else {
-            (&mut seen_unusual, others, unusual)
-        };
+fn choose(mut records: Vec<Arc<TraceRecord>>, most: usize) -> Vec<Arc<TraceRecord>> {
+    let is_hot = |r: &TraceRecord| r.trace.outcome == Outcome::Hot;
+    let hot = records.iter().filter(|r| is_hot(r)).count();
+    let others = records.len() - hot;
+    let left = most.saturating_sub(others);
+    // Of those that are not hot, and of those that are: how many there are, are kept and were seen.
+    let mut kinds = [(others, others.min(most), 0), (hot, hot.min(left), 0)];
+    records.retain(|r| {
+        let (of, keep, seen) = &mut kinds[usize::from(is_hot(r))];
         *seen += 1;
         // True `keep` times in `of`, evenly.
-        *seen * keep / of > (*seen - 1) * keep / of
-    };
-    let mut keep = keep;
-    records.into_iter().filter(|r| keep(r)).collect()
+        *seen * *keep / *of > (*seen - 1) * *keep / *of
+    });
+    records
 }
 
-type Events = Sse<
-    axum::response::sse::KeepAliveStream<
-        std::pin::Pin<Box<dyn Stream<Item = Result<Event, Infallible>> + Send>>,
-    >,
->;
+pub(super) type Events = Sse<KeepAliveStream<BoxStream<'static, Result<Event, Infallible>>>>;
 
-fn permit(admin: &Admin) -> Result<OwnedSemaphorePermit, Problem> {
+/// One more stream.
+///
+/// # Errors
+/// When as many are open as may be.
+pub(super) fn permit(admin: &Admin) -> Result<OwnedSemaphorePermit, Problem> {
     Arc::clone(&admin.streams)
         .try_acquire_owned()
         .map_err(|_| Problem::unavailable("as many streams are open as may be; close one"))
+}
+
+/// Sends what `look` finds, at once and then four times a second, until the edge stops.
+fn events(
+    admin: Admin,
+    look: impl FnMut(&Admin) -> Option<Event> + Send + 'static,
+) -> Result<Events, Problem> {
+    let permit = permit(&admin)?;
+    let mut every = tokio::time::interval(EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let stream =
+        unfold((admin, look, every, permit), async |(admin, mut look, mut every, permit)| {
+            loop {
+                every.tick().await;
+                if !admin.ready.load(Ordering::Acquire) {
+                    return None;
+                }
+                if let Some(event) = look(&admin) {
+                    return Some((Ok(event), (admin, look, every, permit)));
+                }
+            }
+        });
+    Ok(Sse::new(stream.boxed()).keep_alive(KeepAlive::default()))
 }
 
 /// Traces as they end: `traces` events, each a TraceBatch; the first has up to 100 earlier ones.
@@ -112,30 +128,8 @@ pub async fn trace_stream(
     State(admin): State<Admin>,
     Query(filter): Query<TraceFilter>,
 ) -> Result<Events, Problem> {
-    let permit = permit(&admin)?;
-    let follower = Follower { admin, filter, from: 0, first: true, _permit: permit };
-    let stream = unfold(follower, async |mut f: Follower| {
-        loop {
-            let first = f.first;
-            if !first {
-                tokio::time::sleep(EVERY).await;
-            }
-            if !f.admin.ready.load(Ordering::Acquire) {
-                return None;
-            }
-            let batch = f.look();
-            if first || !batch.rows.is_empty() || batch.left_out > 0 {
-                let event = Event::default().event("traces").json_data(&batch).unwrap_or_default();
-                return Some((Ok(event), f));
-            }
-        }
-    });
-    Ok(events(stream))
-}
-
-fn events(stream: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Events {
-    let boxed: std::pin::Pin<Box<dyn Stream<Item = _> + Send>> = Box::pin(stream);
-    Sse::new(boxed).keep_alive(KeepAlive::default())
+    let mut follower = NewTraces { filter, from: 0, first: true };
+    events(admin, move |admin| follower.look(admin))
 }
 
 /// Revisions of what routing stands on: a `revision` event when something changed, at most four a
@@ -146,23 +140,12 @@ fn events(stream: impl Stream<Item = Result<Event, Infallible>> + Send + 'static
             content_type = "text/event-stream"),
         (status = 503, description = "As many streams are open as may be")))]
 pub async fn change_stream(State(admin): State<Admin>) -> Result<Events, Problem> {
-    let permit = permit(&admin)?;
-    let stream = unfold((admin, None::<u64>, permit), async |(admin, seen, permit)| {
-        loop {
-            if seen.is_some() {
-                tokio::time::sleep(EVERY).await;
-            }
-            if !admin.ready.load(Ordering::Acquire) {
-                return None;
-            }
-            let revision = admin.control.snapshots.load().revision();
-            if seen != Some(revision) {
-                let event = Event::default().event("revision").data(revision.to_string());
-                return Some((Ok(event), (admin, Some(revision), permit)));
-            }
-        }
-    });
-    Ok(events(stream))
+    let mut seen = None;
+    events(admin, move |admin| {
+        let now = Some(admin.node.snapshots.load().revision());
+        let revision = now.filter(|_| std::mem::replace(&mut seen, now) != now)?;
+        Some(Event::default().event("revision").data(revision.to_string()))
+    })
 }
 
 #[cfg(test)]

@@ -3,9 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::clock::Wall;
 use crate::lifecycle::trace::StepText;
-use crate::store::record::{Failure, WakePhases};
+use crate::record::{Failure, WakePhases};
 
 /// A routed host.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -20,8 +19,8 @@ pub struct RouteRow {
     pub deployment: String,
     /// The owner's artifact; `-` for an app that this edge does not run.
     pub digest: String,
-    /// `hot`, `asleep`, `frozen`, or the state of the wake that is going on; `up` or `down` for an app
-    /// that this edge does not run.
+    /// `hot`, `asleep`, `frozen`, or the state of the wake that is going on; `static` without a process; `up`
+    /// or `down` for an app that this edge does not run.
     pub state: String,
 }
 
@@ -30,7 +29,9 @@ pub struct RouteRow {
 pub struct AllocationRow {
     /// Its id.
     pub id: String,
-    /// Whose.
+    /// `web` for an allocation, or the name of a worker; a worker has no generation and no address.
+    pub process: String,
+    /// The environment that it belongs to.
     pub environment: String,
     /// Which start.
     pub generation: u64,
@@ -279,7 +280,7 @@ pub struct PromoteRequest {
 pub struct PromotionRow {
     /// Public id.
     pub id: String,
-    /// promote, rollback or redeploy.
+    /// promote, rollback, redeploy or configure.
     pub kind: String,
     /// Whose routes.
     pub environment: String,
@@ -289,7 +290,8 @@ pub struct PromotionRow {
     pub source: String,
     /// The artifact that owned the routes before.
     pub previous: Option<String>,
-    /// requested, policy_check, route_cas, edge_propagating, healthy, rolled_back or failed.
+    /// requested, policy_check, releasing, release_lost, route_cas, edge_propagating, healthy, rolled_back or
+    /// failed.
     pub state: String,
     /// It goes on.
     pub in_progress: bool,
@@ -301,19 +303,6 @@ pub struct PromotionRow {
     pub requested: String,
     /// When it last changed.
     pub changed: String,
-}
-
-/// What was removed because nothing refers to it.
-#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct CollectedRow {
-    /// Deployments.
-    pub deployments: usize,
-    /// Blobs of artifacts.
-    pub blobs: usize,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Unpacked trees.
-    pub trees: usize,
 }
 
 /// Asks for a deployment.
@@ -346,7 +335,57 @@ pub struct ProblemBody {
     pub detail: String,
 }
 
-/// RFC 3339.
-pub fn time(at: Wall) -> String {
-    at.to_string()
+/// Blobs of artifacts, by their digests.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlobList {
+    /// `sha256:HEX` each; at most 10000.
+    pub digests: Vec<String>,
+}
+
+/// What became of a batch of blobs.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Batch {
+    /// How many were stored.
+    pub stored: u64,
+}
+
+/// Files whose encodings are asked for.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EncodingsRequest {
+    /// Which encoders the answer is to be of; 2 is the number of this version's.
+    pub encoder: u32,
+    /// The files' digests, `sha256:HEX` each; at most 10000.
+    pub digests: Vec<String>,
+}
+
+/// Files whose encodings are known.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct EncodedFiles {
+    /// One for each file and type.
+    pub files: Vec<EncodedFile>,
+}
+
+/// A file whose encodings are known.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct EncodedFile {
+    /// The file's.
+    pub digest: String,
+    /// As which it is sent.
+    #[serde(rename = "type")]
+    pub media_type: String,
+    /// All that make it smaller.
+    pub encodings: Vec<Encoding>,
+}
+
+/// An encoding of a file.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Encoding {
+    /// br, gzip or zstd.
+    pub coding: String,
+    /// Of the encoded bytes.
+    pub digest: String,
+    /// Of the encoded bytes.
+    pub size: u64,
 }

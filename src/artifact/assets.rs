@@ -1,160 +1,219 @@
 //! The static files of a directory that is packed: found, typed, encoded, and written as blobs with
 //! an index.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
 
 use crate::assets::{
-    AssetIndex, Coding, Encoded, Entry, MAX_ASSETS, MAX_INDEX, MEDIA_TYPE, looks_fingerprinted,
+    AssetIndex, Coding, Encoded, Entries, Entry, MAX_ASSETS, MAX_INDEX, MEDIA_TYPE,
 };
+use crate::contract::Assets;
+use crate::id::Digest;
 
-use super::layout::digest_of;
-use super::pack::Blob;
-use super::{ArtifactError, encode};
-
-/// Where an artifact's static files are; see `[assets]` of the contract.
-#[derive(Debug, Clone, Copy)]
-pub struct AssetSource<'a> {
-    /// Directory in the artifact.
-    pub dir: &'a str,
-    /// Path prefix under which they are asked for.
-    pub prefix: &'a str,
-    /// File in the artifact that maps source names to fingerprinted ones.
-    pub manifest: Option<&'a str>,
-    /// Suffixes that say how a file is encoded.
-    pub encoded_suffixes: &'a [String],
-}
+use super::each::each;
+use super::layout::{Blob, Place, digest_of};
+use super::spool::Spool;
+use super::{ArtifactError, CONTRACT, build_manifest, encode, siblings};
 
 /// A file of the artifact: its name in it, and where it is.
 pub type File<'a> = (&'a str, &'a Path);
 
-/// Writes the blobs of the assets among `files` into `blobs`; the index is last. Files and directories
-/// whose name begins with a dot are no assets, except `.well-known` (RFC 8615).
+/// Encodings that were made before, by the file's digest and its type.
+pub type Known = HashMap<(Digest, String), Vec<Encoded>>;
+
+const BYTES: &str = "application/octet-stream";
+
+/// The blobs of the assets among `files`; the index is last. What has to be made is kept in `spool`. Files
+/// and directories whose name begins with a dot are no assets, except `.well-known` (RFC 8615).
 ///
 /// # Errors
 /// [`ArtifactError::Refused`] for a manifest that cannot be read or names what is not there, and for
-/// one name with two contents; [`ArtifactError::Io`] for what cannot be read or written.
-pub fn write(
+/// one name with two contents; [`ArtifactError::Io`] for what cannot be read or written; what `known` says.
+pub fn write<E: From<ArtifactError>>(
     root: &Path,
-    source: &AssetSource<'_>,
+    sources: &[Arc<Assets>],
     files: &[File<'_>],
-    blobs: &Path,
+    spool: &Arc<Spool>,
+    known: impl FnOnce(&[Digest]) -> Result<Known, E>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<Blob>, ArtifactError> {
-    let below = format!("{}/", source.dir);
-    let found: BTreeMap<&str, &Path> = files
-        .iter()
-        .filter_map(|(name, path)| Some((name.strip_prefix(&below)?, *path)))
-        .filter(|(name, _)| name.split('/').all(|s| !s.starts_with('.') || s == ".well-known"))
-        .collect();
-    if found.len() > MAX_ASSETS {
-        let why = format!("more than {MAX_ASSETS} static files");
-        return Err(ArtifactError::refused(root.join(source.dir), why));
+) -> Result<Vec<Blob>, E> {
+    let (mut entries, mut found, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+    for source in sources {
+        let of_this = below(source, files);
+        if found.len() + of_this.len() > MAX_ASSETS {
+            let why = format!("more than {MAX_ASSETS} static files");
+            return Err(ArtifactError::refused(root.join(&source.dir), why).into());
+        }
+        for page in [&source.fallback, &source.not_found].into_iter().flatten() {
+            if !of_this.contains_key(&**page) {
+                let why =
+                    "the contract answers with it, and there is no such file among the static ones";
+                let at = root.join(&source.dir).join(page);
+                return Err(ArtifactError::refused(at, why).into());
+            }
+        }
+        let named = build_manifest::fingerprinted(root, source, files, &of_this)?;
+        let of_this: Vec<_> = of_this.into_iter().collect();
+        let mut looked = each(&of_this, &mut |_, _| {}, |(name, path)| {
+            let fingerprinted = named.contains(*name) || source.is_immutable(name);
+            Ok(Entry { fingerprinted, ..look(source, (name, path))? })
+        })?;
+        siblings::take(&mut looked, &of_this)?;
+        counts.push(looked.len());
+        entries.extend(looked);
+        found.extend(of_this);
     }
-    let fingerprinted = fingerprinted(root, source, files, &found)?;
-    let found: Vec<_> = found.into_iter().collect();
-    let made = each(&found, progress, |(name, path)| {
-        one(source, (name, path), fingerprinted.contains(*name), blobs)
-    })?;
-    let (entries, made): (Vec<_>, Vec<_>) = made.into_iter().unzip();
-    let bytes = AssetIndex::write(source.dir, source.prefix, entries);
+    let mut blobs: Vec<_> = entries.iter().zip(&found).map(|(e, f)| plain(e, f.1)).collect();
+    encode_all(&mut entries, &found, &mut blobs, spool, known, progress)?;
+    let mut entries = entries.into_iter();
+    let folders = sources.iter().zip(counts).map(|(source, count)| Entries {
+        dir: source.dir.clone(),
+        prefix: source.prefix.clone(),
+        assets: entries.by_ref().take(count).collect(),
+    });
+    let folders = folders.collect();
+    let bytes = AssetIndex::write_all(folders);
     if bytes.len() as u64 > MAX_INDEX {
         let why = format!("the index of its static files has more than {MAX_INDEX} bytes");
-        return Err(ArtifactError::refused(root.join(source.dir), why));
+        return Err(ArtifactError::refused(root, why).into());
     }
-    let mut out: Vec<Blob> = made.into_iter().flatten().collect();
-    out.sort_by_key(|b| b.digest);
-    out.dedup_by_key(|b| b.digest);
-    out.push(blob(&bytes, blobs, MEDIA_TYPE)?);
-    Ok(out)
+    blobs.sort_by_key(|b| b.digest);
+    blobs.dedup_by_key(|b| b.digest);
+    blobs.push(Blob::write(&bytes, spool, MEDIA_TYPE)?);
+    Ok(blobs)
 }
 
-/// Runs `work` for each of `items` on as many threads as there are processors; results in order.
-fn each<I: Sync, T: Send>(
-    items: &[I],
+/// Those of `files` that are static files of `source`, by their names below its directory.
+fn below<'a>(source: &Assets, files: &[File<'a>]) -> BTreeMap<&'a str, &'a Path> {
+    let below = crate::assets::below(&source.dir);
+    let shown = |s: &str| !s.starts_with('.') || s == ".well-known";
+    files
+        .iter()
+        .filter(|(name, _)| *name != CONTRACT)
+        .filter_map(|(name, path)| Some((name.strip_prefix(&below)?, *path)))
+        .filter(|(name, _)| name.split('/').all(shown))
+        .collect()
+}
+
+/// A content as it is sent: its digest and type.
+type ContentKey = (Digest, String);
+
+/// Gives `entries` the encodings that did not come with them: first those that are known, then what is made, each
+/// content's once. Adds their blobs to `blobs`.
+fn encode_all<E: From<ArtifactError>>(
+    entries: &mut [Entry],
+    found: &[File<'_>],
+    blobs: &mut Vec<Blob>,
+    spool: &Arc<Spool>,
+    known: impl FnOnce(&[Digest]) -> Result<Known, E>,
     progress: &mut dyn FnMut(u64, u64),
-    work: impl Fn(&I) -> Result<T, ArtifactError> + Sync,
-) -> Result<Vec<T>, ArtifactError> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<Option<Result<T, ArtifactError>>>> =
-        Mutex::new(items.iter().map(|_| None).collect());
-    let (told, telling) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(items.len()) {
-            let (next, results, told, work) = (&next, &results, told.clone(), &work);
-            scope.spawn(move || {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(at) else { return };
-                    let result = work(item);
-                    results.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] =
-                        Some(result);
-                    // The receiver lives as long as this scope.
-                    let _ = told.send(());
-                }
-            });
+) -> Result<(), E> {
+    // What is wanted of each content, and one file that has it.
+    let mut wanted: BTreeMap<ContentKey, (BTreeSet<Coding>, &Path)> = BTreeMap::new();
+    for (entry, (_, path)) in entries.iter().zip(found) {
+        if entry.coding.is_none() && encode::is_worth_it(entry.size, &entry.media_type) {
+            let given = |coding: &Coding| entry.encodings.iter().any(|e| e.coding == *coding);
+            let content = (entry.digest, entry.media_type.clone());
+            let (codings, _) = wanted.entry(content).or_insert((BTreeSet::new(), path));
+            codings.extend(encode::CODINGS.into_iter().filter(|c| !given(c)));
         }
-        drop(told);
-        for done in 1..=items.len() {
-            if telling.recv().is_err() {
-                return;
+    }
+    wanted.retain(|_, (codings, _)| !codings.is_empty());
+    let mut digests: Vec<_> = wanted.keys().map(|(digest, _)| *digest).collect();
+    digests.dedup();
+    let known = if digests.is_empty() { Known::new() } else { known(&digests)? };
+    let mut made = Known::new();
+    let mut todo = Vec::new();
+    for (content, (codings, path)) in wanted {
+        let Some(encodings) = known.get(&content) else {
+            todo.push((content, codings, path));
+            continue;
+        };
+        let encodings: Vec<_> =
+            encodings.iter().filter(|e| codings.contains(&e.coding)).cloned().collect();
+        blobs.extend(encodings.iter().map(|e| {
+            let place = Place::Encoding(path.to_owned(), e.coding);
+            Blob { digest: e.digest, size: e.size, media_type: BYTES, place }
+        }));
+        made.insert(content, encodings);
+    }
+    let encoded = each(&todo, progress, |((digest, _), codings, path)| {
+        encodings(path, digest, codings, spool)
+    })?;
+    for ((content, ..), encoded) in todo.into_iter().zip(encoded) {
+        let of = |(coding, b): &(Coding, Blob)| Encoded {
+            coding: *coding,
+            digest: b.digest,
+            size: b.size,
+            given: false,
+        };
+        made.insert(content, encoded.iter().map(of).collect());
+        blobs.extend(encoded.into_iter().map(|(_, blob)| blob));
+    }
+    for entry in entries.iter_mut().filter(|e| e.coding.is_none()) {
+        let more = made.get(&(entry.digest, entry.media_type.clone()));
+        for one in more.into_iter().flatten() {
+            if entry.encodings.iter().all(|e| e.coding != one.coding) {
+                entry.encodings.push(one.clone());
             }
-            progress(done as u64, items.len() as u64);
         }
-    });
-    let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    results.into_iter().flatten().collect()
+    }
+    Ok(())
 }
 
-fn one(
-    source: &AssetSource<'_>,
-    (name, path): File<'_>,
-    fingerprinted: bool,
-    blobs: &Path,
-) -> Result<(Entry, Vec<Blob>), ArtifactError> {
+fn plain(entry: &Entry, path: &Path) -> Blob {
+    let place = Place::File(path.to_owned());
+    Blob { digest: entry.digest, size: entry.size, media_type: BYTES, place }
+}
+
+/// What a file is, without its encodings.
+fn look(source: &Assets, (name, path): File<'_>) -> Result<Entry, ArtifactError> {
     let bytes = fs::read(path).map_err(|e| ArtifactError::io(path, e))?;
-    let encoded = stored_encoded(source.encoded_suffixes, name, &bytes);
+    let encoded = stored_encoded(&source.encoded_suffixes, name, &bytes);
     let media_type = match &encoded {
         Some((_, inner, start)) => media_type(inner, start),
         None => media_type(name, &bytes),
     };
-    let coding = encoded.map(|(coding, ..)| coding);
-    let plain = blob(&bytes, blobs, "application/octet-stream")?;
-    let mut made = vec![plain.clone()];
-    let mut encodings = Vec::new();
-    let made_of = if coding.is_some() { &[] } else { &*bytes };
-    for (coding, encoded) in encode::encode(made_of, &media_type) {
+    Ok(Entry {
+        path: name.to_owned(),
+        media_type,
+        fingerprinted: false,
+        coding: encoded.map(|(coding, ..)| coding),
+        digest: digest_of(&bytes),
+        size: bytes.len() as u64,
+        encodings: Vec::new(),
+    })
+}
+
+/// Makes those encodings of a file that help, and decodes them again.
+fn encodings(
+    path: &Path,
+    digest: &Digest,
+    codings: &BTreeSet<Coding>,
+    spool: &Arc<Spool>,
+) -> Result<Vec<(Coding, Blob)>, ArtifactError> {
+    let bytes = unchanged(path, digest)?;
+    let mut made = Vec::new();
+    for (coding, encoded) in encode::encode(&bytes, codings.iter().copied()) {
         if encode::decode(coding, &encoded, bytes.len()).as_ref() != Some(&bytes) {
             let why = format!("its {} encoding does not decode to it: a defect", coding.name());
             return Err(ArtifactError::refused(path, why));
         }
-        let blob = blob(&encoded, blobs, "application/octet-stream")?;
-        encodings.push(Encoded { coding, digest: blob.digest, size: blob.size });
-        made.push(blob);
+        made.push((coding, Blob::write(&encoded, spool, BYTES)?));
     }
-    let entry = Entry {
-        path: name.to_owned(),
-        media_type,
-        fingerprinted,
-        coding,
-        digest: plain.digest,
-        size: plain.size,
-        encodings,
-    };
-    Ok((entry, made))
+    Ok(made)
 }
 
-fn blob(bytes: &[u8], dir: &Path, media_type: &'static str) -> Result<Blob, ArtifactError> {
-    let digest = digest_of(bytes);
-    let path = dir.join(digest.hex());
-    fs::write(&path, bytes).map_err(|e| ArtifactError::io(&path, e))?;
-    Ok(Blob { digest, size: bytes.len() as u64, path, media_type })
+/// The bytes of a file that had this digest when it was looked at.
+pub fn unchanged(path: &Path, digest: &Digest) -> Result<Vec<u8>, ArtifactError> {
+    let bytes = fs::read(path).map_err(|e| ArtifactError::io(path, e))?;
+    if digest_of(&bytes) != *digest {
+        let why = "it was changed while it was packed; deploy again";
+        return Err(ArtifactError::refused(path, why));
+    }
+    Ok(bytes)
 }
 
 /// How a file is encoded by its name, the name it would have decoded, and its decoded beginning: of
@@ -186,6 +245,9 @@ fn stored_encoded(
 fn media_type(name: &str, bytes: &[u8]) -> String {
     let known = match name.rsplit_once('.').map(|(_, extension)| extension) {
         Some("map") => Some("application/json"),
+        // RFC 9239 §6, RFC 8081 §4.4.5.
+        Some("mjs") => Some("text/javascript"),
+        Some("woff") => Some("font/woff"),
         _ => mime_guess::from_path(name).first_raw(),
     };
     match known {
@@ -195,100 +257,4 @@ fn media_type(name: &str, bytes: &[u8]) -> String {
         Some(known) => known.to_owned(),
         None => "application/octet-stream".to_owned(),
     }
-}
-
-/// The assets that the build's manifest names and whose names carry a fingerprint.
-fn fingerprinted(
-    root: &Path,
-    source: &AssetSource<'_>,
-    files: &[File<'_>],
-    found: &BTreeMap<&str, &Path>,
-) -> Result<BTreeSet<String>, ArtifactError> {
-    let Some(manifest) = source.manifest else { return Ok(BTreeSet::new()) };
-    let at = root.join(manifest);
-    let refused = |why: String| ArtifactError::refused(&at, why);
-    let bytes = fs::read(&at).map_err(|e| ArtifactError::io(&at, e))?;
-    let document: Value =
-        serde_json::from_slice(&bytes).map_err(|e| refused(format!("it is no JSON: {e}")))?;
-    let mut out = BTreeSet::new();
-    for (name, target) in targets(&document).map_err(refused)? {
-        let places = places(source, manifest, &target);
-        let mut here: Vec<&String> =
-            places.iter().filter(|p| files.iter().any(|(f, _)| f == p)).collect();
-        here.dedup();
-        let Some(first) = here.first() else {
-            let why =
-                format!("it names {target:?} for {name:?}, and there is no such file; build again");
-            return Err(refused(why));
-        };
-        for other in &here[1..] {
-            let read = |p: &str| {
-                let path: PathBuf = root.join(p);
-                fs::read(&path).map_err(|e| ArtifactError::io(path, e))
-            };
-            if read(first)? != read(other)? {
-                let why = format!(
-                    "{target:?} is {first:?} and {other:?}, with different bytes: one name has one \
-                     content; remove one of them"
-                );
-                return Err(refused(why));
-            }
-        }
-        for place in here {
-            let asset = place.strip_prefix(&format!("{}/", source.dir));
-            if let Some(asset) = asset.filter(|a| found.contains_key(a))
-                && name != target
-                && looks_fingerprinted(asset)
-            {
-                out.insert(asset.to_owned());
-            }
-        }
-    }
-    Ok(out)
-}
-
-/// Source name and target of everything in a manifest: `{"app.css": "app.0123abcd.css"}` as Vango
-/// writes it, or Vite's `{"src/main.ts": {"file": …, "css": […], "assets": […]}}`.
-/// Source: <https://vite.dev/guide/backend-integration>.
-fn targets(document: &Value) -> Result<Vec<(String, String)>, String> {
-    let expected = "expected an object of names: {\"app.css\": \"app.0123abcd.css\"}, or Vite's";
-    let entries = document.as_object().ok_or(expected)?;
-    let mut out = Vec::new();
-    for (name, value) in entries {
-        match value {
-            Value::String(target) => out.push((name.clone(), target.clone())),
-            Value::Object(chunk) => {
-                let file = chunk.get("file").and_then(Value::as_str).ok_or(expected)?;
-                out.push((name.clone(), file.to_owned()));
-                for list in ["css", "assets"] {
-                    let listed = chunk.get(list).and_then(Value::as_array);
-                    for more in listed.into_iter().flatten().filter_map(Value::as_str) {
-                        out.push((format!("{name} ({list})"), more.to_owned()));
-                    }
-                }
-            }
-            _ => return Err(expected.into()),
-        }
-    }
-    Ok(out)
-}
-
-/// Where in the artifact the file may be that a manifest calls `target`: in the assets' directory, by
-/// its URL, beside the manifest, or beside the manifest's directory (Vite's `.vite/manifest.json`).
-fn places(source: &AssetSource<'_>, manifest: &str, target: &str) -> Vec<String> {
-    let plain = target.trim_start_matches('/');
-    let parent = |p: &str| p.rsplit_once('/').map_or(String::new(), |(dir, _)| format!("{dir}/"));
-    let beside = parent(manifest);
-    let above = parent(beside.trim_end_matches('/'));
-    let mut out = vec![format!("{}/{plain}", source.dir)];
-    if let Some(rest) = target.strip_prefix(source.prefix) {
-        out.push(format!("{}/{rest}", source.dir));
-    }
-    out.push(format!("{beside}{plain}"));
-    if beside.ends_with(".vite/") {
-        out.push(format!("{above}{plain}"));
-    }
-    out.sort();
-    out.dedup();
-    out
 }

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::id::Digest;
 
-use super::{ArtifactError, Artifacts};
+use super::{ArtifactError, Artifacts, layout};
 
 /// Larger ones are read from disk each time, so that one video does not push out every style sheet.
 const IN_MEMORY: u64 = 1 << 20;
@@ -152,10 +152,7 @@ fn check(path: &Path, digest: &Digest, size: u64) -> Result<Large, ArtifactError
     has_size(digest, checked.0, size)?;
     let mut hash = Sha256::new();
     io::copy(&mut file, &mut hash).map_err(failed)?;
-    let found = Digest::from_bytes(hash.finalize().into());
-    if found != *digest {
-        return Err(ArtifactError::Damaged { expected: *digest, found: found.to_string() });
-    }
+    layout::check(*digest, hash)?;
     Ok(Large { file, checked })
 }
 

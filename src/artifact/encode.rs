@@ -13,23 +13,42 @@ use crate::assets::Coding;
 const WORTH_IT: usize = 256;
 /// Files above this many bytes are sent as they are.
 const MOST: usize = 64 << 20;
+/// Up to here Brotli's best, thirty times as slow, is not worth its time: what is gained is a tenth of what fits into
+/// one packet anyway. Many small files are most of what a bundler writes.
+const ONE_PACKET: usize = 4 << 10;
 /// Up to here Brotli takes its best and slowest.
 const BEST: usize = 2 << 20;
 /// As much of a file that comes encoded is decoded, to see what it is.
 const BEGINNING: usize = 64 << 10;
 
-/// Every encoding of `bytes` that makes them at least a twentieth smaller.
-pub fn encode(bytes: &[u8], media_type: &str) -> Vec<(Coding, Vec<u8>)> {
-    if !(WORTH_IT..=MOST).contains(&bytes.len()) || is_packed(media_type) {
-        return Vec::new();
+/// Every coding that is tried.
+pub const CODINGS: [Coding; 3] = [Coding::Br, Coding::Gzip, Coding::Zstd];
+
+/// Whether a file of `size` bytes and this type is encoded.
+pub fn is_worth_it(size: u64, media_type: &str) -> bool {
+    (WORTH_IT as u64..=MOST as u64).contains(&size) && !is_packed(media_type)
+}
+
+/// Those encodings of `bytes` by `codings` that make them at least a twentieth smaller.
+pub fn encode(bytes: &[u8], codings: impl IntoIterator<Item = Coding>) -> Vec<(Coding, Vec<u8>)> {
+    let all = codings.into_iter().map(|coding| (coding, one(coding, bytes)));
+    all.filter(|(_, made)| helps(made.len() as u64, bytes.len() as u64)).collect()
+}
+
+/// Whether an encoding of `encoded` bytes is kept beside `plain` ones.
+fn helps(encoded: u64, plain: u64) -> bool {
+    encoded > 0 && encoded <= plain - plain / 20
+}
+
+/// One encoding, whether it helps or not.
+pub fn one(coding: Coding, bytes: &[u8]) -> Vec<u8> {
+    match coding {
+        Coding::Br => brotli(bytes),
+        Coding::Gzip => gzip(bytes),
+        // Level 19 has a window of 8 MiB, which every client must take (RFC 9659). What fails is empty, and
+        // helps nobody.
+        Coding::Zstd => zstd::bulk::compress(bytes, 19).unwrap_or_default(),
     }
-    let mut out = vec![(Coding::Br, brotli(bytes)), (Coding::Gzip, gzip(bytes))];
-    // Level 19 has a window of 8 MiB, which every client must take (RFC 9659).
-    if let Ok(zstd) = zstd::bulk::compress(bytes, 19) {
-        out.push((Coding::Zstd, zstd));
-    }
-    out.retain(|(_, encoded)| encoded.len() <= bytes.len() - bytes.len() / 20);
-    out
 }
 
 /// Whether files of this type are compressed already.
@@ -51,7 +70,11 @@ fn is_packed(media_type: &str) -> bool {
 
 fn brotli(bytes: &[u8]) -> Vec<u8> {
     let params = brotli::enc::BrotliEncoderParams {
-        quality: if bytes.len() <= BEST { 11 } else { 9 },
+        quality: match bytes.len() {
+            n if n <= ONE_PACKET => 5,
+            n if n <= BEST => 11,
+            _ => 9,
+        },
         size_hint: bytes.len(),
         ..Default::default()
     };
@@ -76,14 +99,10 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 /// What `encoded` decodes to, if that has exactly `size` bytes. Never more memory than that.
 pub fn decode(coding: Coding, encoded: &[u8], size: usize) -> Option<Vec<u8>> {
     let decoded = match coding {
-        Coding::Br => bounded(brotli::Decompressor::new(encoded, 4096), size)?,
-        Coding::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(encoded).ok()?;
-            decoder.window_log_max(23).ok()?;
-            bounded(decoder, size)?
-        }
+        // One byte more, so that a longer one is not taken for it.
+        Coding::Br | Coding::Zstd => first(coding, encoded, size + 1)?,
         Coding::Gzip => {
-            let body = encoded.strip_prefix(&GZIP_HEAD)?;
+            let body = after_gzip_head(encoded)?;
             let (deflated, tail) = body.split_at_checked(body.len().checked_sub(8)?)?;
             let decoded =
                 miniz_oxide::inflate::decompress_to_vec_with_limit(deflated, size).ok()?;
@@ -101,22 +120,17 @@ pub fn beginning(coding: Coding, encoded: &[u8]) -> Option<Vec<u8>> {
     if encoded.is_empty() {
         return None;
     }
-    let mut out = vec![0; BEGINNING];
-    let size = match coding {
-        Coding::Br => fill(brotli::Decompressor::new(encoded, 4096), &mut out)?,
-        Coding::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(encoded).ok()?;
-            decoder.window_log_max(23).ok()?;
-            fill(decoder, &mut out)?
-        }
+    let mut out = match coding {
+        Coding::Br | Coding::Zstd => first(coding, encoded, BEGINNING)?,
         Coding::Gzip => {
             let deflated = after_gzip_head(encoded)?;
+            let mut out = vec![0; BEGINNING];
             let mut state = InflateState::new(miniz_oxide::DataFormat::Raw);
             let result = inflate(&mut state, deflated, &mut out, miniz_oxide::MZFlush::None);
-            result.status.ok().map(|_| result.bytes_written)?
+            out.truncate(result.status.ok().map(|_| result.bytes_written)?);
+            out
         }
     };
-    out.truncate(size);
     if let Err(e) = std::str::from_utf8(&out)
         && e.error_len().is_none()
     {
@@ -125,15 +139,17 @@ pub fn beginning(coding: Coding, encoded: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-fn fill(mut decoder: impl Read, out: &mut [u8]) -> Option<usize> {
-    let mut have = 0;
-    while have < out.len() {
-        match decoder.read(&mut out[have..]).ok()? {
-            0 => break,
-            n => have += n,
-        }
+/// The first bytes of what a Brotli or Zstandard stream decodes to, at most `most` of them.
+fn first(coding: Coding, encoded: &[u8], most: usize) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    if coding == Coding::Br {
+        brotli::Decompressor::new(encoded, 4096).take(most as u64).read_to_end(&mut out).ok()?;
+    } else {
+        let mut decoder = zstd::Decoder::with_buffer(encoded).ok()?;
+        decoder.window_log_max(23).ok()?;
+        decoder.take(most as u64).read_to_end(&mut out).ok()?;
     }
-    Some(have)
+    Some(out)
 }
 
 /// What follows the head that any program writes (RFC 1952 §2.3), with a name and the like.
@@ -156,12 +172,6 @@ fn after_gzip_head(encoded: &[u8]) -> Option<&[u8]> {
     if flags & 2 != 0 { rest.get(2..) } else { Some(rest) }
 }
 
-fn bounded(decoder: impl Read, size: usize) -> Option<Vec<u8>> {
-    let mut out = Vec::new();
-    decoder.take(size as u64 + 1).read_to_end(&mut out).ok()?;
-    Some(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,7 +179,8 @@ mod tests {
     #[test]
     fn what_helps_is_kept_and_decodes_to_the_same() {
         let text = "body { color: rebeccapurple } ".repeat(100);
-        let made = encode(text.as_bytes(), "text/css; charset=utf-8");
+        assert!(is_worth_it(text.len() as u64, "text/css; charset=utf-8"));
+        let made = encode(text.as_bytes(), CODINGS);
         assert_eq!(made.len(), 3);
         for (coding, encoded) in &made {
             assert!(encoded.len() < text.len() / 4, "{coding:?}");
@@ -177,15 +188,14 @@ mod tests {
             assert!(decode(*coding, encoded, text.len() - 1).is_none(), "one byte too many");
             assert!(decode(*coding, &encoded[..encoded.len() - 1], text.len()).is_none());
         }
-        assert_eq!(made, encode(text.as_bytes(), "text/css"), "the same again");
-        assert!(encode(text.as_bytes(), "image/png").is_empty());
-        assert!(encode(b"short", "text/css").is_empty());
+        assert_eq!(made, encode(text.as_bytes(), CODINGS), "the same again");
+        assert!(!is_worth_it(text.len() as u64, "image/png") && !is_worth_it(5, "text/css"));
     }
 
     #[test]
     fn what_comes_encoded_is_known_by_its_bytes() {
         let text = "grün ".repeat(30_000);
-        for (coding, encoded) in encode(text.as_bytes(), "text/css") {
+        for (coding, encoded) in encode(text.as_bytes(), CODINGS) {
             let start = beginning(coding, &encoded).unwrap();
             assert!(start.len() > BEGINNING - 4 && text.as_bytes().starts_with(&start));
             assert!(std::str::from_utf8(&start).is_ok(), "{coding:?}: no half character");
@@ -213,25 +223,21 @@ mod tests {
                 (state ^ (state >> 29)).to_le_bytes()
             })
             .collect();
-        assert!(encode(&noise, "application/octet-stream").is_empty());
+        assert!(encode(&noise, CODINGS).is_empty());
     }
 
     /// Digests of what the pinned encoders make of fixed bytes: a change here changes every
-    /// artifact's identity.
+    /// artifact's identity, and needs another `assets::ENCODER`.
     #[test]
     fn the_encoders_write_what_they_wrote() {
-        let text = (0..500).map(|i| format!("line {i} of a file\n")).collect::<String>();
-        let made: Vec<_> = encode(text.as_bytes(), "text/plain")
-            .into_iter()
-            .map(|(c, b)| (c.name(), crate::artifact::layout::digest_of(&b).short()))
-            .collect();
-        assert_eq!(
-            made,
-            [
-                ("br", "0c6be5de901b".to_owned()),
-                ("gzip", "632c21d91a21".to_owned()),
-                ("zstd", "aa4a56471f31".to_owned()),
-            ]
-        );
+        let made = |lines: usize| {
+            let text = (0..lines).map(|i| format!("line {i} of a file\n")).collect::<String>();
+            let made = encode(text.as_bytes(), CODINGS).into_iter();
+            let short = |(_, b): (Coding, Vec<u8>)| crate::artifact::layout::digest_of(&b).short();
+            made.map(short).collect::<Vec<_>>()
+        };
+        assert_eq!(crate::assets::ENCODER, 2);
+        assert_eq!(made(500), ["0c6be5de901b", "632c21d91a21", "aa4a56471f31"]);
+        assert_eq!(made(100), ["5d87ab7f2351", "0903a5cce25f", "e8c024acbf35"]);
     }
 }

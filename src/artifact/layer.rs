@@ -7,10 +7,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use sha2::{Digest as _, Sha256};
-
+use crate::assets::below;
 use crate::id::Digest;
 
+use super::layout::Hashed;
 use super::links::{self, Kind};
 use super::{CONTRACT, DIRECTORY, MAX_BYTES, MAX_CONTRACT, MAX_ENTRIES, MAX_PATH};
 
@@ -47,15 +47,13 @@ impl<'a> Into<'a> {
 }
 
 /// What was found in a layer.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Layer {
     /// The text of its contract.
     pub contract: String,
-    /// Regular files.
     pub files: u64,
-    /// Their bytes.
     pub bytes: u64,
-    /// Digests of the files in the directory that was asked about, by their path below it.
+    /// Digests of the files in the directories that were asked about, by their path in the layer.
     pub digests: BTreeMap<String, Digest>,
 }
 
@@ -75,18 +73,15 @@ fn refused<T>(why: String) -> Result<T, LayerError> {
 }
 
 /// Reads a whole layer from `input` and writes its entries to `into`, so that its own user cannot change
-/// them unless it is root: files as 0444 or 0555, directories as 0555. With `digest`, hashes the files below
-/// that directory of the layer.
-pub fn read(input: impl Read, into: Into<'_>, digest: Option<&str>) -> Result<Layer, LayerError> {
+/// them unless it is root: files as 0444 or 0555, directories as 0555. With `hashed`, hashes the files below
+/// these directories of the layer; `.` is all of it.
+pub fn read(input: impl Read, into: Into<'_>, hashed: &[String]) -> Result<Layer, LayerError> {
     let mut archive = tar::Archive::new(input);
     let mut reading = Reading {
         seen: HashMap::new(),
-        files: 0,
-        bytes: 0,
-        contract: None,
         into,
-        below: digest.map(|dir| format!("{dir}/")),
-        digests: BTreeMap::new(),
+        below: hashed.iter().map(|dir| below(dir)).collect(),
+        layer: Layer::default(),
     };
     for entry in archive.entries()? {
         reading.entry(entry?)?;
@@ -94,28 +89,17 @@ pub fn read(input: impl Read, into: Into<'_>, digest: Option<&str>) -> Result<La
     // What follows the end-of-archive blocks belongs to the digest as well.
     io::copy(&mut archive.into_inner(), &mut io::sink())?;
     reading.finish()?;
-    match reading.contract {
-        None => refused(format!("it has no {CONTRACT}")),
-        Some(text) => match String::from_utf8(text) {
-            Ok(contract) => Ok(Layer {
-                contract,
-                files: reading.files,
-                bytes: reading.bytes,
-                digests: reading.digests,
-            }),
-            Err(_) => refused(format!("{CONTRACT} is not UTF-8")),
-        },
+    if reading.seen.get(CONTRACT) != Some(&Kind::File) {
+        return refused(format!("it has no {CONTRACT}"));
     }
+    Ok(reading.layer)
 }
 
 struct Reading<'a> {
     seen: HashMap<String, Kind>,
-    files: u64,
-    bytes: u64,
-    contract: Option<Vec<u8>>,
     into: Into<'a>,
-    below: Option<String>,
-    digests: BTreeMap<String, Digest>,
+    below: Vec<String>,
+    layer: Layer,
 }
 
 impl Reading<'_> {
@@ -145,22 +129,20 @@ impl Reading<'_> {
         }
         let at = self.into.root().map(|root| root.join(&name));
         let at = if self.into.wants(&name)? { at } else { None };
-        self.files += 1;
-        self.bytes = self.bytes.saturating_add(entry.size());
-        if self.bytes > MAX_BYTES {
+        self.layer.files += 1;
+        self.layer.bytes = self.layer.bytes.saturating_add(entry.size());
+        if self.layer.bytes > MAX_BYTES {
             return refused(format!("its files have more than {MAX_BYTES} bytes"));
         }
         let executable = entry.header().mode()? & 0o111 != 0;
-        let asset = self.below.as_ref().and_then(|below| name.strip_prefix(below.as_str()));
-        if let Some(asset) = asset {
-            let mut hashed = Hashed { inner: &mut entry, hash: Sha256::new() };
-            write(at.as_deref(), &mut hashed, executable)?;
-            let digest = Digest::from_bytes(hashed.hash.finalize().into());
-            self.digests.insert(asset.to_owned(), digest);
-            return Ok(());
-        }
         if name != CONTRACT {
-            return write(at.as_deref(), &mut entry, executable);
+            if !self.below.iter().any(|below| name.starts_with(below)) {
+                return write(at.as_deref(), &mut entry, executable);
+            }
+            let mut hashed = Hashed::new(&mut entry);
+            write(at.as_deref(), &mut hashed, executable)?;
+            self.layer.digests.insert(name, hashed.digest());
+            return Ok(());
         }
         if entry.size() > MAX_CONTRACT {
             return refused(format!("{CONTRACT} is larger than {MAX_CONTRACT} bytes"));
@@ -168,7 +150,10 @@ impl Reading<'_> {
         let mut text = Vec::new();
         entry.read_to_end(&mut text)?;
         write(at.as_deref(), &mut &text[..], executable)?;
-        self.contract = Some(text);
+        match String::from_utf8(text) {
+            Ok(contract) => self.layer.contract = contract,
+            Err(_) => return refused(format!("{CONTRACT} is not UTF-8")),
+        }
         Ok(())
     }
 
@@ -220,19 +205,6 @@ impl Reading<'_> {
             return refused(format!("{name:?} is in it twice"));
         }
         Ok(())
-    }
-}
-
-struct Hashed<R> {
-    inner: R,
-    hash: Sha256,
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(out)?;
-        self.hash.update(&out[..n]);
-        Ok(n)
     }
 }
 
@@ -346,9 +318,9 @@ mod tests {
             let root = around.path().join("root");
             fs::create_dir(&root).unwrap();
             let bytes = layer(entries);
-            let error = read(&bytes[..], Into::Empty(&root), None).unwrap_err().to_string();
+            let error = read(&bytes[..], Into::Empty(&root), &[]).unwrap_err().to_string();
             assert!(error.contains(expected), "{error} instead of {expected}");
-            assert_eq!(read(&bytes[..], Into::Nowhere, None).unwrap_err().to_string(), error);
+            assert_eq!(read(&bytes[..], Into::Nowhere, &[]).unwrap_err().to_string(), error);
             assert_eq!(fs::read_dir(around.path()).unwrap().count(), 1);
         }
     }
@@ -365,7 +337,7 @@ mod tests {
             ("lib/tool.js", Regular, b"tool"),
         ]);
         let root = tempfile::tempdir().unwrap();
-        read(&bytes[..], Into::Empty(root.path()), None).unwrap();
+        read(&bytes[..], Into::Empty(root.path()), &[]).unwrap();
         assert_eq!(fs::read(root.path().join("bin/tool")).unwrap(), b"tool");
         let mode = |name: &str| fs::metadata(root.path().join(name)).unwrap().permissions().mode();
         assert_eq!((mode("") & 0o777, mode("bin") & 0o777), (0o555, 0o555));
@@ -376,7 +348,7 @@ mod tests {
     #[test]
     fn a_broken_off_layer_is_an_error() {
         let whole = layer(&[(CONTRACT, tar::EntryType::Regular, &[b'x'; 2000])]);
-        assert!(read(&whole[..1500], Into::Nowhere, None).is_err());
-        assert!(read(&whole[..], Into::Nowhere, None).is_ok());
+        assert!(read(&whole[..1500], Into::Nowhere, &[]).is_err());
+        assert!(read(&whole[..], Into::Nowhere, &[]).is_ok());
     }
 }

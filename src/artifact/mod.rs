@@ -15,27 +15,41 @@
 //! Source: OCI image spec 1.1, `image-layout.md`, `manifest.md`, `layer.md`, `config.md`.
 
 mod assets;
+mod build_manifest;
 mod bytes;
+mod each;
 mod encode;
+mod given;
+mod ignored;
 mod layer;
 mod layout;
 mod links;
 mod pack;
+mod siblings;
+mod spool;
 mod store;
 mod sweep;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod upload;
+mod verify;
 
-pub use assets::AssetSource;
+pub use assets::Known;
 pub use bytes::{AssetBytes, Content};
-pub use pack::{Blob, PackProgress, Packed, Phase, Refusal, check, pack};
+pub use given::{Given, app_name};
+pub use layout::Blob;
+pub use pack::{Noticed, PackProgress, Packed, Phase, Refusal, check, pack};
 pub use store::{Artifacts, Tree};
 pub use tree::Wrote;
+pub use upload::{ASKED, BATCH_BLOBS, BATCH_BYTES, SMALL, batch};
+pub use verify::Decoded;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use async_trait::async_trait;
 
 use crate::assets::AssetIndex;
 use crate::id::Digest;
@@ -59,14 +73,37 @@ pub const MAX_CONTRACT: u64 = 1 << 20;
 /// Bytes of a manifest or a config, at most (OCI distribution spec 1.1, "Pushing Manifests").
 pub const MAX_MANIFEST: u64 = 4 << 20;
 
+/// Where what is started gets its artifact from, unpacked.
+#[async_trait]
+pub trait TreeSource: Send + Sync {
+    /// As [`Artifacts::tree`].
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: it cannot be had.
+    async fn tree(
+        &self,
+        digest: &Digest,
+        in_use: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Tree, ArtifactError>;
+}
+
+#[async_trait]
+impl TreeSource for Artifacts {
+    async fn tree(
+        &self,
+        digest: &Digest,
+        in_use: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Tree, ArtifactError> {
+        self.tree(digest, in_use).await
+    }
+}
+
 /// An artifact whose every digest was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     /// The text of its `vango-edge.toml`.
     pub contract: String,
-    /// Regular files.
     pub files: u64,
-    /// Their bytes.
     pub bytes: u64,
     /// The digest and content of the index of its static files, where it has one.
     pub assets: Option<(Digest, Arc<AssetIndex>)>,
@@ -78,7 +115,7 @@ pub enum ArtifactError {
     /// Something in the directory cannot be part of an artifact.
     #[error("{}: {why}", path.display())]
     Refused {
-        /// What.
+        /// The path in the artifact.
         path: PathBuf,
         /// Why, and what to do.
         why: String,
@@ -86,54 +123,39 @@ pub enum ArtifactError {
     /// Several things cannot be.
     #[error("{}: {} things in it cannot be part of an artifact\n{}", dir.display(), all.len(), listed(all))]
     Several {
-        /// Where.
         dir: PathBuf,
         /// Each, and why.
         all: Vec<Refusal>,
     },
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// A blob is not there.
     #[error("the artifact store has no blob {0}; deploy the artifact again")]
     Missing(Digest),
     /// A blob's content is not what its name says.
     #[error("blob {expected} is damaged: its content has {found}; deploy the artifact again")]
     Damaged {
-        /// Its name.
         expected: Digest,
         /// What its content is.
         found: String,
     },
     /// A blob is larger than it may be.
     #[error("blob {digest} is larger than {limit} bytes")]
-    TooLarge {
-        /// Which.
-        digest: Digest,
-        /// The limit.
-        limit: u64,
-    },
+    TooLarge { digest: Digest, limit: u64 },
     /// A blob has the right digest but is not what this version reads, or is hostile.
     #[error("blob {digest}: {why}")]
     Malformed {
-        /// Which.
         digest: Digest,
         /// What is wrong with it.
         why: String,
     },
+    /// What was sent as many blobs in one is not.
+    #[error("a batch of blobs: {0}")]
+    Batch(String),
     /// An upload broke off.
     #[error("the upload of {digest} broke off: {why}")]
-    Interrupted {
-        /// Which.
-        digest: Digest,
-        /// Why.
-        why: String,
-    },
+    Interrupted { digest: Digest, why: String },
     /// The object store failed.
     #[error("the artifact store failed: {0}")]
     Store(#[from] object_store::Error),
@@ -155,15 +177,12 @@ fn listed(all: &[Refusal]) -> String {
 }
 
 impl ArtifactError {
-    /// All of them in one error; none is none.
-    pub(crate) fn of_refusals(dir: &std::path::Path, mut all: Vec<Refusal>) -> Result<(), Self> {
-        match (all.len(), all.pop()) {
-            (_, None) => Ok(()),
-            (1, Some((path, why))) => Err(Self::Refused { path, why }),
-            (_, Some(last)) => {
-                all.push(last);
-                Err(Self::Several { dir: dir.to_owned(), all })
-            }
+    /// All of them in one error, unless there are none.
+    pub(crate) fn of_refusals(dir: &std::path::Path, all: Vec<Refusal>) -> Result<(), Self> {
+        match <[Refusal; 1]>::try_from(all) {
+            Ok([(path, why)]) => Err(Self::Refused { path, why }),
+            Err(all) if all.is_empty() => Ok(()),
+            Err(all) => Err(Self::Several { dir: dir.to_owned(), all }),
         }
     }
 
@@ -183,7 +202,8 @@ impl ArtifactError {
             Self::Refused { .. }
             | Self::Several { .. }
             | Self::TooLarge { .. }
-            | Self::Malformed { .. } => "the artifact is not valid",
+            | Self::Malformed { .. }
+            | Self::Batch(_) => "the artifact is not valid",
             Self::Io { .. } | Self::Interrupted { .. } | Self::Store(_) | Self::Task(_) => {
                 "the artifact could not be read"
             }

@@ -6,15 +6,19 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
-
+use crate::assets::below;
+use crate::contract::{Assets, Contract};
 use crate::id::Digest;
 
-use super::assets::{self, AssetSource};
-use super::layout::{self, Descriptor, Image, Index, Manifest, RootFs, digest_of};
+use super::assets::{self, Known};
+use super::given::Given;
+use super::ignored::{self, Ignore, LeftOut};
+use super::layout::{self, Blob, Descriptor, Hashed, Image, Manifest, Place, RootFs};
 use super::links::{self, Kind};
-use super::{ArtifactError, CONTRACT, MAX_BYTES, MAX_CONTRACT, MAX_ENTRIES, MAX_PATH};
+use super::spool::Spool;
+use super::{ArtifactError, CONTRACT, MAX_BYTES, MAX_ENTRIES, MAX_PATH};
 
 /// What packing is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,32 +40,41 @@ pub struct PackProgress {
     pub files_total: u64,
 }
 
-/// One blob of a packed artifact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blob {
-    /// Its digest.
-    pub digest: Digest,
-    /// In bytes.
-    pub size: u64,
-    /// The file it is in.
-    pub path: PathBuf,
-    /// What it is.
-    pub media_type: &'static str,
-}
-
 /// What [`pack`] made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Packed {
     /// The manifest's digest: the artifact's identity.
     pub digest: Digest,
     /// What is to be uploaded, in this order: the manifest is last.
     pub blobs: Vec<Blob>,
-    /// Regular files.
     pub files: u64,
-    /// Their bytes.
     pub bytes: u64,
     /// The text of its contract.
     pub contract: String,
+    pub noticed: Noticed,
+}
+
+/// What is to be said about a directory besides what is refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Noticed {
+    /// What stays behind.
+    pub left_out: LeftOut,
+    /// Files that hold secrets by their names, and are in the artifact.
+    pub secrets: Vec<String>,
+}
+
+impl Noticed {
+    /// In sentences, one a line.
+    pub fn in_words(&self) -> Vec<String> {
+        let left_out = self.left_out.in_words().map(|words| format!("note: {words}"));
+        let secret = self.secrets.iter().map(|name| {
+            format!(
+                "warning: {name} goes into the artifact, with the secrets that may be in it: name it in a \
+                 .vango-edgeignore, and let the operator give them (process.secrets)"
+            )
+        });
+        left_out.into_iter().chain(secret).collect()
+    }
 }
 
 struct Found {
@@ -71,44 +84,49 @@ struct Found {
     kind: Kind,
     executable: bool,
     size: u64,
+    /// What is packed instead of the file's bytes.
+    text: Option<String>,
 }
 
 /// What cannot be part of an artifact, and why.
 pub type Refusal = (PathBuf, String);
 
-/// Packs `dir` into an OCI image layout in the existing directory `out`. A folder or file named
-/// `.git` in its root is left out. `assets` says which of its files the edge is to answer for.
+/// Packs `dir` into the blobs of an OCI image. A folder or file named `.git` in its root is left out.
+/// `assets` says which of its files the edge is to answer for, and `known` which encodings of files, by
+/// their digests, need not be made since the edge has them.
 ///
 /// # Errors
 /// [`ArtifactError::Refused`] or [`ArtifactError::Several`] for what [`check`] finds; [`ArtifactError::Io`]
-/// for what cannot be read or written.
-pub fn pack(
+/// for what cannot be read or written; what `known` says.
+pub fn pack<E: From<ArtifactError>>(
     dir: &Path,
-    out: &Path,
-    assets: Option<&AssetSource<'_>>,
+    assets: &[Arc<Assets>],
+    known: impl FnOnce(&[Digest]) -> Result<Known, E>,
     progress: &mut dyn FnMut(PackProgress),
-) -> Result<Packed, ArtifactError> {
+) -> Result<Packed, E> {
     let mut refused = Vec::new();
-    let found = survey(dir, assets.map(|a| a.dir), &mut refused)?;
+    let given = Given::of(dir)?;
+    let read = given.parse(dir).ok();
+    let (mut found, noticed) = survey(dir, assets, read.as_ref(), &mut refused)?;
     ArtifactError::of_refusals(dir, refused)?;
-    let contract = read_contract(dir, &found)?;
-    let blobs_dir = out.join("blobs/sha256");
-    fs::create_dir_all(&blobs_dir).map_err(|e| ArtifactError::io(&blobs_dir, e))?;
+    let contract = given.text;
+    put_contract(&mut found, dir, &contract);
+    let spool = Spool::new()?;
     let mut packing = Packing { progress, done: 0, total: 0, architecture: None };
     packing.total = found.iter().filter(|f| f.kind == Kind::File).count() as u64;
-    let layer = packing.write_layer(&found, &blobs_dir)?;
+    let layer = packing.write_layer(&found)?;
     let image = Image {
         architecture: packing.architecture.unwrap_or("unknown").into(),
         os: "linux".into(),
         rootfs: RootFs { kind: "layers".into(), diff_ids: vec![layer.digest] },
     };
-    let config = write_json(&blobs_dir, layout::CONFIG, &image)?;
+    let config = Blob::write(&json(&image), &spool, layout::CONFIG)?;
     let total = packing.total;
     let files: Vec<(&str, &Path)> =
         found.iter().filter(|f| f.kind == Kind::File).map(|f| (&*f.name, &*f.path)).collect();
     let mut blobs = match assets {
-        None => Vec::new(),
-        Some(source) => assets::write(dir, source, &files, &blobs_dir, &mut |done, of| {
+        [] => Vec::new(),
+        all => assets::write(dir, all, &files, &spool, known, &mut |done, of| {
             progress(PackProgress { phase: Phase::Assets, files: done, files_total: of });
         })?,
     };
@@ -120,13 +138,7 @@ pub fn pack(
         config: Descriptor::of(config.media_type, config.digest, config.size),
         layers: vec![Descriptor::of(layer.media_type, layer.digest, layer.size)],
     };
-    let manifest = write_json(&blobs_dir, layout::MANIFEST, &manifest)?;
-    let index = Index {
-        manifests: vec![Descriptor::of(layout::MANIFEST, manifest.digest, manifest.size)],
-        ..Index::default()
-    };
-    write(&out.join("index.json"), &json(&index))?;
-    write(&out.join("oci-layout"), layout::OCI_LAYOUT.as_bytes())?;
+    let manifest = Blob::write(&json(&manifest), &spool, layout::MANIFEST)?;
     Ok(Packed {
         digest: manifest.digest,
         files: total,
@@ -136,83 +148,77 @@ pub fn pack(
             blobs
         },
         contract,
+        noticed,
     })
 }
 
-/// Everything in `dir` that cannot be part of an artifact: links that lead out of it or into its directory
-/// `assets` of static files, devices, sockets, names that are not UTF-8 or have control characters; no
+/// Everything in `dir`, whose contract is `contract` as far as that could be read, that cannot be part of an
+/// artifact: links that lead out of it or into a directory
+/// of static files, devices, sockets, names that are not UTF-8 or have control characters; no
 /// contract; more than the limits of this module.
 ///
 /// # Errors
 /// [`ArtifactError`] where `dir` cannot be read.
-pub fn check(dir: &Path, assets: Option<&str>) -> Result<Vec<Refusal>, ArtifactError> {
+pub fn check(
+    dir: &Path,
+    contract: Option<&Contract>,
+) -> Result<(Vec<Refusal>, Noticed), ArtifactError> {
     let mut refused = Vec::new();
-    let found = survey(dir, assets, &mut refused)?;
-    if let Err(e) = read_contract(dir, &found) {
+    let assets = contract.map_or(&[][..], |c| &c.assets);
+    let (_, noticed) = survey(dir, assets, contract, &mut refused)?;
+    if let Err(e) = Given::of(dir) {
         match e {
             ArtifactError::Refused { path, why } => refused.push((path, why)),
             e => return Err(e),
         }
     }
-    Ok(refused)
+    Ok((refused, noticed))
+}
+
+/// The contract is packed as the text that was read, which may be more than the file's.
+fn put_contract(found: &mut Vec<Found>, dir: &Path, text: &str) {
+    let one = Found {
+        name: CONTRACT.to_owned(),
+        path: dir.join(CONTRACT),
+        kind: Kind::File,
+        executable: false,
+        size: text.len() as u64,
+        text: Some(text.to_owned()),
+    };
+    match found.binary_search_by(|f| f.name.as_str().cmp(CONTRACT)) {
+        Ok(at) => found[at] = one,
+        Err(at) => found.insert(at, one),
+    }
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("these types hold nothing JSON cannot say")
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
-    fs::write(path, bytes).map_err(|e| ArtifactError::io(path, e))
-}
-
-fn write_json(
-    dir: &Path,
-    media_type: &'static str,
-    value: &impl serde::Serialize,
-) -> Result<Blob, ArtifactError> {
-    let bytes = json(value);
-    let digest = digest_of(&bytes);
-    let path = dir.join(digest.hex());
-    write(&path, &bytes)?;
-    Ok(Blob { digest, size: bytes.len() as u64, path, media_type })
-}
-
-fn read_contract(dir: &Path, found: &[Found]) -> Result<String, ArtifactError> {
-    let path = dir.join(CONTRACT);
-    let Some(file) = found.iter().find(|f| f.name == CONTRACT && f.kind == Kind::File) else {
-        return Err(ArtifactError::refused(
-            dir,
-            format!(
-                "there is no {CONTRACT} in it: it says how the app is started and what its routes are"
-            ),
-        ));
-    };
-    if file.size > MAX_CONTRACT {
-        return Err(ArtifactError::refused(path, format!("larger than {MAX_CONTRACT} bytes")));
-    }
-    let bytes = fs::read(&path).map_err(|e| ArtifactError::io(&path, e))?;
-    String::from_utf8(bytes).map_err(|_| ArtifactError::refused(path, "it is not UTF-8"))
-}
-
 fn survey(
     dir: &Path,
-    assets: Option<&str>,
+    assets: &[Arc<Assets>],
+    contract: Option<&Contract>,
     refused: &mut Vec<Refusal>,
-) -> Result<Vec<Found>, ArtifactError> {
+) -> Result<(Vec<Found>, Noticed), ArtifactError> {
     let root = fs::metadata(dir).map_err(|e| ArtifactError::io(dir, e))?;
     if !root.is_dir() {
         return Err(ArtifactError::refused(dir, "it is not a directory"));
     }
     let mut found = Vec::new();
-    let mut todo = vec![(dir.to_owned(), String::new())];
+    let (mut ignore, rules) = Ignore::of(dir, contract)?;
+    let mut todo = vec![(dir.to_owned(), String::new(), rules)];
     let mut bytes = 0u64;
-    while let Some((at, prefix)) = todo.pop() {
+    while let Some((at, prefix, rules)) = todo.pop() {
         for entry in fs::read_dir(&at).map_err(|e| ArtifactError::io(&at, e))? {
             let entry = entry.map_err(|e| ArtifactError::io(&at, e))?;
             let path = entry.path();
             if prefix.is_empty() && entry.file_name() == ".git" {
                 continue;
             }
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let Some(inner) = ignore.look(&name, &path, is_dir, &rules)? else { continue };
             let one = match look(path.clone(), &prefix, entry.file_name().to_str())? {
                 Ok(one) => one,
                 Err(why) => {
@@ -225,7 +231,7 @@ fn survey(
                 return Err(ArtifactError::refused(dir, format!("more than {MAX_BYTES} bytes")));
             }
             if one.kind == Kind::Directory {
-                todo.push((one.path.clone(), format!("{}/", one.name)));
+                todo.push((one.path.clone(), format!("{}/", one.name), inner));
             }
             found.push(one);
             if found.len() as u64 > MAX_ENTRIES {
@@ -237,10 +243,10 @@ fn survey(
     found.sort_by(|a, b| a.name.cmp(&b.name));
     let entries: HashMap<_, _> = found.iter().map(|f| (f.name.clone(), f.kind.clone())).collect();
     refused.extend(links::wrong(&entries).into_iter().map(|(name, why)| (dir.join(name), why)));
-    if let Some(assets) = assets {
-        let below = format!("{assets}/");
+    for assets in assets {
+        let below = below(&assets.dir);
         let links = found.iter().filter(|f| matches!(f.kind, Kind::Link(_)));
-        for link in links.filter(|f| f.name == assets || f.name.starts_with(&below)) {
+        for link in links.filter(|f| f.name == assets.dir || f.name.starts_with(&below)) {
             let why = "it is a symbolic link in [assets].dir, whose files the edge serves itself; put \
                        the file itself here";
             refused.push((link.path.clone(), why.to_owned()));
@@ -248,7 +254,11 @@ fn survey(
     }
     refused.sort();
     refused.dedup_by(|a, b| a.0 == b.0);
-    Ok(found)
+    let files = found.iter().filter(|f| f.kind == Kind::File).map(|f| &f.name);
+    let secrets = files.filter(|name| ignored::is_secret(name)).cloned().collect();
+    let mut left_out = ignore.left_out;
+    left_out.names.sort();
+    Ok((found, Noticed { left_out, secrets }))
 }
 
 /// One entry, or why it cannot be one.
@@ -285,6 +295,7 @@ fn look(
         name,
         executable: regular && meta.permissions().mode() & 0o111 != 0,
         size: if regular { meta.size() } else { 0 },
+        text: None,
         kind,
         path,
     }))
@@ -298,20 +309,17 @@ struct Packing<'a> {
 }
 
 impl Packing<'_> {
-    fn write_layer(&mut self, found: &[Found], dir: &Path) -> Result<Blob, ArtifactError> {
-        let unnamed = dir.join("layer.partial");
-        let file = File::create(&unnamed).map_err(|e| ArtifactError::io(&unnamed, e))?;
-        let hashed = Hashed { inner: BufWriter::new(file), hash: Sha256::new(), size: 0 };
-        let mut tar = tar::Builder::new(hashed);
+    fn write_layer(&mut self, found: &[Found]) -> Result<Blob, ArtifactError> {
+        let spool = Spool::new()?;
+        let failed = |e| ArtifactError::io(std::env::temp_dir(), e);
+        let mut tar = tar::Builder::new(Hashed::new(BufWriter::with_capacity(1 << 16, &*spool)));
         for one in found {
             self.append(&mut tar, one)?;
         }
-        let mut hashed = tar.into_inner().map_err(|e| ArtifactError::io(&unnamed, e))?;
-        hashed.flush().map_err(|e| ArtifactError::io(&unnamed, e))?;
-        let digest = Digest::from_bytes(hashed.hash.finalize().into());
-        let path = dir.join(digest.hex());
-        fs::rename(&unnamed, &path).map_err(|e| ArtifactError::io(&unnamed, e))?;
-        Ok(Blob { digest, size: hashed.size, path, media_type: layout::LAYER })
+        let mut written = tar.into_inner().map_err(failed)?;
+        written.flush().map_err(failed)?;
+        let (digest, size) = (written.digest(), spool.size());
+        Ok(Blob { digest, size, media_type: layout::LAYER, place: Place::Spool(spool, 0) })
     }
 
     fn append<W: Write>(
@@ -339,17 +347,19 @@ impl Packing<'_> {
             }
             Kind::File => header.set_entry_type(tar::EntryType::Regular),
         }
-        let mut file = File::open(&one.path).map_err(failed)?;
-        let mut start = [0u8; 20];
-        let have = read_up_to(&mut file, &mut start).map_err(failed)?;
+        let mut file: Box<dyn Read> = match &one.text {
+            Some(text) => Box::new(text.as_bytes()),
+            None => Box::new(File::open(&one.path).map_err(failed)?),
+        };
+        let mut start = Vec::new();
+        (&mut file).take(20).read_to_end(&mut start).map_err(failed)?;
         if self.architecture.is_none() {
-            self.architecture = elf_architecture(&start[..have]);
+            self.architecture = elf_architecture(&start);
         }
         // Exactly as many bytes as the header says, whatever happens to the file meanwhile.
-        let body = start[..have].chain(file).take(one.size);
-        let mut counted = Counted { inner: body, read: 0 };
-        tar.append_data(&mut header, &one.name, &mut counted).map_err(failed)?;
-        if counted.read != one.size {
+        let mut body = start.chain(file).take(one.size);
+        tar.append_data(&mut header, &one.name, &mut body).map_err(failed)?;
+        if body.limit() > 0 {
             let why = "it became shorter while it was packed; deploy again";
             return Err(ArtifactError::refused(&one.path, why));
         }
@@ -358,17 +368,6 @@ impl Packing<'_> {
         (self.progress)(PackProgress { phase: Phase::Layer, files, files_total });
         Ok(())
     }
-}
-
-fn read_up_to(file: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
-    let mut have = 0;
-    while have < out.len() {
-        match file.read(&mut out[have..])? {
-            0 => break,
-            n => have += n,
-        }
-    }
-    Ok(have)
 }
 
 /// The architecture of an ELF file, as the OCI config names it (`GOARCH` values).
@@ -387,36 +386,5 @@ fn elf_architecture(start: &[u8]) -> Option<&'static str> {
         183 => Some("arm64"),
         243 => Some("riscv64"),
         _ => None,
-    }
-}
-
-struct Counted<R> {
-    inner: R,
-    read: u64,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(out)?;
-        self.read += n as u64;
-        Ok(n)
-    }
-}
-
-struct Hashed<W> {
-    inner: W,
-    hash: Sha256,
-    size: u64,
-}
-
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.hash.update(&bytes[..n]);
-        self.size += n as u64;
-        Ok(n)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }

@@ -1,19 +1,16 @@
 //! Blobs by content in an object store, and the trees unpacked from them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use sha2::{Digest as _, Sha256};
 
 use crate::id::Digest;
@@ -21,19 +18,16 @@ use crate::id::Digest;
 use crate::assets::{AssetIndex, MAX_INDEX};
 use crate::clock::Wall;
 
-use super::layer::{self, Into, Layer, LayerError};
-use super::layout::{self, Descriptor, Image, Index, Manifest, digest_of};
+use super::layer::{self, Into, LayerError};
+use super::layout::{self, Descriptor, Image, Index, Manifest};
 use super::sweep;
 use super::tree::{Found, Trees, Wrote, named};
-use super::{ArtifactError, MAX_BYTES, MAX_MANIFEST, Verified, encode};
-
-/// Bytes of an upload that are kept in memory before they are written.
-const CHUNK: usize = 1 << 20;
+use super::upload::Unsynced;
+use super::{ArtifactError, MAX_MANIFEST};
 
 /// An unpacked artifact.
 #[derive(Debug)]
 pub struct Tree {
-    /// Its root.
     pub root: PathBuf,
     /// What was found in it that is not of the artifact.
     pub wrote: Option<Wrote>,
@@ -45,11 +39,13 @@ pub struct Tree {
 /// not every object store can compare and swap.
 #[derive(Debug)]
 pub struct Artifacts {
-    objects: Arc<dyn ObjectStore>,
-    /// Where `objects` is, if it is a directory: what is written there is flushed before it counts.
-    directory: Option<PathBuf>,
+    pub(super) objects: Arc<dyn ObjectStore>,
+    /// Where `objects` is, if it is a directory.
+    pub(super) directory: Option<PathBuf>,
+    /// What of it may not be on disk yet.
+    pub(super) unsynced: Unsynced,
     trees: Trees,
-    /// One at a time for each artifact: who comes second finds the first one's tree.
+    /// One unpacking at a time for each artifact: the second caller finds the first one's tree.
     unpacking: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     /// `index.json` is read, changed and written by one at a time.
     noting: tokio::sync::Mutex<()>,
@@ -71,6 +67,7 @@ impl Artifacts {
         Ok(Self {
             objects: Arc::new(LocalFileSystem::new_with_prefix(dir)?),
             directory: Some(dir.to_owned()),
+            unsynced: Unsynced::default(),
             trees: Trees::open(trees)?,
             unpacking: Mutex::default(),
             noting: tokio::sync::Mutex::default(),
@@ -82,61 +79,8 @@ impl Artifacts {
     pub(super) fn over(objects: Arc<dyn ObjectStore>, trees: &Path) -> Result<Self, ArtifactError> {
         let (trees, unpacking) = (Trees::open(trees)?, Mutex::default());
         let noting = tokio::sync::Mutex::default();
-        Ok(Self { objects, directory: None, trees, unpacking, noting })
-    }
-
-    /// Whether the blob is there and undamaged: all of it is read, so that deploying an artifact
-    /// again repairs what was damaged on disk.
-    ///
-    /// # Errors
-    /// [`ArtifactError::Store`] when the object store cannot say.
-    pub async fn has(&self, digest: &Digest) -> Result<bool, ArtifactError> {
-        let mut content = match self.objects.get(&key(digest)).await {
-            Ok(got) => got.into_stream(),
-            Err(object_store::Error::NotFound { .. }) => return Ok(false),
-            Err(e) => return Err(e.into()),
-        };
-        // The client that asks is about to deploy it: it counts as uploaded now.
-        if let Some(path) = self.blob_path(digest) {
-            sweep::touch(&path);
-        }
-        let mut hash = Sha256::new();
-        while let Some(bytes) = content.next().await {
-            hash.update(bytes?);
-        }
-        Ok(Digest::from_bytes(hash.finalize().into()) == *digest)
-    }
-
-    /// Stores `content` as the blob `digest`. It is there whole or not at all, and on disk when
-    /// this returns.
-    ///
-    /// # Errors
-    /// [`ArtifactError::Damaged`] when the content is not the digest's, [`ArtifactError::TooLarge`]
-    /// above `limit` bytes, [`ArtifactError::Interrupted`] when the stream ends with an error.
-    pub async fn put<S, E>(
-        &self,
-        digest: &Digest,
-        limit: u64,
-        content: S,
-    ) -> Result<u64, ArtifactError>
-    where
-        S: Stream<Item = Result<Bytes, E>>,
-        E: fmt::Display,
-    {
-        let key = key(digest);
-        let upload = self.objects.put_multipart(&key).await?;
-        let mut writer = WriteMultipart::new_with_chunk_size(upload, CHUNK);
-        match copy(digest, limit, content, &mut writer).await {
-            Ok(size) => {
-                writer.finish().await?;
-                self.flush(digest).await?;
-                Ok(size)
-            }
-            Err(e) => {
-                writer.abort().await?;
-                Err(e)
-            }
-        }
+        let unsynced = Unsynced::default();
+        Ok(Self { objects, directory: None, unsynced, trees, unpacking, noting })
     }
 
     /// Every blob that the artifact `digest` is made of, itself included.
@@ -150,7 +94,7 @@ impl Artifacts {
         if let Some(assets) = manifest.assets(*digest)? {
             parts.push(assets);
             let index = self.asset_index(&assets).await?;
-            for (_, asset) in index.iter() {
+            for asset in index.assets() {
                 parts.extend(asset.representations().map(|r| r.digest));
             }
         }
@@ -185,42 +129,6 @@ impl Artifacts {
         self.directory.as_ref().map(|d| d.join("blobs/sha256").join(digest.hex()))
     }
 
-    /// A directory's blob is on disk once the file and its directory's entry are.
-    async fn flush(&self, digest: &Digest) -> Result<(), ArtifactError> {
-        let Some(directory) = &self.directory else { return Ok(()) };
-        let blobs = directory.join("blobs/sha256");
-        let blob = blobs.join(digest.hex());
-        tokio::task::spawn_blocking(move || {
-            for path in [blob, blobs] {
-                let synced = File::open(&path).and_then(|f| f.sync_all());
-                synced.map_err(|e| ArtifactError::io(path, e))?;
-            }
-            Ok(())
-        })
-        .await?
-    }
-
-    /// Checks every digest of the artifact `digest`, every entry of its layer, and that its static
-    /// files and their encodings are those of the layer.
-    ///
-    /// # Errors
-    /// [`ArtifactError`]: what is missing, damaged or hostile.
-    pub async fn verify(&self, digest: &Digest) -> Result<Verified, ArtifactError> {
-        let (layer, assets) = self.parts_of(digest).await?;
-        let index = match assets {
-            Some(assets) => Some((assets, self.asset_index(&assets).await?)),
-            None => None,
-        };
-        let dir = index.as_ref().map(|(_, index)| index.dir().to_owned());
-        let read = move |input: &mut dyn Read| layer::read(input, Into::Nowhere, dir.as_deref());
-        let found = self.read_layer(layer, read).await?;
-        if let Some((at, index)) = &index {
-            self.verify_assets(*at, index, &found).await?;
-        }
-        let Layer { contract, files, bytes, .. } = found;
-        Ok(Verified { contract, files, bytes, assets: index })
-    }
-
     /// The index of static files with this digest.
     ///
     /// # Errors
@@ -230,37 +138,6 @@ impl Artifacts {
         let malformed =
             |e| ArtifactError::Malformed { digest: *digest, why: format!("asset index: {e}") };
         AssetIndex::read(&bytes).map(Arc::new).map_err(malformed)
-    }
-
-    /// Every file of `index` is the layer's, and every encoding decodes to it.
-    async fn verify_assets(
-        &self,
-        at: Digest,
-        index: &Arc<AssetIndex>,
-        layer: &Layer,
-    ) -> Result<(), ArtifactError> {
-        for (path, asset) in index.iter() {
-            let malformed = |why: String| ArtifactError::Malformed { digest: at, why };
-            if layer.digests.get(path) != Some(&asset.identity.digest) {
-                return Err(malformed(format!("{path:?} has other bytes than in the layer")));
-            }
-            let plain = self.whole(&asset.identity.digest, MAX_BYTES).await?;
-            if plain.len() as u64 != asset.identity.size {
-                return Err(malformed(format!("{path:?} has another size than it says")));
-            }
-            for encoded in &asset.encoded {
-                let bytes = self.whole(&encoded.digest, encoded.size).await?;
-                let (Some(coding), plain) = (encoded.coding, plain.clone()) else { continue };
-                let same = tokio::task::spawn_blocking(move || {
-                    encode::decode(coding, &bytes, plain.len()).is_some_and(|d| d == plain)
-                });
-                if !same.await? {
-                    let why = format!("{path:?} does not decode from its {}", coding.name());
-                    return Err(malformed(why));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The unpacked tree of the artifact `digest`: every digest was checked before it was put in place, and
@@ -275,12 +152,12 @@ impl Artifacts {
         digest: &Digest,
         in_use: impl FnOnce() -> bool,
     ) -> Result<Tree, ArtifactError> {
-        let turn = {
-            let mut unpacking = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
-            unpacking.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(unpacking.entry(*digest).or_default())
+        let unpacking = {
+            let mut all = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, other| Arc::strong_count(other) > 1);
+            Arc::clone(all.entry(*digest).or_default())
         };
-        let _turn = turn.lock().await;
+        let _unpacking = unpacking.lock().await;
         let (trees, name) = (self.trees.clone(), digest.hex());
         let found = tokio::task::spawn_blocking(move || trees.look(&name)).await?;
         if let Some(found) = found {
@@ -298,7 +175,7 @@ impl Artifacts {
         let made = tokio::task::spawn_blocking(move || {
             trees.make(&name, |root| {
                 let input = handle.block_on(open(&*objects, layer))?;
-                checked(input, &handle, |input| layer::read(input, Into::Empty(root), None))
+                checked(input, &handle, |input| layer::read(input, Into::Empty(root), &[]))
             })
         });
         Ok(Tree { root: made.await??.0, wrote: None })
@@ -333,7 +210,7 @@ impl Artifacts {
         let (layer, _) = self.parts_of(digest).await?;
         let (trees, name, at) = (self.trees.clone(), digest.hex(), root.clone());
         let repaired = move |input: &mut dyn Read| {
-            let layer = layer::read(input, Into::Again(&at, &changed), None)?;
+            let layer = layer::read(input, Into::Again(&at, &changed), &[])?;
             Ok((layer, changed))
         };
         let changed = self.read_layer(layer, repaired).await?.1;
@@ -341,7 +218,7 @@ impl Artifacts {
         Ok(Tree { root, wrote })
     }
 
-    async fn read_layer<T: Send + 'static>(
+    pub(super) async fn read_layer<T: Send + 'static>(
         &self,
         layer: Descriptor,
         read: impl FnOnce(&mut dyn Read) -> Result<T, LayerError> + Send + 'static,
@@ -352,7 +229,7 @@ impl Artifacts {
     }
 
     /// The layer that the manifest and config of `digest` agree on, and the index of static files.
-    async fn parts_of(
+    pub(super) async fn parts_of(
         &self,
         digest: &Digest,
     ) -> Result<(Descriptor, Option<Digest>), ArtifactError> {
@@ -382,10 +259,7 @@ impl Artifacts {
             return Err(ArtifactError::TooLarge { digest: *digest, limit });
         }
         let bytes = got.bytes().await?;
-        let found = digest_of(&bytes);
-        if found != *digest {
-            return Err(ArtifactError::Damaged { expected: *digest, found: found.to_string() });
-        }
+        layout::check(*digest, Sha256::new_with_prefix(&bytes))?;
         Ok(bytes)
     }
 
@@ -421,7 +295,7 @@ impl Artifacts {
     }
 }
 
-fn key(digest: &Digest) -> Key {
+pub(super) fn key(digest: &Digest) -> Key {
     Key::from(format!("blobs/sha256/{}", digest.hex()))
 }
 
@@ -430,37 +304,6 @@ fn missing(digest: &Digest, e: object_store::Error) -> ArtifactError {
         object_store::Error::NotFound { .. } => ArtifactError::Missing(*digest),
         e => e.into(),
     }
-}
-
-async fn copy<S, E>(
-    digest: &Digest,
-    limit: u64,
-    content: S,
-    writer: &mut WriteMultipart,
-) -> Result<u64, ArtifactError>
-where
-    S: Stream<Item = Result<Bytes, E>>,
-    E: fmt::Display,
-{
-    let mut content = pin!(content);
-    let (mut hash, mut size) = (Sha256::new(), 0u64);
-    while let Some(bytes) = content.next().await {
-        let bytes = bytes
-            .map_err(|e| ArtifactError::Interrupted { digest: *digest, why: e.to_string() })?;
-        size += bytes.len() as u64;
-        if size > limit {
-            return Err(ArtifactError::TooLarge { digest: *digest, limit });
-        }
-        hash.update(&bytes);
-        // A slow disk slows the upload down instead of filling the memory.
-        writer.wait_for_capacity(4).await?;
-        writer.put(bytes);
-    }
-    let found = Digest::from_bytes(hash.finalize().into());
-    if found != *digest {
-        return Err(ArtifactError::Damaged { expected: *digest, found: found.to_string() });
-    }
-    Ok(size)
 }
 
 /// A blob that is being read.
@@ -499,10 +342,7 @@ fn checked<T>(
     if let Some(e) = input.failed.take() {
         return Err(e.into());
     }
-    let found = Digest::from_bytes(input.hash.finalize().into());
-    if found != digest {
-        return Err(ArtifactError::Damaged { expected: digest, found: found.to_string() });
-    }
+    layout::check(digest, input.hash)?;
     match (done, drained) {
         (Ok(done), Ok(_)) => Ok(done),
         (Err(LayerError::Refused(why)), _) => Err(ArtifactError::Malformed { digest, why }),

@@ -1,7 +1,7 @@
 //! Removes blobs that nothing names any more from a directory.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
@@ -23,24 +23,7 @@ pub fn touch(path: &Path) {
 /// Removes the files of `dir` whose name is no digest: what uploads left that were broken off. Returns
 /// how many, and their bytes.
 pub fn unfinished(dir: &Path) -> Result<(usize, u64), ArtifactError> {
-    let failed = |e| ArtifactError::io(dir, e);
-    let (mut count, mut bytes) = (0, 0);
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let meta = entry.metadata().map_err(failed)?;
-        if digest_of(&entry.file_name()).is_none() && meta.is_file() {
-            let path = entry.path();
-            fs::remove_file(&path).map_err(|e| ArtifactError::io(&path, e))?;
-            count += 1;
-            bytes += meta.len();
-        }
-    }
-    Ok((count, bytes))
-}
-
-/// The digest whose blob has this name.
-fn digest_of(name: &std::ffi::OsStr) -> Option<Digest> {
-    format!("sha256:{}", name.to_str()?).parse().ok()
+    remove(dir, |_| true, |_| true, || {})
 }
 
 /// Removes the files of `dir` whose name is no digest among `keep` and that last changed before `before`:
@@ -50,21 +33,35 @@ pub fn blobs(
     keep: &BTreeSet<Digest>,
     before: Wall,
 ) -> Result<(usize, u64), ArtifactError> {
+    let is_old = |meta: &Metadata| {
+        let changed = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        // One whose time cannot be read is not old.
+        changed.is_some_and(|t| (t.as_millis() as u64) < before.0)
+    };
+    remove(dir, |digest| keep.contains(&digest), is_old, || crash::after("collect", "blob"))
+}
+
+/// Removes the old files of `dir` but those that stay by the digest that they are named by, which are not looked at.
+fn remove(
+    dir: &Path,
+    stays: impl Fn(Digest) -> bool,
+    is_old: impl Fn(&Metadata) -> bool,
+    removed: impl Fn(),
+) -> Result<(usize, u64), ArtifactError> {
     let failed = |e| ArtifactError::io(dir, e);
     let (mut count, mut bytes) = (0, 0);
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if digest_of(&entry.file_name()).is_some_and(|d| keep.contains(&d)) {
+        let name = entry.file_name();
+        let digest = name.to_str().and_then(|name| format!("sha256:{name}").parse().ok());
+        if digest.is_some_and(&stays) {
             continue;
         }
         let meta = entry.metadata().map_err(failed)?;
-        let changed = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-        // One whose time cannot be read is not old.
-        let old = changed.is_some_and(|t| (t.as_millis() as u64) < before.0);
-        if old && meta.is_file() {
+        if meta.is_file() && is_old(&meta) {
             let path = entry.path();
             fs::remove_file(&path).map_err(|e| ArtifactError::io(&path, e))?;
-            crash::after("collect", "blob");
+            removed();
             count += 1;
             bytes += meta.len();
         }

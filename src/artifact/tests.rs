@@ -10,9 +10,18 @@ use futures_util::stream;
 use tempfile::TempDir;
 
 use super::*;
+use crate::contract::{self, Assets};
 
-fn pack_in(dir: &Path, out: &Path) -> Result<Packed, ArtifactError> {
-    pack(dir, out, None, &mut |_| {})
+fn pack_in(dir: &Path, assets: &[Arc<Assets>]) -> Result<Packed, ArtifactError> {
+    pack(dir, assets, |_| Ok(Known::new()), &mut |_| {})
+}
+
+/// The [assets] of a contract with these lines in it.
+fn assets(lines: &str) -> Vec<Arc<Assets>> {
+    let text = format!(
+        "[app]\nname = \"a\"\n[process]\ncommand = [\"a\"]\n[assets]\ndir = \"public\"\n{lines}"
+    );
+    contract::parse(Path::new(CONTRACT), &text).unwrap().assets
 }
 
 /// A directory as package managers leave it.
@@ -31,18 +40,16 @@ fn installed() -> TempDir {
 }
 
 /// The store with the artifact of `dir` in it.
-async fn stored(dir: &Path) -> (TempDir, Artifacts, Digest) {
+async fn stored(dir: &Path) -> (TempDir, Arc<Artifacts>, Digest) {
     let state = tempfile::tempdir().unwrap();
     let artifacts =
         Artifacts::local(&state.path().join("artifacts"), &state.path().join("trees")).unwrap();
-    let out = tempfile::tempdir().unwrap();
-    let packed = pack_in(dir, out.path()).unwrap();
+    let packed = pack_in(dir, &[]).unwrap();
     for blob in &packed.blobs {
-        let bytes = Bytes::from(fs::read(&blob.path).unwrap());
-        let content = stream::iter([Ok::<_, std::io::Error>(bytes)]);
+        let content = stream::iter([Ok::<_, std::io::Error>(Bytes::from(blob.bytes().unwrap()))]);
         artifacts.put(&blob.digest, u64::MAX, content).await.unwrap();
     }
-    (state, artifacts, packed.digest)
+    (state, Arc::new(artifacts), packed.digest)
 }
 
 /// Every entry of a tree, with the inode of each that is no directory.
@@ -71,7 +78,7 @@ async fn links_between_files_are_part_of_the_artifact() {
     let (one, other) = (installed(), installed());
     let (_state, artifacts, digest) = stored(one.path()).await;
     assert_eq!(stored(other.path()).await.2, digest, "the same anywhere");
-    artifacts.verify(&digest).await.unwrap();
+    artifacts.verify(&digest, Decoded::new()).await.unwrap();
     let root = artifacts.tree(&digest, || false).await.unwrap().root;
     let link = fs::read_link(root.join("node_modules/.bin/tool")).unwrap();
     assert_eq!(link, Path::new("../tool/bin/tool.js"));
@@ -90,8 +97,7 @@ async fn an_artifact_without_links_keeps_its_digest() {
         fs::write(dir.path().join(name), text).unwrap();
     }
     writable(&dir.path().join("run"));
-    let out = tempfile::tempdir().unwrap();
-    let packed = pack_in(dir.path(), out.path()).unwrap();
+    let packed = pack_in(dir.path(), &[]).unwrap();
     assert_eq!(packed.digest.to_string(), DIGEST_BEFORE_LINKS);
 }
 const DIGEST_BEFORE_LINKS: &str =
@@ -108,7 +114,10 @@ fn everything_that_cannot_be_part_of_an_artifact_is_said_at_once() {
     nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::create_dir(at("public")).unwrap();
     symlink("../run", at("public/app.js")).unwrap();
-    let found = check(dir.path(), Some("public")).unwrap();
+    let text =
+        "[app]\nname = \"a\"\n[process]\ncommand = [\"./run\"]\n[assets]\ndir = \"public\"\n";
+    let contract = crate::contract::parse(Path::new(CONTRACT), text).unwrap();
+    let (found, _) = check(dir.path(), Some(&contract)).unwrap();
     let expected = [
         ("pipe", "neither"),
         ("public/app.js", "[assets].dir"),
@@ -120,13 +129,11 @@ fn everything_that_cannot_be_part_of_an_artifact_is_said_at_once() {
     for ((path, why), (name, word)) in found.iter().zip(expected) {
         assert!(*path == at(name) && why.contains(word), "{path:?}: {why}");
     }
-    let out = tempfile::tempdir().unwrap();
-    let source = AssetSource { dir: "public", prefix: "/", manifest: None, encoded_suffixes: &[] };
-    let refused = pack(dir.path(), out.path(), Some(&source), &mut |_| {}).unwrap_err();
+    let source = assets("prefix = \"/\"\n");
+    let refused = pack_in(dir.path(), &source).unwrap_err();
     let said = refused.to_string();
     assert!(found.iter().all(|(path, why)| said.contains(&format!("{}: {why}", path.display()))));
     assert!(said.contains("5 things"), "{said}");
-    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0, "nothing was packed");
 }
 
 #[tokio::test]

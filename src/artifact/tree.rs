@@ -75,7 +75,6 @@ impl Listing {
 /// A tree that is there.
 #[derive(Debug)]
 pub struct Found {
-    /// Its root.
     pub root: PathBuf,
     /// What was added; of a directory that was, only itself.
     pub added: BTreeSet<String>,
@@ -90,7 +89,6 @@ pub struct Found {
 pub struct Wrote {
     /// Files and links.
     pub files: u64,
-    /// Their bytes.
     pub bytes: u64,
     /// The first few paths, as people read them.
     pub paths: String,

@@ -1,43 +1,24 @@
 //! `deploy`: pack, upload what the edge lacks, make the deployment.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::admin::types::{DeployRequest, PromotionRow};
-use crate::artifact::{self, AssetSource, Phase};
-use crate::contract::{self, Contract};
+use crate::artifact::{self, BATCH_BLOBS, BATCH_BYTES, Blob, Given, Phase, SMALL};
+use crate::contract::Contract;
 use crate::control::{Deployed, Effect};
-use crate::id::{EnvName, Environment};
+use crate::id::{Digest, EnvName, Environment, Epoch};
 
 use super::client::Client;
-use super::show;
+use super::{release, show};
 
 /// How often a move that goes on is asked about.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-
-/// A folder that goes when this is dropped.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self> {
-        let name = format!("vango-edge-deploy-{}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        // A folder of an earlier process with this id holds nothing that is needed.
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Deploys `dir`.
 ///
@@ -50,45 +31,34 @@ pub fn deploy(
     promote: bool,
     json: bool,
 ) -> Result<Deployed> {
-    let scratch = Scratch::new()?;
     let progress = Progress::new(json);
-    let contract = contract_of(dir)?;
-    let assets = contract.as_ref().and_then(|c| c.assets.as_ref());
-    let source = assets.map(|a| AssetSource {
-        dir: &a.dir,
-        prefix: &a.prefix,
-        manifest: a.manifest.as_deref(),
-        encoded_suffixes: &a.encoded_suffixes,
-    });
-    let packed = artifact::pack(dir, &scratch.0, source.as_ref(), &mut |p| {
+    let contract = contract_of(dir, &progress)?;
+    let assets = &contract.assets[..];
+    let known = |digests: &[Digest]| client.encodings(digests);
+    let packed = artifact::pack(dir, assets, known, &mut |p| {
         let what = match p.phase {
             Phase::Layer => "packing",
             Phase::Assets => "encoding static files",
         };
         progress.bar(what, p.files, p.files_total, "files");
     })?;
-    let total = packed.blobs.iter().map(|b| b.size).sum();
-    let mut done = 0;
-    for blob in &packed.blobs {
-        let mut uploaded = |n| progress.bar("uploading", done + n, total, "bytes");
-        uploaded(0);
-        if !client.has_blob(&blob.digest)? {
-            client.put_blob(&blob.digest, (&blob.path, blob.size), &mut uploaded)?;
-        }
-        done += blob.size;
+    for what in packed.noticed.in_words() {
+        progress.note(&what);
     }
-    progress.bar("uploading", done, total, "bytes");
+    upload(client, &packed.blobs, &progress)?;
     progress.say("verifying");
-    let environment = contract.map(|c| match preview {
-        None => Environment::production(c.app),
-        Some(name) => Environment::new(c.app, name.clone()),
-    });
+    let is_static = contract.is_static;
+    let environment = match preview {
+        None => Environment::production(contract.app),
+        Some(name) => Environment::new(contract.app, name.clone()),
+    };
     let request = DeployRequest {
         digest: packed.digest.to_string(),
         preview: preview.map(ToString::to_string),
     };
-    let deployed = make(client, &request, environment.as_ref(), &progress)?;
+    let deployed = make(client, &request, &environment, &progress)?;
     drop(progress);
+    let deployed = moved(client, deployed)?;
     if json {
         show::json(&deployed)?;
         return Ok(deployed);
@@ -96,8 +66,11 @@ pub fn deploy(
     let hosts: Vec<_> = deployed.hosts.iter().map(ToString::to_string).collect();
     let (hosts, epoch) = (hosts.join(", "), deployed.epoch.map_or(0, |e| e.0));
     let what = match deployed.effect {
+        Effect::Owns | Effect::Moved if is_static => {
+            format!("serves {hosts} under epoch {epoch}: static files, without a process")
+        }
         Effect::Owns => format!("owns {hosts} under epoch {epoch}; it sleeps until asked for"),
-        Effect::Moved => format!(
+        Effect::Moved | Effect::Moving => format!(
             "serves {hosts} under epoch {epoch}: a process of it was ready first, and what served \
              before drains"
         ),
@@ -117,25 +90,83 @@ pub fn deploy(
         }
     };
     show::text(&format!(
-        "{} {} {}\n{} files, {} bytes\n{} {what}\n",
+        "{} {} {}\n{}, {}\n{} {what}\n",
         deployed.environment,
         deployed.deployment,
         deployed.digest,
-        packed.files,
-        packed.bytes,
+        show::count(packed.files, "file"),
+        show::count(packed.bytes, "byte"),
         deployed.environment,
     ))?;
     Ok(deployed)
 }
 
-/// The contract. One that is missing is for [`artifact::pack`] to say.
-fn contract_of(dir: &Path) -> Result<Option<Contract>> {
-    let file = dir.join(artifact::CONTRACT);
-    let Ok(text) = std::fs::read_to_string(&file) else { return Ok(None) };
-    contract::parse(&file, &text).map(Some).map_err(|errors| {
+/// Uploads those of `blobs` that the edge lacks: small ones many at a time, since a request for each would take
+/// longer than its bytes.
+fn upload(client: &Client, blobs: &[Blob], progress: &Progress) -> Result<()> {
+    progress.say("asking what is there");
+    let digests: Vec<_> = blobs.iter().map(|b| b.digest).collect();
+    let missing: HashSet<_> = client.missing(&digests)?.into_iter().collect();
+    let missing: Vec<_> = blobs.iter().filter(|b| missing.contains(&b.digest)).collect();
+    let total = missing.iter().map(|b| b.size).sum();
+    let (small, large): (Vec<_>, Vec<_>) = missing.into_iter().partition(|b| b.size <= SMALL);
+    let mut done = 0;
+    for blob in large {
+        let mut uploaded = |n| progress.bar("uploading", done + n, total, "bytes");
+        client.put_blob(blob, &mut uploaded)?;
+        done += blob.size;
+    }
+    for some in batches(&small) {
+        progress.bar("uploading", done, total, "bytes");
+        client.put_batch(artifact::batch(some.iter().copied())?)?;
+        done += some.iter().map(|b| b.size).sum::<u64>();
+    }
+    progress.bar("uploading", done, total, "bytes");
+    Ok(())
+}
+
+/// `blobs` in pieces that are uploaded at once, each far below what the edge takes.
+fn batches<'a>(blobs: &'a [&'a Blob]) -> Vec<&'a [&'a Blob]> {
+    /// A header and what fills the last block.
+    const FRAMING: u64 = 1024;
+    let (mut out, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (at, blob) in blobs.iter().enumerate() {
+        let more = blob.size + FRAMING;
+        if at - begin == BATCH_BLOBS / 2 || (at > begin && bytes + more > BATCH_BYTES as u64 / 2) {
+            out.push(&blobs[begin..at]);
+            (begin, bytes) = (at, 0);
+        }
+        bytes += more;
+    }
+    if begin < blobs.len() {
+        out.push(&blobs[begin..]);
+    }
+    out
+}
+
+/// The contract, and what of it is not from its file: that is said at once.
+fn contract_of(dir: &Path, progress: &Progress) -> Result<Contract> {
+    let given = Given::of(dir)?;
+    for what in &given.taken {
+        progress.note(&format!("taken: {what}"));
+    }
+    given.parse(dir).map_err(|errors| {
         let all: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("the contract has {} errors\n{}", all.len(), all.join("\n"))
+        anyhow::anyhow!("the contract has {}\n{}", show::count(all.len(), "error"), all.join("\n"))
     })
+}
+
+/// The deployment once the move to it is over, where the edge did not wait for that.
+fn moved(client: &Client, deployed: Deployed) -> Result<Deployed> {
+    if deployed.effect != Effect::Moving {
+        return Ok(deployed);
+    }
+    let row = client.get(&format!("/v1/environments/{}/promotion", deployed.environment))?;
+    let row = release::ended(client, row)?;
+    if row.digest != deployed.digest.to_string() {
+        bail!("{} moved to {} meanwhile", row.environment, row.digest);
+    }
+    Ok(Deployed { effect: Effect::Moved, epoch: row.epoch.map(Epoch), ..deployed })
 }
 
 /// Asks for the deployment. Where it moves what serves, that takes as long as a start: a terminal sees how
@@ -143,18 +174,19 @@ fn contract_of(dir: &Path) -> Result<Option<Contract>> {
 fn make(
     client: &Client,
     request: &DeployRequest,
-    environment: Option<&Environment>,
+    environment: &Environment,
     progress: &Progress,
 ) -> Result<Deployed> {
-    let Some(environment) = environment.filter(|_| progress.shown) else {
+    if !progress.shown {
         return client.post("/v1/deployments", request);
-    };
+    }
     let path = format!("/v1/environments/{environment}/promotion");
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| client.post("/v1/deployments", request));
         while !asking.is_finished() {
             let moving = client.get::<PromotionRow>(&path).ok();
             match moving.filter(|p| p.in_progress && p.digest == request.digest) {
+                Some(p) if p.state == "releasing" => progress.say("running its release command"),
                 Some(p) if p.state == "edge_propagating" => progress.say("moving the hosts to it"),
                 Some(_) => progress.say("starting it beside what serves"),
                 None => {}
@@ -183,6 +215,11 @@ impl Progress {
             eprint!("\r\x1b[K{what}");
             let _ = std::io::stderr().flush();
         }
+    }
+    /// A line that stays.
+    fn note(&self, what: &str) {
+        self.say("");
+        eprintln!("{}", show::escaped(what));
     }
     fn bar(&self, what: &str, done: u64, total: u64, unit: &str) {
         const WIDTH: u64 = 30;

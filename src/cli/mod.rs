@@ -1,24 +1,32 @@
 //! Every command: its arguments, what it asks for, and how it is shown.
-//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; of `exec` those of its command.
 
 mod arguments;
 mod client;
 mod deploy;
-mod help;
+mod env;
+mod exec;
+mod init;
+mod logs;
 mod release;
 mod show;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::admin::types::{
     AllocationRow, DeploymentRow, Done, ExplainRequest, Explanation, OperationRow, RouteRow,
     TraceRow,
 };
-use crate::admin::{AuditRow, ConfigRow, LedgerRow, Resolve};
+use crate::admin::{
+    AuditFilter, AuditRow, CertificateRow, ConfigRow, CronRow, LedgerFilter, LedgerRow, Resolve,
+    TraceFilter,
+};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Diagnostic, Secret, SecretSource};
 use crate::control::Effect;
@@ -36,7 +44,7 @@ const EVERY_ROW: usize = 1_000_000;
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match dispatch(&cli) {
+    match dispatch(cli) {
         Ok(code) => code,
         // `vango-edge ps | head` is not an error.
         Err(e) if is_closed_pipe(&e) => ExitCode::SUCCESS,
@@ -51,138 +59,120 @@ fn is_closed_pipe(e: &anyhow::Error) -> bool {
     e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-fn dispatch(cli: &Cli) -> Result<ExitCode> {
-    let client = Client::new(&cli.admin, token(cli.token_file.as_deref())?);
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let client = Client::new(&cli.admin, token(cli.token_file)?);
     let json = cli.json;
-    match &cli.command {
+    match cli.command {
         Command::Run { config } => return run(config),
-        Command::Check { config, artifact } => return check(config, artifact.as_deref(), json),
-        Command::Reload => reload(&client, json)?,
+        Command::Init { dir, config, name } => {
+            init::init(&dir, config.as_deref(), name.as_ref(), json)?;
+        }
+        Command::Check { config, dir, artifact } => {
+            return check(config, dir.or(artifact).as_deref(), json);
+        }
+        Command::Reload => {
+            let row: ConfigRow = client.post("/v1/config/reload", &())?;
+            show::either(json, &row, show::config)?;
+        }
         Command::Completions { shell } => {
             let mut out = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "vango-edge", &mut out);
+            clap_complete::generate(shell, &mut Cli::command(), "vango-edge", &mut out);
             show::text(&String::from_utf8_lossy(&out))?;
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir)?,
         Command::Deploy { dir, preview, promote } => {
-            let deployed = deploy::deploy(&client, dir, preview.as_ref(), *promote, json)?;
-            if *promote && deployed.effect == Effect::Stored {
+            let deployed = deploy::deploy(&client, &dir, preview.as_ref(), promote, json)?;
+            if promote && deployed.effect == Effect::Stored {
                 let wanted = release::wanted(&deployed.digest.to_string())?;
                 release::promote(&client, deployed.environment.app(), &wanted, json)?;
             }
         }
         Command::Promote { app, what } => {
-            release::promote(&client, app, &release::wanted(what)?, json)?;
+            release::promote(&client, &app, &release::wanted(&what)?, json)?;
         }
         Command::Remove { environment } => {
             let done: Done = client.delete(&format!("/v1/environments/{environment}"))?;
-            if json {
-                show::json(&done)?;
-            } else {
-                show::text(&format!("{environment}: {}\n", done.done))?;
-            }
+            show::either(json, &done, |done| format!("{environment}: {}\n", done.done))?;
         }
         Command::Collect => release::collect(&client, json)?,
-        Command::Rollback { app } => release::rollback(&client, app, json)?,
+        Command::Rollback { app } => release::rollback(&client, &app, json)?,
         Command::Evidence { app, preview, statement: true, .. } => {
             let text = client.text(&format!("/v1/environments/{app}/{preview}/statement"))?;
             show::text(&format!("{text}\n"))?;
         }
         Command::Evidence { app, preview, checks, note, .. } => {
-            release::evidence(&client, app, preview, checks, note, json)?;
+            release::evidence(&client, &app, &preview, &checks, note, json)?;
         }
         Command::Openapi => show::json(&crate::admin::document())?,
         Command::Health => show::text(&client.text("/readyz")?)?,
         Command::Routes { app } => {
-            let mut rows: Vec<RouteRow> = client.rows("/v1/routes?limit=1000", EVERY_ROW)?;
-            rows.retain(|r| of_app(app.as_ref(), &r.environment));
-            show::list(json, &rows, show::routes)?;
+            let of: fn(&RouteRow) -> &str = |r| &r.environment;
+            list(&client, "routes", app, of, json, show::routes)?;
+        }
+        Command::Certificates => {
+            let path = format!("/v1/certificates?limit={PAGE}");
+            let rows: Vec<CertificateRow> = client.rows(&path, EVERY_ROW)?;
+            show::either(json, &rows[..], show::certificates)?;
         }
         Command::Ps { app } => {
-            let mut rows: Vec<AllocationRow> =
-                client.rows("/v1/allocations?limit=1000", EVERY_ROW)?;
-            rows.retain(|r| of_app(app.as_ref(), &r.environment));
-            show::list(json, &rows, show::allocations)?;
+            let of: fn(&AllocationRow) -> &str = |r| &r.environment;
+            list(&client, "allocations", app, of, json, show::allocations)?;
+        }
+        Command::Cron { app } => {
+            let of: fn(&CronRow) -> &str = |r| &r.environment;
+            list(&client, "cron", app, of, json, show::cron)?;
         }
         Command::Ops { app } => {
-            let mut rows: Vec<OperationRow> =
-                client.rows("/v1/operations?limit=1000", EVERY_ROW)?;
-            rows.retain(|r| of_app(app.as_ref(), &r.environment));
-            show::list(json, &rows, show::operations)?;
+            let of: fn(&OperationRow) -> &str = |r| &r.environment;
+            list(&client, "operations", app, of, json, show::operations)?;
+        }
+        Command::Deployments { app } => {
+            let of: fn(&DeploymentRow) -> &str = |r| &r.environment;
+            list(&client, "deployments", app, of, json, show::deployments)?;
         }
         Command::Audit { app, route, key, event, since, limit, lines } => {
-            let since = since.as_deref().map(since_ms).transpose()?;
-            let hash = key.as_deref().map(key_hash);
-            let query = query(
-                "/v1/audit",
-                *limit,
-                &[
-                    ("app", app.as_deref()),
-                    ("route", route.as_deref()),
-                    ("key_hash", hash.as_deref()),
-                    ("event", event.as_deref()),
-                    ("since_ms", since.as_deref()),
-                ],
-            );
-            let rows: Vec<AuditRow> = client.rows(&query, *limit)?;
+            let since_ms = since.as_deref().map(since_ms).transpose()?;
+            let key_hash = key.as_deref().map(key_hash);
+            let filter = AuditFilter { app, route, key_hash, event, since_ms };
+            let rows: Vec<AuditRow> = client.rows(&query("audit", limit, &filter)?, limit)?;
             match lines {
                 true => show::lines(&rows)?,
-                false => show::list(json, &rows, show::audit)?,
+                false => show::either(json, &rows[..], show::audit)?,
             }
         }
         Command::Ledger { app, state, key, event, limit } => {
-            let hash = key.as_deref().map(key_hash);
-            let query = query(
-                "/v1/ledger",
-                *limit,
-                &[
-                    ("app", app.as_deref()),
-                    ("state", state.as_deref()),
-                    ("key_hash", hash.as_deref()),
-                    ("event", event.as_deref()),
-                ],
-            );
-            let rows: Vec<LedgerRow> = client.rows(&query, *limit)?;
-            show::list(json, &rows, show::ledger)?;
+            let key_hash = key.as_deref().map(key_hash);
+            let filter = LedgerFilter { app, state, key_hash, event };
+            let rows: Vec<LedgerRow> = client.rows(&query("ledger", limit, &filter)?, limit)?;
+            show::either(json, &rows[..], show::ledger)?;
         }
         Command::Resolve { record, attempt, outcome, note } => {
-            let body = Resolve { attempt: *attempt, outcome: outcome.clone(), note: note.clone() };
+            let body = Resolve { attempt, outcome, note };
             let row: LedgerRow = client.post(&format!("/v1/ledger/{record}/resolve"), &body)?;
-            show::list(json, &[row], show::ledger)?;
+            show::either(json, &[row][..], show::ledger)?;
         }
-        Command::Deployments { app } => {
-            let mut rows: Vec<DeploymentRow> =
-                client.rows("/v1/deployments?limit=1000", EVERY_ROW)?;
-            rows.retain(|r| of_app(app.as_ref(), &r.environment));
-            show::list(json, &rows, show::deployments)?;
+        Command::Logs(logs) => logs::logs(&client, &logs, json)?,
+        Command::Env { command } => env::run(&client, command, json)?,
+        Command::Exec { environment, no_stdin, timeout, command } => {
+            let timeout = timeout.as_deref();
+            return Ok(exec::run(&client, &environment, command, !no_stdin, timeout));
         }
-        Command::Logs { allocation } => {
-            show::text(&client.text(&format!("/v1/allocations/{allocation}/log"))?)?;
-        }
-        Command::Sleep { environment } => command(&client, environment, "sleep", json)?,
-        Command::Wake { environment } => command(&client, environment, "wake", json)?,
+        Command::Sleep { environment } => command(&client, &environment, "sleep", json)?,
+        Command::Wake { environment } => command(&client, &environment, "wake", json)?,
         Command::Explain { method, url, headers } => explain(&client, method, url, headers, json)?,
         Command::Traces { app, class, request, limit, steps, follow } => {
-            let query = query(
-                "/v1/traces",
-                *limit,
-                &[
-                    ("app", app.as_deref()),
-                    ("class", class.as_deref()),
-                    ("request", request.as_deref()),
-                ],
-            );
-            let steps = *steps || request.is_some();
-            traces(&client, &query, steps, *follow, json)?;
+            let steps = steps || request.is_some();
+            let filter = TraceFilter { app, class, request, ..TraceFilter::default() };
+            traces(&client, &query("traces", limit, &filter)?, steps, follow, json)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The token, never as an argument: those can be seen by every user of the machine.
-fn token(file: Option<&Path>) -> Result<Option<Secret>> {
+fn token(file: Option<PathBuf>) -> Result<Option<Secret>> {
     let source = match file {
-        Some(path) => SecretSource::File(path.to_owned()),
+        Some(path) => SecretSource::File(path),
         None if std::env::var_os("VANGO_EDGE_TOKEN").is_some() => {
             SecretSource::Env("VANGO_EDGE_TOKEN".into())
         }
@@ -191,44 +181,39 @@ fn token(file: Option<&Path>) -> Result<Option<Secret>> {
     Ok(Some(config::read_secret(&source)?))
 }
 
-/// `path` with what is asked for, as a query.
-fn query(path: &str, limit: usize, asked: &[(&str, Option<&str>)]) -> String {
-    let mut out = format!("{path}?limit={}", limit.min(PAGE));
-    for (name, value) in asked {
-        let Some(value) = value else { continue };
-        out.push_str(&format!("&{name}="));
-        for b in value.bytes() {
-            match b {
-                b if b.is_ascii_alphanumeric() || b"-._~/*".contains(&b) => out.push(b.into()),
-                b => out.push_str(&format!("%{b:02X}")),
-            }
-        }
+/// The address of a list's first page.
+fn query(list: &str, limit: usize, filter: &impl Serialize) -> Result<String> {
+    let filter = serde_urlencoded::to_string(filter)?;
+    Ok(format!("/v1/{list}?limit={}&{filter}", limit.min(PAGE)))
+}
+
+/// Prints a whole list, or what is in it of one app.
+fn list<T: Serialize + DeserializeOwned>(
+    client: &Client,
+    name: &str,
+    app: Option<String>,
+    environment: fn(&T) -> &str,
+    json: bool,
+    table: impl FnOnce(&[T]) -> String,
+) -> Result<()> {
+    let mut rows: Vec<T> = client.rows(&format!("/v1/{name}?limit={PAGE}"), EVERY_ROW)?;
+    if let Some(app) = app {
+        rows.retain(|r| environment(r).split('/').next() == Some(&app));
     }
-    out
+    show::either(json, &rows[..], table)
 }
 
 /// The moment that is `ago` before now, in milliseconds since 1970.
-fn since_ms(ago: &str) -> Result<String> {
-    let wrong = || anyhow::anyhow!("--since {ago}: expected a time such as 15m, 24h or 7d");
-    let at = ago.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let number: u64 = ago[..at].parse().map_err(|_| wrong())?;
-    let unit = match &ago[at..] {
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
+fn since_ms(ago: &str) -> Result<u64> {
+    let Some(ago) = crate::document::duration(ago) else {
+        anyhow::bail!("--since {ago}: expected a time such as 15m, 24h or 7d");
     };
-    let now = SystemClock::new().wall().0;
-    Ok(now.saturating_sub(number.saturating_mul(unit)).to_string())
+    let ms = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+    Ok(SystemClock::new().wall().0.saturating_sub(ms))
 }
 
-fn of_app(app: Option<&String>, environment: &str) -> bool {
-    app.is_none_or(|app| environment.split('/').next() == Some(app.as_str()))
-}
-
-fn run(path: &Path) -> Result<ExitCode> {
-    let config = match config::load(path) {
+fn run(path: PathBuf) -> Result<ExitCode> {
+    let config = match config::load(&path) {
         Ok(config) => config,
         Err(errors) => {
             print_diagnostics(&errors, false)?;
@@ -236,28 +221,45 @@ fn run(path: &Path) -> Result<ExitCode> {
         }
     };
     crate::telemetry::start_log(config.log.level);
-    crate::server::run(path.to_owned(), config)?;
+    crate::server::run(path, config)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(config: &Path, artifact: Option<&Path>, json: bool) -> Result<ExitCode> {
-    let loaded = config::load(config);
+fn check(config: Option<PathBuf>, artifact: Option<&Path>, json: bool) -> Result<ExitCode> {
+    let default = Path::new("conf/edge.toml");
+    let alone = config.is_none() && artifact.is_some() && !default.exists();
+    let loaded = match alone {
+        true => Ok(None),
+        false => config::load(config.as_deref().unwrap_or(default)).map(Some),
+    };
+    let known = loaded.as_ref().ok().and_then(Option::as_ref);
     let now = SystemClock::new().wall().0 / 1000;
-    for warning in loaded.iter().flat_map(|config| config.warnings(now)) {
+    for warning in known.into_iter().flat_map(|config| config.warnings(now)) {
         eprintln!("warning: {warning}");
     }
     let mut errors = loaded.as_ref().err().cloned().unwrap_or_default();
     if let Some(dir) = artifact {
-        errors.extend(crate::control::check(dir, loaded.as_ref().ok())?);
+        let (found, noticed) = crate::control::check(dir, known)?;
+        errors.extend(found);
+        for what in noticed {
+            eprintln!("{}", show::escaped(&what));
+        }
+    }
+    if alone {
+        eprintln!(
+            "note: there is no {} here, and none was named with -c: what the operator has to have for it \
+             was not looked at",
+            default.display()
+        );
     }
     print_diagnostics(&errors, json)?;
-    if errors.is_empty() {
-        if !json {
-            show::text("ok\n")?;
-        }
-        return Ok(ExitCode::SUCCESS);
+    if !errors.is_empty() {
+        return Ok(ExitCode::FAILURE);
     }
-    Ok(ExitCode::FAILURE)
+    if !json {
+        show::text("ok\n")?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print_diagnostics(errors: &[Diagnostic], json: bool) -> Result<()> {
@@ -280,26 +282,26 @@ fn print_diagnostics(errors: &[Diagnostic], json: bool) -> Result<()> {
         eprintln!("{error}");
     }
     if !errors.is_empty() {
-        eprintln!("{} errors", errors.len());
+        eprintln!("{}", show::count(errors.len(), "error"));
     }
     Ok(())
 }
 
-fn reload(client: &Client, json: bool) -> Result<()> {
-    let row: ConfigRow = client.post("/v1/config/reload", &())?;
-    if json { show::json(&row) } else { show::config(&row) }
-}
-
 fn command(client: &Client, environment: &Environment, verb: &str, json: bool) -> Result<()> {
     let done: Done = client.post(&format!("/v1/environments/{environment}/{verb}"), &())?;
-    if json {
-        return show::json(&done);
-    }
-    let operation = done.operation.map_or_else(String::new, |o| format!(" ({o})"));
-    show::text(&format!("{environment}: {}{operation}\n", done.done))
+    show::either(json, &done, |done| {
+        let operation = done.operation.as_ref().map_or_else(String::new, |o| format!(" ({o})"));
+        format!("{environment}: {}{operation}\n", done.done)
+    })
 }
 
-fn explain(client: &Client, method: &str, url: &str, headers: &[String], json: bool) -> Result<()> {
+fn explain(
+    client: &Client,
+    method: String,
+    url: String,
+    headers: Vec<String>,
+    json: bool,
+) -> Result<()> {
     let headers = headers
         .iter()
         .map(|h| match h.split_once(':') {
@@ -307,9 +309,9 @@ fn explain(client: &Client, method: &str, url: &str, headers: &[String], json: b
             None => anyhow::bail!("-H {h:?}: expected `Name: value`"),
         })
         .collect::<Result<_>>()?;
-    let request = ExplainRequest { method: method.to_owned(), url: url.to_owned(), headers };
+    let request = ExplainRequest { method, url, headers };
     let found: Explanation = client.post("/v1/explain", &request)?;
-    if json { show::json(&found) } else { show::explanation(&found) }
+    show::either(json, &found, show::explanation)
 }
 
 fn traces(client: &Client, query: &str, steps: bool, follow: bool, json: bool) -> Result<()> {
@@ -317,7 +319,7 @@ fn traces(client: &Client, query: &str, steps: bool, follow: bool, json: bool) -
     loop {
         let mut rows: Vec<TraceRow> = client.get(query)?;
         if !follow {
-            return show::list(json, &rows, |rows| show::traces(rows, steps));
+            return show::either(json, &rows[..], |rows| show::traces(rows, steps));
         }
         // Oldest first, and only those not printed yet; the ring is bounded, and so is this.
         rows.reverse();
@@ -329,7 +331,7 @@ fn traces(client: &Client, query: &str, steps: bool, follow: bool, json: bool) -
             seen.pop_front();
         }
         if !rows.is_empty() {
-            show::list(json, &rows, |rows| show::traces(rows, steps))?;
+            show::either(json, &rows[..], |rows| show::traces(rows, steps))?;
         }
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
@@ -341,12 +343,13 @@ mod tests {
 
     #[test]
     fn every_command_and_argument_says_what_it_is() {
-        fn look(command: &clap::Command, wrong: &mut Vec<String>) {
+        fn look(command: &clap::Command, above: &str, wrong: &mut Vec<String>) {
+            let name = format!("{above}{}", command.get_name());
             if command.get_about().is_none() {
                 wrong.push(command.get_name().to_owned());
             }
-            let long = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
-            let example = format!("  vango-edge {}", command.get_name());
+            let long = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+            let example = format!("  {name}");
             if command.get_name() != "vango-edge" && !long.contains(&example) {
                 wrong.push(format!("{}: no example", command.get_name()));
             }
@@ -356,12 +359,12 @@ mod tests {
             for argument in command.get_arguments().filter(|a| a.get_help().is_none()) {
                 wrong.push(format!("{} {}", command.get_name(), argument.get_id()));
             }
-            command.get_subcommands().for_each(|c| look(c, wrong));
+            command.get_subcommands().for_each(|c| look(c, &format!("{name} "), wrong));
         }
         let command = Cli::command();
         command.clone().debug_assert();
         let mut wrong = Vec::new();
-        look(&command, &mut wrong);
+        look(&command, "", &mut wrong);
         assert!(wrong.is_empty(), "{wrong:?}");
     }
 }

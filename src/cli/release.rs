@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::admin::types::{
-    CheckRequest, CollectedRow, EvidenceRequest, EvidenceRow, PromoteRequest, PromotionRow,
+    CheckRequest, EvidenceRequest, EvidenceRow, PromoteRequest, PromotionRow,
 };
+use crate::control::Collected;
 use crate::id::{AppName, Digest, EnvName};
 
 use super::client::Client;
@@ -42,7 +43,23 @@ pub fn rollback(client: &Client, app: &AppName, json: bool) -> Result<()> {
     finish(client, client.post(&format!("/v1/apps/{app}/rollback"), &())?, json)
 }
 
-fn finish(client: &Client, mut row: PromotionRow, json: bool) -> Result<()> {
+/// Waits until a promotion is over, and says what it came to.
+///
+/// # Errors
+/// Why it was refused, or why it did not happen.
+pub fn finish(client: &Client, row: PromotionRow, json: bool) -> Result<()> {
+    let row = ended(client, row)?;
+    show::either(json, &row, |row| {
+        let epoch = row.epoch.map_or_else(String::new, |e| format!(" under epoch {e}"));
+        format!("{} serves {}{epoch}: {}\n", row.environment, row.digest, row.state)
+    })
+}
+
+/// A promotion once it is over.
+///
+/// # Errors
+/// Why it was refused, or why it did not happen.
+pub fn ended(client: &Client, mut row: PromotionRow) -> Result<PromotionRow> {
     // Bounded by the edge: a promotion ends by itself.
     while row.in_progress {
         std::thread::sleep(AGAIN);
@@ -56,11 +73,7 @@ fn finish(client: &Client, mut row: PromotionRow, json: bool) -> Result<()> {
     if row.state != "healthy" {
         bail!("{} {} is {}: {}", row.kind, row.id, row.state, row.reason.unwrap_or_default());
     }
-    if json {
-        return show::json(&row);
-    }
-    let epoch = row.epoch.map_or_else(String::new, |e| format!(" under epoch {e}"));
-    show::text(&format!("{} serves {}{epoch}: {}\n", row.environment, row.digest, row.state))
+    Ok(row)
 }
 
 /// Records checks, if there are any, and shows what is known.
@@ -72,7 +85,7 @@ pub fn evidence(
     app: &AppName,
     preview: &EnvName,
     checks: &[String],
-    note: &str,
+    note: String,
     json: bool,
 ) -> Result<()> {
     let path = format!("/v1/environments/{app}/{preview}/evidence");
@@ -80,14 +93,19 @@ pub fn evidence(
         client.get(&path)?
     } else {
         let checks = checks.iter().map(|c| check(c)).collect::<Result<_>>()?;
-        client.post(&path, &EvidenceRequest { checks, note: note.to_owned() })?
+        client.post(&path, &EvidenceRequest { checks, note })?
     };
-    if json {
-        return show::json(&row);
-    }
+    show::either(json, &row, known)
+}
+
+fn known(row: &EvidenceRow) -> String {
     let mut out = format!(
-        "{} {} {}\n{} requests, {} errors\n",
-        row.environment, row.deployment, row.digest, row.requests, row.errors
+        "{} {} {}\n{}, {}\n",
+        row.environment,
+        row.deployment,
+        row.digest,
+        show::count(row.requests, "request"),
+        show::count(row.errors, "error")
     );
     for check in &row.checks {
         let passed = if check.passed { "passed" } else { "failed" };
@@ -97,7 +115,7 @@ pub fn evidence(
         true => out.push_str("it may be promoted\n"),
         false => out.push_str(&format!("it may not be promoted: {}\n", row.missing.join("; "))),
     }
-    show::text(&out)
+    out
 }
 
 /// Removes what nothing refers to, and says what that was.
@@ -105,14 +123,13 @@ pub fn evidence(
 /// # Errors
 /// Why nothing was removed.
 pub fn collect(client: &Client, json: bool) -> Result<()> {
-    let done: CollectedRow = client.post("/v1/collect", &())?;
-    if json {
-        return show::json(&done);
-    }
-    show::text(&format!(
-        "{} deployments, {} blobs of {} bytes, {} trees\n",
-        done.deployments, done.blobs, done.bytes, done.trees
-    ))
+    let done: Collected = client.post("/v1/collect", &())?;
+    show::either(json, &done, |Collected { deployments, blobs, bytes, trees }| {
+        let (deployments, blobs) =
+            (show::count(*deployments, "deployment"), show::count(*blobs, "blob"));
+        let (bytes, trees) = (show::count(*bytes, "byte"), show::count(*trees, "tree"));
+        format!("{deployments}, {blobs} of {bytes}, {trees}\n")
+    })
 }
 
 fn check(text: &str) -> Result<CheckRequest> {

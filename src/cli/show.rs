@@ -6,12 +6,13 @@ use std::io::Write;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::admin::ConfigRow;
 use crate::admin::types::{
     AllocationRow, DeploymentRow, Explanation, OperationRow, RouteRow, TraceRow,
 };
 use crate::admin::{AuditRow, LedgerRow};
+use crate::admin::{CertificateRow, ConfigRow, CronRow};
 use crate::lifecycle::trace::StepText;
+use crate::record::Failure;
 
 /// Prints text. What an app or a client wrote may be in it: a terminal would take it for commands, so
 /// control characters, and those that turn the direction of writing, are shown by their numbers. JSON
@@ -42,13 +43,28 @@ pub(super) fn escaped(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
+/// Prints `value` as JSON for programs, or as `words` has it for people.
+pub fn either<T: Serialize + ?Sized>(
+    as_json: bool,
+    value: &T,
+    words: impl FnOnce(&T) -> String,
+) -> Result<()> {
+    if as_json { json(value) } else { text(&words(value)) }
+}
+
+/// `1 error`, `2 errors`.
+pub fn count(n: impl TryInto<u64>, what: &str) -> String {
+    let n = n.try_into().unwrap_or(u64::MAX);
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// Prints JSON.
-pub fn json(value: &impl Serialize) -> Result<()> {
+pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
     text(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
 /// What a reload came to.
-pub fn config(row: &ConfigRow) -> Result<()> {
+pub fn config(row: &ConfigRow) -> String {
     let changed = row.last_attempt.iter().flat_map(|a| &a.changed);
     let mut out = format!("{}: revision {} is in force\n", row.file, row.revision);
     for key in changed {
@@ -57,34 +73,30 @@ pub fn config(row: &ConfigRow) -> Result<()> {
     for key in &row.needs_restart {
         out.push_str(&format!("needs a restart: {key}\n"));
     }
-    text(&out)
+    out
 }
 
-/// Prints rows either way.
-pub fn list<T: Serialize>(as_json: bool, rows: &[T], table: impl Fn(&[T]) -> String) -> Result<()> {
-    if as_json { json(&rows) } else { text(&table(rows)) }
-}
+/// A column of a table: its head, and its cell in each row.
+type Column<T> = (&'static str, fn(&T) -> String);
 
 /// Columns as wide as their widest cell.
-fn table(head: &[&str], rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = head.iter().map(|h| h.chars().count()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut out = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            out.push_str(&format!("{cell:width$}  "));
-        }
-        format!("{}\n", out.trim_end())
-    };
-    let mut out = line(&mut head.iter().copied());
-    for row in rows {
-        out.push_str(&line(&mut row.iter().map(String::as_str)));
+fn table<T>(rows: &[T], columns: &[Column<T>]) -> String {
+    let head = columns.iter().map(|(head, _)| (*head).to_owned()).collect();
+    let cells = rows.iter().map(|row| columns.iter().map(|(_, cell)| cell(row)).collect());
+    let lines: Vec<Vec<String>> = std::iter::once(head).chain(cells).collect();
+    let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max();
+    let widths: Vec<usize> = (0..columns.len()).filter_map(width).collect();
+    let mut out = String::new();
+    for line in &lines {
+        let padded = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
+        out.push_str(padded.collect::<String>().trim_end());
+        out.push('\n');
     }
     out
+}
+
+fn or_dash<T: ToString>(value: &Option<T>) -> String {
+    value.as_ref().map_or_else(|| "-".into(), ToString::to_string)
 }
 
 fn short(digest: &str) -> String {
@@ -97,89 +109,98 @@ fn ms(us: u64) -> String {
 
 /// Routed hosts.
 pub fn routes(rows: &[RouteRow]) -> String {
-    let cells = |r: &RouteRow| {
-        vec![
-            r.host.clone(),
-            r.environment.clone(),
-            r.epoch.to_string(),
-            short(&r.digest),
-            r.state.clone(),
-        ]
-    };
-    let rows: Vec<_> = rows.iter().map(cells).collect();
-    table(&["HOST", "ENVIRONMENT", "EPOCH", "ARTIFACT", "STATE"], &rows)
+    table(
+        rows,
+        &[
+            ("HOST", |r| r.host.clone()),
+            ("ENVIRONMENT", |r| r.environment.clone()),
+            ("EPOCH", |r| r.epoch.to_string()),
+            ("ARTIFACT", |r| short(&r.digest)),
+            ("STATE", |r| r.state.clone()),
+        ],
+    )
+}
+
+/// Names with their certificates.
+pub fn certificates(rows: &[CertificateRow]) -> String {
+    table(
+        rows,
+        &[
+            ("NAME", |r| r.name.clone()),
+            ("SOURCE", |r| r.source.clone()),
+            ("EXPIRES", |r| or_dash(&r.expires)),
+            ("ORDER", |r| or_dash(&r.order)),
+            ("NEXT", |r| or_dash(&r.next)),
+            ("FILE OR ERROR", |r| or_dash(&r.error.as_ref().or(r.file.as_ref()))),
+        ],
+    )
 }
 
 /// Allocations.
 pub fn allocations(rows: &[AllocationRow]) -> String {
-    let cells = |r: &AllocationRow| {
-        vec![
-            r.id.clone(),
-            r.environment.clone(),
-            r.generation.to_string(),
-            r.epoch.to_string(),
-            short(&r.digest),
-            r.state.clone(),
-            r.pid.map_or_else(|| "-".into(), |p| p.to_string()),
-            r.address.clone().unwrap_or_else(|| "-".into()),
-            r.in_flight.to_string(),
-            r.sockets.to_string(),
-            r.total.to_string(),
-        ]
-    };
-    let rows: Vec<_> = rows.iter().map(cells).collect();
-    let head = [
-        "ALLOCATION",
-        "ENVIRONMENT",
-        "GENERATION",
-        "EPOCH",
-        "ARTIFACT",
-        "STATE",
-        "PID",
-        "ADDRESS",
-        "IN FLIGHT",
-        "SOCKETS",
-        "SERVED",
-    ];
-    table(&head, &rows)
+    table(
+        rows,
+        &[
+            ("ALLOCATION", |r| r.id.clone()),
+            ("ENVIRONMENT", |r| r.environment.clone()),
+            ("PROCESS", |r| r.process.clone()),
+            ("GENERATION", |r| r.generation.to_string()),
+            ("EPOCH", |r| r.epoch.to_string()),
+            ("ARTIFACT", |r| short(&r.digest)),
+            ("STATE", |r| r.state.clone()),
+            ("PID", |r| or_dash(&r.pid)),
+            ("ADDRESS", |r| or_dash(&r.address)),
+            ("IN FLIGHT", |r| r.in_flight.to_string()),
+            ("SOCKETS", |r| r.sockets.to_string()),
+            ("SERVED", |r| r.total.to_string()),
+        ],
+    )
+}
+
+/// What schedules start.
+pub fn cron(rows: &[CronRow]) -> String {
+    table(
+        rows,
+        &[
+            ("ENVIRONMENT", |r| r.environment.clone()),
+            ("NAME", |r| r.name.clone()),
+            ("SCHEDULE", |r| r.schedule.clone()),
+            ("TASK", |r| r.task.clone()),
+            ("NEXT", |r| or_dash(&r.next)),
+            ("LAST", |r| or_dash(&r.last.as_ref().map(|last| last.started.clone()))),
+            ("", |r| match &r.last {
+                Some(last) => last.how.clone().unwrap_or_else(|| "running".into()),
+                None => String::new(),
+            }),
+        ],
+    )
 }
 
 /// Operations.
 pub fn operations(rows: &[OperationRow]) -> String {
-    let phase = |us: Option<u64>| us.map_or_else(|| "-".into(), ms);
-    let cells = |r: &OperationRow| {
-        let why = r.failure.as_ref().map_or_else(String::new, |f| f.detail.clone());
-        vec![
-            r.id.clone(),
-            r.kind.clone(),
-            r.environment.clone(),
-            r.state.clone(),
-            r.requested.clone(),
-            phase(r.phases.reserve_us),
-            phase(r.phases.artifact_us),
-            phase(r.phases.spawn_us),
-            phase(r.phases.ready_us),
-            phase(r.phases.thaw_us),
-            r.allocation.clone().unwrap_or_else(|| "-".into()),
-            why,
-        ]
-    };
-    let rows: Vec<_> = rows.iter().map(cells).collect();
-    let head = [
-        "OPERATION",
-        "KIND",
-        "ENVIRONMENT",
-        "STATE",
-        "REQUESTED",
-        "RESERVE",
-        "ARTIFACT",
-        "START",
-        "READY",
-        "THAW",
-        "ALLOCATION",
-        "REASON",
-    ];
-    table(&head, &rows)
+    table(
+        rows,
+        &[
+            ("OPERATION", |r| r.id.clone()),
+            ("KIND", |r| r.kind.clone()),
+            ("ENVIRONMENT", |r| r.environment.clone()),
+            ("STATE", |r| r.state.clone()),
+            ("REQUESTED", |r| r.requested.clone()),
+            ("RESERVE", |r| or_dash(&r.phases.reserve_us.map(ms))),
+            ("ARTIFACT", |r| or_dash(&r.phases.artifact_us.map(ms))),
+            ("START", |r| or_dash(&r.phases.spawn_us.map(ms))),
+            ("READY", |r| or_dash(&r.phases.ready_us.map(ms))),
+            ("THAW", |r| or_dash(&r.phases.thaw_us.map(ms))),
+            ("ALLOCATION", |r| or_dash(&r.allocation)),
+            ("REASON", |r| reason(r.failure.as_ref())),
+        ],
+    )
+}
+
+/// Its first line: what a release command printed follows in the JSON.
+fn reason(failure: Option<&Failure>) -> String {
+    let detail = failure.map_or("", |f| &f.detail);
+    detail.lines().next().unwrap_or_default().to_owned()
 }
 
 /// One JSON object a line.
@@ -194,100 +215,78 @@ pub fn lines<T: Serialize>(rows: &[T]) -> Result<()> {
 
 /// Records of the ledger.
 pub fn ledger(rows: &[LedgerRow]) -> String {
-    let cells = |r: &LedgerRow| {
-        vec![
-            r.changed.clone(),
-            r.route.clone(),
-            r.event.clone().unwrap_or_else(|| r.key_hash.clone()),
-            r.attempt.to_string(),
-            r.state.clone(),
-            r.status.map_or_else(|| "-".into(), |s| s.to_string()),
-            r.resolved.clone().unwrap_or_else(|| "-".into()),
-            r.at.clone(),
-        ]
-    };
-    let rows: Vec<_> = rows.iter().map(cells).collect();
-    let head =
-        ["CHANGED", "ROUTE", "KEY OR EVENT", "ATTEMPT", "STATE", "STATUS", "RESOLVED", "RECORD"];
-    table(&head, &rows)
+    table(
+        rows,
+        &[
+            ("CHANGED", |r| r.changed.clone()),
+            ("ROUTE", |r| r.route.clone()),
+            ("KEY OR EVENT", |r| r.event.clone().unwrap_or_else(|| r.key_hash.clone())),
+            ("ATTEMPT", |r| r.attempt.to_string()),
+            ("STATE", |r| r.state.clone()),
+            ("STATUS", |r| or_dash(&r.status)),
+            ("RESOLVED", |r| or_dash(&r.resolved)),
+            ("RECORD", |r| r.at.clone()),
+        ],
+    )
 }
 
 /// Evidence.
 pub fn audit(rows: &[AuditRow]) -> String {
-    let cells = |r: &AuditRow| {
-        vec![
-            r.at.clone(),
-            r.request.clone(),
-            format!("{} {}", r.method, r.route),
-            r.event.clone().or(r.key_hash.clone()).unwrap_or_else(|| "-".into()),
-            r.attempt.to_string(),
-            r.decision.clone(),
-            r.forwarded.clone(),
-            r.status.map_or_else(|| "-".into(), |s| s.to_string()),
-            r.why.clone(),
-        ]
-    };
-    let rows: Vec<_> = rows.iter().map(cells).collect();
-    let head = [
-        "AT",
-        "REQUEST",
-        "ROUTE",
-        "KEY OR EVENT",
-        "ATTEMPT",
-        "DECISION",
-        "FORWARDED",
-        "STATUS",
-        "WHY",
-    ];
-    table(&head, &rows)
+    table(
+        rows,
+        &[
+            ("AT", |r| r.at.clone()),
+            ("REQUEST", |r| r.request.clone()),
+            ("ROUTE", |r| format!("{} {}", r.method, r.route)),
+            ("KEY OR EVENT", |r| or_dash(&r.event.as_ref().or(r.key_hash.as_ref()))),
+            ("ATTEMPT", |r| r.attempt.to_string()),
+            ("DECISION", |r| r.decision.clone()),
+            ("FORWARDED", |r| r.forwarded.clone()),
+            ("STATUS", |r| or_dash(&r.status)),
+            ("WHY", |r| r.why.clone()),
+        ],
+    )
 }
 
 /// Deployments.
 pub fn deployments(rows: &[DeploymentRow]) -> String {
-    let cells = |r: &DeploymentRow| {
-        vec![
-            r.id.clone(),
-            r.environment.clone(),
-            short(&r.digest),
-            r.created.clone(),
-            r.files.to_string(),
-            r.bytes.to_string(),
-            if r.current { "current".into() } else { String::new() },
-        ]
-    };
-    let rows: Vec<_> = rows.iter().map(cells).collect();
-    table(&["DEPLOYMENT", "ENVIRONMENT", "ARTIFACT", "CREATED", "FILES", "BYTES", ""], &rows)
+    table(
+        rows,
+        &[
+            ("DEPLOYMENT", |r| r.id.clone()),
+            ("ENVIRONMENT", |r| r.environment.clone()),
+            ("ARTIFACT", |r| short(&r.digest)),
+            ("CREATED", |r| r.created.clone()),
+            ("FILES", |r| r.files.to_string()),
+            ("BYTES", |r| r.bytes.to_string()),
+            ("", |r| if r.current { "current".into() } else { String::new() }),
+        ],
+    )
 }
 
 /// Traces, with their steps if asked for.
 pub fn traces(rows: &[TraceRow], steps: bool) -> String {
     if steps {
-        return rows.iter().fold(String::new(), |mut out, r| {
-            out.push_str(&trace_with_steps(r));
-            out.push('\n');
-            out
-        });
+        return rows.iter().map(|r| format!("{}\n", trace_with_steps(r))).collect();
     }
-    let cells = |r: &TraceRow| {
-        vec![
-            r.at.clone(),
-            r.request.clone(),
-            r.method.clone(),
-            format!("{}{}", r.host, r.path),
-            r.class.clone(),
-            r.outcome.clone(),
-            r.status.map_or_else(|| "-".into(), |s| s.to_string()),
-            ms(r.total_us),
-            ms(r.held_us),
-        ]
-    };
-    let rows: Vec<_> = rows.iter().map(cells).collect();
-    let head = ["AT", "REQUEST", "METHOD", "URL", "CLASS", "OUTCOME", "STATUS", "TOTAL", "HELD"];
-    table(&head, &rows)
+    table(
+        rows,
+        &[
+            ("AT", |r| r.at.clone()),
+            ("REQUEST", |r| r.request.clone()),
+            ("METHOD", |r| r.method.clone()),
+            ("URL", |r| format!("{}{}", r.host, r.path)),
+            ("CLASS", |r| r.class.clone()),
+            ("OUTCOME", |r| r.outcome.clone()),
+            ("STATUS", |r| or_dash(&r.status)),
+            ("TOTAL", |r| ms(r.total_us)),
+            ("HELD", |r| ms(r.held_us)),
+        ],
+    )
 }
 
 fn trace_with_steps(r: &TraceRow) -> String {
-    let status = r.status.map_or_else(|| "-".into(), |s| s.to_string());
+    let status = or_dash(&r.status);
     let mut out = format!(
         "{} {}{}  {} ({})  {status}  {}\n{}  request {}",
         r.method,
@@ -303,38 +302,22 @@ fn trace_with_steps(r: &TraceRow) -> String {
         out.push_str(&format!("  operation {operation}"));
     }
     out.push('\n');
-    out.push_str(&steps(&r.steps));
+    for s in &r.steps {
+        out.push_str(&format!("  {:>10}{}", ms(s.at_us), step(s, 32)));
+    }
     out.push_str(&format!("  Decision: {}\n", r.decision));
     out
 }
 
-fn steps(steps: &[StepText]) -> String {
-    let mut out = String::new();
-    for s in steps {
-        let detail = if s.detail.is_empty() { String::new() } else { format!(" ({})", s.detail) };
-        out.push_str(&format!(
-            "  {:>10}  {:<16}  {}\n{:32}{}: {}{detail}\n",
-            ms(s.at_us),
-            s.actor,
-            s.action,
-            "",
-            s.truth,
-            s.value,
-        ));
-    }
-    out
+/// A step in two lines; the second begins at the column `indent`.
+fn step(s: &StepText, indent: usize) -> String {
+    let detail = if s.detail.is_empty() { String::new() } else { format!(" ({})", s.detail) };
+    format!("  {:<16}  {}\n{:indent$}{}: {}{detail}\n", s.actor, s.action, "", s.truth, s.value)
 }
 
 /// An explanation.
-pub fn explanation(found: &Explanation) -> Result<()> {
-    let mut out = format!("{} ({})\n", found.outcome, found.risk);
-    for s in &found.steps {
-        let detail = if s.detail.is_empty() { String::new() } else { format!(" ({})", s.detail) };
-        out.push_str(&format!(
-            "  {:<16}  {}\n{:20}{}: {}{detail}\n",
-            s.actor, s.action, "", s.truth, s.value
-        ));
-    }
-    out.push_str(&format!("  Decision: {}\n", found.decision));
-    text(&out)
+pub fn explanation(found: &Explanation) -> String {
+    let steps: String = found.steps.iter().map(|s| step(s, 20)).collect();
+    let Explanation { outcome, risk, decision, .. } = found;
+    format!("{outcome} ({risk})\n{steps}  Decision: {decision}\n")
 }

@@ -1,114 +1,107 @@
 //! What a client may take: `[limits.client]`, and the listeners that need more than an address.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::certificate::Certificate;
 use crate::document::Table;
+use crate::wire::ClientLimits;
+use crate::wire::certificate::Certificate;
 
-const MS: Duration = Duration::from_millis(1);
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
+use super::keys::{DAY, Differences, Keys, MS, keys, number, secs, size, time};
+
+keys! {
+    /// `[limits.client]`
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct ClientConfig in "limits.client." {
+        /// What each connection may take.
+        each connection: ClientLimits = of_this_table(),
+        /// HTTP/2 streams of a connection at once.
+        restart h2_streams: u32 = number(1..=10_000, 100),
+        /// HTTP/2: bytes of a body that a stream may send ahead.
+        restart h2_window: u32 = size(1024..=16 << 20, 64 << 10),
+        /// HTTP/2: bytes on the node that windows may grow to together beyond it, and that answers may hold
+        /// which wait for their clients.
+        restart h2_memory: usize = size(1 << 20..=1 << 40, 256 << 20),
+    }
 }
 
-/// `[limits.client]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClientLimits {
-    /// Connections at once.
-    pub max_connections: usize,
-    /// Connections at once from one IPv4 address or IPv6 /64.
-    pub max_connections_per_address: usize,
-    /// From a connection's begin, or a later request's first byte, to the end of the head.
-    pub header_timeout: Duration,
-    /// Bytes of a head.
-    pub header_bytes: usize,
-    /// Header fields.
-    pub header_fields: usize,
-    /// Between requests.
-    pub idle: Duration,
-    /// Bytes a second of a body, over the time that the edge waits for it; 0 for none.
-    pub min_body_rate: u64,
-    /// Bytes a second of a response, over the time that the edge waits for the client to take it;
-    /// 0 for none.
-    pub min_response_rate: u64,
-    /// Waiting that the rates allow whatever was sent.
-    pub rate_grace: Duration,
-    /// Longest wait for the client to take anything at all.
-    pub write_timeout: Duration,
-    /// HTTP/2 streams of a connection at once.
-    pub h2_streams: u32,
-    /// HTTP/2: bytes of a body that a stream may send ahead.
-    pub h2_window: u32,
-    /// HTTP/2: bytes on the node that windows may grow to together beyond it, and that answers may hold
-    /// which wait for their clients.
-    pub h2_memory: usize,
+keys! {
+    for ClientLimits in "limits.client." {
+        with_table max_connections = number(1..=10_000_000, 32_768),
+        with_table max_connections_per_address = number(1..=10_000_000, 1024),
+        with_table header_timeout = time(MS..=secs(600), secs(10)),
+        with_table header_bytes = size(1024..=1 << 20, 64 << 10),
+        with_table header_fields = number(8..=256, 128),
+        with_table idle = time(secs(1)..=secs(3600), secs(60)),
+        with_table min_body_rate = size(0..=1 << 30, 240),
+        with_table min_response_rate = size(0..=1 << 30, 240),
+        with_table rate_grace = time(MS..=secs(600), secs(10)),
+        with_table write_timeout = time(MS..=secs(600), secs(30)),
+    }
 }
 
-/// Reads `[limits.client]`.
-pub fn limits(limits: &Table<'_>) -> ClientLimits {
-    let t = limits.table("client");
-    let count = |key, default: u64| t.integer(key, 1..=10_000_000).unwrap_or(default) as usize;
-    let client = ClientLimits {
-        max_connections: count("max_connections", 32_768),
-        max_connections_per_address: count("max_connections_per_address", 1024),
-        header_timeout: t.duration("header_timeout", MS..=secs(600), secs(10)),
-        header_bytes: t.size("header_bytes", 1024..=1 << 20).unwrap_or(64 << 10) as usize,
-        header_fields: t.integer("header_fields", 8..=256).unwrap_or(128) as usize,
-        idle: t.duration("idle", secs(1)..=secs(3600), secs(60)),
-        min_body_rate: t.size("min_body_rate", 0..=1 << 30).unwrap_or(240),
-        min_response_rate: t.size("min_response_rate", 0..=1 << 30).unwrap_or(240),
-        rate_grace: t.duration("rate_grace", MS..=secs(600), secs(10)),
-        write_timeout: t.duration("write_timeout", MS..=secs(600), secs(30)),
-        h2_streams: t.integer("h2_streams", 1..=10_000).unwrap_or(100) as u32,
-        h2_window: t.size("h2_window", 1024..=16 << 20).unwrap_or(64 << 10) as u32,
-        h2_memory: t.size("h2_memory", 1 << 20..=1 << 40).unwrap_or(256 << 20) as usize,
-    };
-    t.finish();
-    client
+/// Keys of this very table.
+fn of_this_table<T: Keys>(t: &Table<'_>, _: &'static str) -> T {
+    T::read(t)
 }
 
 /// `[[server.tls]]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct TlsListener {
-    /// Where.
+    /// The address that clients connect to.
     pub listen: SocketAddr,
-    /// By the names in them; the first answers for every other name. Never empty.
+    /// By the names in them; the first answers for every other name. None only where an authority issues them.
     pub certificates: Vec<Certificate>,
     /// `Strict-Transport-Security: max-age`; `None` sends none.
     pub hsts: Option<Duration>,
 }
 
-/// Reads every `[[server.tls]]`.
-pub fn tls(server: &Table<'_>, base: &Path) -> Vec<TlsListener> {
-    let mut out: Vec<TlsListener> = Vec::new();
-    for t in server.tables("tls") {
-        let listen = t.required("listen").and_then(|text| match text.parse::<SocketAddr>() {
-            Ok(a) => Some(a),
-            Err(_) => {
-                let expected = "expected an address and port such as \"0.0.0.0:443\"";
-                t.error("listen", format!("{expected}, found {text:?}"));
-                None
-            }
-        });
-        let mut certificates = Vec::new();
-        let tables = t.tables("certificates");
-        if tables.is_empty() {
-            let how = "expected certificates = [{ cert = \"cert.pem\", key = \"key.pem\" }]";
-            t.error("certificates", how);
+impl Differences {
+    /// The sockets stay; certificates are read again.
+    pub fn listeners(
+        &mut self,
+        key: &str,
+        running: &Vec<TlsListener>,
+        file: &mut Vec<TlsListener>,
+    ) {
+        let listens = |all: &[TlsListener]| all.iter().map(|l| l.listen).collect::<Vec<_>>();
+        if listens(running) == listens(file) {
+            self.now(key, running, file);
+        } else {
+            self.restart(&format!("{key}.listen"), running, file);
         }
-        for c in tables {
+    }
+}
+
+/// `text`, found under `key`, as an address; `example` says what one is.
+pub fn address(t: &Table<'_>, key: &str, text: &str, example: &str) -> Option<SocketAddr> {
+    let address = text.parse().ok();
+    if address.is_none() {
+        let expected = format!("expected an address and port such as {example:?}");
+        t.error(key, format!("{expected}, found {text:?}"));
+    }
+    address
+}
+
+/// Reads every `[[server.tls]]`.
+pub fn tls(server: &Table<'_>, key: &'static str) -> Vec<TlsListener> {
+    let mut out: Vec<TlsListener> = Vec::new();
+    for t in server.tables(key) {
+        let listen =
+            t.required("listen").and_then(|text| address(&t, "listen", &text, "0.0.0.0:443"));
+        let mut certificates = Vec::new();
+        for c in t.tables("certificates") {
             if let (Some(cert), Some(key)) = (c.required("cert"), c.required("key")) {
-                match Certificate::load(&base.join(cert), &base.join(key)) {
+                match Certificate::load(&t.beside(cert), &t.beside(key)) {
                     Ok(certificate) => certificates.push(certificate),
                     Err(e) => c.error_here(e.to_string()),
                 }
             }
             c.finish();
         }
-        let hsts = hsts(&t);
+        let hsts = hsts(&t, "hsts");
         if let Some(listen) = listen {
             if out.iter().any(|l| l.listen == listen) && listen.port() != 0 {
                 t.error("listen", format!("{listen} is there twice"));
@@ -121,13 +114,13 @@ pub fn tls(server: &Table<'_>, base: &Path) -> Vec<TlsListener> {
 }
 
 /// Reads `hsts`; `None` sends none.
-pub fn hsts(t: &Table<'_>) -> Option<Duration> {
-    let age = t.duration("hsts", Duration::ZERO..=secs(2 * 366 * 86_400), Duration::ZERO);
+pub fn hsts(t: &Table<'_>, key: &'static str) -> Option<Duration> {
+    let age = t.duration(key, Duration::ZERO..=2 * 366 * DAY, Duration::ZERO);
     (!age.is_zero()).then_some(age)
 }
 
 /// Reads `proxy_protocol_from` or `trusted_proxies`: addresses or networks.
-pub fn networks(t: &Table<'_>, key: &'static str) -> Vec<IpNet> {
+pub fn networks<T: FromIterator<IpNet>>(t: &Table<'_>, key: &'static str) -> T {
     let parse = |text: &String| {
         let net = text.parse::<IpNet>().ok();
         let net = net.or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));

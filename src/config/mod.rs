@@ -3,286 +3,45 @@
 //!
 //! Every key is documented with its default in `conf/`.
 
+mod acme;
 mod client;
+mod edge;
+mod keys;
 mod load;
-mod preview;
+mod pages;
 pub mod reload;
-mod running;
 mod secret;
-mod values;
 
 pub use crate::document::{Checked, Diagnostic};
-pub use client::{ClientLimits, TlsListener};
+pub use acme::{Acme, ExternalAccount, roots};
+pub use client::{ClientConfig, TlsListener};
+pub use edge::{
+    AccessLogConfig, AccessLogPath, Admin, AdminToken, Affinity, AssetsConfig, AuditLimits, Config,
+    LedgerLimits, Limits, LogConfig, OnExit, Role, RunnerConfig, Server, StateDir, TelemetryConfig,
+    TraceConfig,
+};
 pub use load::load;
-pub use running::Running;
-pub use secret::{Secret, SecretError, SecretSource, read_secret};
-pub use values::SecretValues;
+pub use secret::{Secret, SecretError, SecretSource, SecretValues, read_secret, write_private};
+pub use vango_edge_core::control::promotion::Policy as Promotion;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::contract::Contract;
 use crate::id::{AppName, EnvName, Environment, Host};
+use crate::lifecycle::page::Branding;
 
-/// The whole configuration.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Config {
-    /// Where clients connect.
-    pub server: Server,
-    /// Where operators do.
-    pub admin: Admin,
-    /// Where state is kept.
-    pub state: StateDir,
-    /// Apps by name.
-    pub apps: BTreeMap<AppName, App>,
-    /// How browsers come back to their allocation.
-    pub affinity: Affinity,
-    /// Bounds.
-    pub limits: Limits,
-    /// Static files.
-    pub assets: AssetsConfig,
-    /// What is kept of keyed requests.
-    pub ledger: LedgerConfig,
-    /// What is kept of decisions.
-    pub audit: AuditConfig,
-    /// How processes are run.
-    pub runner: RunnerConfig,
-    /// What is logged.
-    pub log: LogConfig,
-    /// What is traced.
-    pub trace: TraceConfig,
-    /// Where traces are sent.
-    pub telemetry: TelemetryConfig,
-    /// What is written of each request.
-    pub access_log: AccessLogConfig,
-}
-
-impl Config {
-    /// What an operator should know although it is no error, at `now` in seconds since 1970.
-    pub fn warnings(&self, now: u64) -> impl Iterator<Item = String> {
-        let all = self.server.tls.iter().flat_map(|l| &l.certificates);
-        all.filter_map(move |c| c.warning(now)).map(|w| format!("server.tls: {w}"))
-    }
-}
-
-/// `[server]`
-#[derive(Debug, Clone, PartialEq)]
-pub struct Server {
-    /// Plain HTTP.
-    pub listen: Vec<SocketAddr>,
-    /// Threads that serve requests.
-    pub threads: usize,
-    /// How long requests in flight and held ones may take to finish when the edge stops.
-    pub grace: Duration,
-    /// How long it is not ready, and goes on accepting, before it stops.
-    pub unready_for: Duration,
-    /// HTTPS.
-    pub tls: Vec<TlsListener>,
-    /// Whether plain HTTP is sent on to HTTPS.
-    pub redirect_http: bool,
-    /// Who says with a PROXY header for whom it connects.
-    pub proxy_protocol_from: Vec<ipnet::IpNet>,
-    /// Whose `X-Forwarded-*` and `Forwarded` count.
-    pub trusted_proxies: Arc<[ipnet::IpNet]>,
-    /// `Strict-Transport-Security: max-age` where a trusted proxy serves HTTPS; `None` sends none.
-    pub hsts: Option<Duration>,
-}
-
-impl Server {
-    /// Whether requests may come over HTTPS: here, or to a proxy that says so.
-    pub fn sees_https(&self) -> bool {
-        let told = !self.trusted_proxies.is_empty() || !self.proxy_protocol_from.is_empty();
-        told || !self.tls.is_empty()
-    }
-}
-
-/// `[admin]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
-    /// A loopback address, or any with at least one token.
-    pub listen: SocketAddr,
-    /// Who may use it; empty: every process that reaches the loopback address.
-    pub tokens: Vec<AdminToken>,
-    /// Names of the listener besides addresses and `localhost`, lower case, without port.
-    pub hosts: Vec<String>,
-}
-
-/// One of `admin.tokens`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdminToken {
-    /// What it allows.
-    pub role: Role,
-    /// Where it is.
-    pub source: SecretSource,
-}
-
-/// What a token of the admin API allows; the greater allows all that the lesser does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// To look and to explain.
-    Read,
-    /// To change what runs.
-    Operate,
-}
-
-/// `[state]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StateDir {
-    /// Store, artifacts, processes' files. One edge at a time.
-    pub dir: PathBuf,
-}
-
-/// `[affinity]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Affinity {
-    /// Keys that seal the token; the first is the current one. None: the edge's own, which it keeps
-    /// in its state directory.
-    pub keys: Vec<SecretSource>,
-    /// How long a token lasts.
-    pub lasts: Duration,
-}
-
-/// `[limits]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests held on the node.
-    pub max_held: usize,
-    /// Header bytes of the requests held on the node.
-    pub max_held_bytes: u64,
-    /// To connect to an allocation.
-    pub connect_timeout: Duration,
-    /// For each read of a response.
-    pub response_timeout: Duration,
-    /// Requests on one client connection before it is closed.
-    pub keepalive_requests: u32,
-    /// A pooled connection to an allocation is closed after so long unused.
-    pub idle_keepalive: Duration,
-    /// Live sockets open on the node.
-    pub sockets: usize,
-    /// A live socket on which nothing passes for this long is closed.
-    pub socket_idle: Duration,
-    /// Bytes of bodies that the edge reads whole, on the node.
-    pub max_buffered_bytes: u64,
-    /// How long such a body may take.
-    pub body_timeout: Duration,
-    /// What a client may take.
-    pub client: ClientLimits,
-}
-
-/// `[ledger]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LedgerConfig {
-    /// Records of keys and events.
-    pub max_records: u64,
-    /// Largest response that is kept for repeats, head and body.
-    pub max_response: u64,
-}
-
-/// `[audit]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AuditConfig {
-    /// Rows of evidence.
-    pub max_rows: u64,
-    /// How long a row is kept.
-    pub max_age: Duration,
-}
-
-/// `[assets]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AssetsConfig {
-    /// Bytes of static files kept in memory.
-    pub memory: u64,
-    /// How long what a deployment replaced is kept.
-    pub retention: Duration,
-    /// Deployments of each environment that are kept whatever their age.
-    pub keep_deployments: usize,
-}
-
-/// `[runner]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunnerConfig {
-    /// Starts at the same time.
-    pub parallel_starts: usize,
-    /// Processes at the same time.
-    pub max_processes: usize,
-    /// Bytes kept of one allocation's output.
-    pub log_bytes: u64,
-    /// Pause after failed starts.
-    pub backoff: Backoff,
-    /// What becomes of allocations when the edge stops in order.
-    pub on_exit: OnExit,
-    /// Bytes that frozen allocations may hold together.
-    pub frozen_memory: u64,
-}
-
-/// What becomes of allocations when the edge stops in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnExit {
-    /// They are stopped.
-    Stop,
-    /// They run on, and the next edge over the same state adopts them.
-    Keep,
-}
-
-/// `[runner.backoff]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Backoff {
-    /// After the first failure; doubles with each.
-    pub first: Duration,
-    /// At most.
-    pub max: Duration,
-}
-
-/// `[log]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogConfig {
-    /// The least important level that is written.
-    pub level: log::LevelFilter,
-}
-
-/// `[trace]`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TraceConfig {
-    /// Requests whose steps are kept.
-    pub ring: usize,
-}
-
-/// `[telemetry]`
-#[derive(Debug, Clone, PartialEq)]
-pub struct TelemetryConfig {
-    /// The collector's address, without `/v1/traces`; none: nothing is sent.
-    pub otlp: Option<String>,
-    /// Share of plainly served requests that are sent, from 0 to 1; all others always are.
-    pub sample: f64,
-}
-
-/// `[access_log]`
-#[derive(Debug, Clone, PartialEq)]
-pub struct AccessLogConfig {
-    /// Where the lines go.
-    pub path: AccessLogPath,
-    /// Share of plainly served requests that get a line, from 0 to 1; all others always do.
-    pub sample: f64,
-}
-
-/// `access_log.path`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AccessLogPath {
-    /// Nowhere.
-    Off,
-    /// Standard error.
-    Stderr,
-    /// A file.
-    File(PathBuf),
-}
+/// The configuration in force: an immutable value that is swapped whole, so that a reader sees one
+/// configuration and never half of two. The reloader is its one writer.
+pub type Running = ArcSwap<Config>;
 
 /// One file of `apps.dir`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct App {
-    /// Its name.
     pub name: AppName,
     /// Hosts of its production.
     pub hosts: Vec<Host>,
@@ -304,6 +63,10 @@ pub struct App {
     pub promotion: Promotion,
     /// The app's file says so itself: production moves by a promotion only, and a deployment is stored.
     pub gated: bool,
+    /// How the edge's own pages for it look, where that is not as the node says.
+    pub pages: Branding,
+    /// Its hosts' certificates are ordered where `[acme]` is, if no file has them.
+    pub acme: bool,
     /// Where it runs, if this edge does not run it.
     pub upstreams: Option<Upstreams>,
 }
@@ -334,17 +97,6 @@ impl HostPattern {
     }
 }
 
-/// `promotion`
-#[derive(Debug, Clone, PartialEq)]
-pub struct Promotion {
-    /// Requests the preview must have answered.
-    pub min_requests: u64,
-    /// Errors among them at most, from 0 to 1.
-    pub max_error_rate: f64,
-    /// Named checks that must have passed.
-    pub checks: Vec<String>,
-}
-
 /// An app that this edge does not run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstreams {
@@ -359,8 +111,8 @@ pub struct Upstreams {
 /// `[health]` of an app that this edge does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// What is checked.
-    pub check: HealthCheck,
+    /// `GET` of this path with this host is answered 200; `None`: it accepts a connection.
+    pub request: Option<(String, String)>,
     /// From one check to the next.
     pub interval: Duration,
     /// For one check.
@@ -369,18 +121,4 @@ pub struct Health {
     pub unhealthy_after: u32,
     /// Passed checks in a row that make it up again.
     pub healthy_after: u32,
-}
-
-/// What a health check does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HealthCheck {
-    /// Connects.
-    Tcp,
-    /// `GET path` with `host` as its `Host` is answered 200.
-    Http {
-        /// The path.
-        path: String,
-        /// The host.
-        host: String,
-    },
 }

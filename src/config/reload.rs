@@ -3,10 +3,13 @@
 //! Some keys are built into the running process: its sockets, its threads, its state directory.
 //! They keep their value until a restart, and the reload says so by key; all others take effect.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Config, RunnerConfig, Server};
+use crate::contract::{self, Contract};
+use crate::id::Environment;
+
+use super::keys::{Differences, Keys};
+use super::{Config, Limits, Server};
 
 /// What a reload does.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,105 +24,9 @@ pub struct Reload {
 
 /// Compares what runs with what the files say now.
 pub fn plan(running: &Config, file: Config) -> Reload {
-    let mut restart = Vec::new();
-    let mut effective = file;
-    keep(&mut restart, "server.listen", &running.server.listen, &mut effective.server.listen);
-    keep(&mut restart, "server.threads", &running.server.threads, &mut effective.server.threads);
-    keep(&mut restart, "admin.listen", &running.admin.listen, &mut effective.admin.listen);
-    keep(&mut restart, "access_log", &running.access_log, &mut effective.access_log);
-    keep(&mut restart, "telemetry", &running.telemetry, &mut effective.telemetry);
-    keep(&mut restart, "state.dir", &running.state, &mut effective.state);
-    let lasts = &mut effective.affinity.lasts;
-    keep(&mut restart, "affinity.lasts", &running.affinity.lasts, lasts);
-    let memory = &mut effective.assets.memory;
-    keep(&mut restart, "assets.memory", &running.assets.memory, memory);
-    keep(&mut restart, "ledger", &running.ledger, &mut effective.ledger);
-    keep(&mut restart, "audit", &running.audit, &mut effective.audit);
-    keep_tls(&mut restart, running, &mut effective);
-    keep_runner(&mut restart, running.runner, &mut effective.runner);
-    Reload { changed: changed(running, &effective), effective, restart }
-}
-
-/// Keeps `running`'s value, and names the key if the file's is another one.
-fn keep<T: PartialEq + Clone>(
-    restart: &mut Vec<String>,
-    key: &'static str,
-    running: &T,
-    file: &mut T,
-) {
-    if running != file {
-        restart.push(key.to_owned());
-        file.clone_from(running);
-    }
-}
-
-/// The sockets stay; certificates are read again.
-fn keep_tls(restart: &mut Vec<String>, running: &Config, file: &mut Config) {
-    let listens = |c: &Config| c.server.tls.iter().map(|l| l.listen).collect::<Vec<_>>();
-    if listens(running) != listens(file) {
-        restart.push("server.tls.listen".to_owned());
-        file.server.tls.clone_from(&running.server.tls);
-    }
-    let (old, new) = (&running.limits.client, &mut file.limits.client);
-    keep(restart, "limits.client.h2_streams", &old.h2_streams, &mut new.h2_streams);
-    keep(restart, "limits.client.h2_window", &old.h2_window, &mut new.h2_window);
-    keep(restart, "limits.client.h2_memory", &old.h2_memory, &mut new.h2_memory);
-}
-
-fn keep_runner(restart: &mut Vec<String>, running: RunnerConfig, file: &mut RunnerConfig) {
-    let starts = &mut file.parallel_starts;
-    keep(restart, "runner.parallel_starts", &running.parallel_starts, starts);
-    keep(restart, "runner.max_processes", &running.max_processes, &mut file.max_processes);
-    keep(restart, "runner.log_bytes", &running.log_bytes, &mut file.log_bytes);
-    keep(restart, "runner.backoff", &running.backoff, &mut file.backoff);
-}
-
-fn changed(running: &Config, next: &Config) -> Vec<String> {
-    let (old, new) = (&running.limits, &next.limits);
-    let keys = [
-        ("server.grace", running.server.grace != next.server.grace),
-        ("affinity.keys", running.affinity.keys != next.affinity.keys),
-        ("server.unready_for", running.server.unready_for != next.server.unready_for),
-        ("runner.frozen_memory", running.runner.frozen_memory != next.runner.frozen_memory),
-        ("runner.on_exit", running.runner.on_exit != next.runner.on_exit),
-        ("limits.max_held", old.max_held != new.max_held),
-        ("limits.max_held_bytes", old.max_held_bytes != new.max_held_bytes),
-        ("limits.connect_timeout", old.connect_timeout != new.connect_timeout),
-        ("limits.response_timeout", old.response_timeout != new.response_timeout),
-        ("limits.keepalive_requests", old.keepalive_requests != new.keepalive_requests),
-        ("limits.idle_keepalive", old.idle_keepalive != new.idle_keepalive),
-        ("limits.sockets", old.sockets != new.sockets),
-        ("limits.socket_idle", old.socket_idle != new.socket_idle),
-        ("limits.max_buffered_bytes", old.max_buffered_bytes != new.max_buffered_bytes),
-        ("limits.body_timeout", old.body_timeout != new.body_timeout),
-        ("server.tls", running.server.tls != next.server.tls),
-        ("server.redirect_http", running.server.redirect_http != next.server.redirect_http),
-        (
-            "server.proxy_protocol_from",
-            running.server.proxy_protocol_from != next.server.proxy_protocol_from,
-        ),
-        ("server.trusted_proxies", running.server.trusted_proxies != next.server.trusted_proxies),
-        ("server.hsts", running.server.hsts != next.server.hsts),
-        ("limits.client", old.client != new.client),
-        ("admin.tokens", running.admin.tokens != next.admin.tokens),
-        ("admin.hosts", running.admin.hosts != next.admin.hosts),
-        ("log.level", running.log != next.log),
-        ("trace.ring", running.trace != next.trace),
-        ("assets.retention", running.assets.retention != next.assets.retention),
-        (
-            "assets.keep_deployments",
-            running.assets.keep_deployments != next.assets.keep_deployments,
-        ),
-    ];
-    let mut out: Vec<String> =
-        keys.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect();
-    let names: BTreeSet<_> = running.apps.keys().chain(next.apps.keys()).collect();
-    for name in names {
-        if running.apps.get(name) != next.apps.get(name) {
-            out.push(format!("apps.{name}"));
-        }
-    }
-    out
+    let (mut effective, mut differences) = (file, Differences::default());
+    running.reload(&mut effective, &mut differences);
+    Reload { effective, changed: differences.changed, restart: differences.restart }
 }
 
 /// The time that encloses a hold, with its key: what ends a request while it is held, whatever its
@@ -127,6 +34,20 @@ fn changed(running: &Config, next: &Config) -> Vec<String> {
 /// still while it is held.
 pub fn enclosing(server: &Server) -> (&'static str, Duration) {
     ("server.grace", server.grace)
+}
+
+/// How long an app may be silent at most where a route says so, with its key.
+pub fn longest_silence(limits: &Limits) -> (&'static str, Duration) {
+    ("limits.max_route_timeout", limits.max_route_timeout)
+}
+
+/// What a contract asks for and a node with this configuration cannot keep.
+pub fn beyond(environment: &Environment, contract: &Contract, config: &Config) -> Vec<String> {
+    let budget = contract.wake.budget;
+    let budget = contract::budget_error(environment, budget, enclosing(&config.server));
+    let silence = longest_silence(&config.limits);
+    let timeouts = contract::timeout_errors(&contract.routes, silence);
+    budget.into_iter().chain(timeouts.into_iter().map(|e| format!("{environment}: {e}"))).collect()
 }
 
 #[cfg(test)]
@@ -165,6 +86,23 @@ mod tests {
         assert_eq!(reload.effective.limits.max_held, 7);
         let again = plan(&reload.effective, reload.effective.clone());
         assert_eq!((again.changed.len(), again.restart.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_table_is_named_for_its_keys_where_they_are_not_named_themselves() {
+        let running = config("", &[]);
+        let file = config(
+            "[affinity]\nlasts = \"2h\"\n[limits.client]\nidle = \"9s\"\nh2_streams = 7\n\
+             [ledger]\nmax_records = 5\n[runner.backoff]\nfirst = \"2s\"\n",
+            &[],
+        );
+        let reload = plan(&running, file);
+        let waits = ["affinity.lasts", "limits.client.h2_streams", "ledger", "runner.backoff"];
+        assert_eq!(reload.restart, waits);
+        assert_eq!(reload.changed, ["limits.client"]);
+        let (client, old) = (reload.effective.limits.client, running.limits.client);
+        assert_eq!((client.connection.idle.as_secs(), client.h2_streams), (9, old.h2_streams));
+        assert_eq!(reload.effective.ledger, running.ledger);
     }
 
     #[test]

@@ -1,86 +1,70 @@
-//! Changes of shared truth that no request waits for: following the store, deployments, promotions,
-//! evidence, reloads, sleep, exits, what an earlier process left, and what has been kept long enough.
+//! Changes of shared truth that no request waits for. Each of these owns one thing and its locks:
+//! [`Routing`] what is shown, [`Owners`] who answers a host, [`Deployments`] what was deployed,
+//! [`Promotions`] what is to move, [`Counts`] what previews answered, [`Previews`] when they go,
+//! [`OneOffs`] and [`Workers`] what runs beside allocations, [`Schedules`] what is started by the time,
+//! [`EnvVars`] what an operator sets for an environment,
+//! [`Collector`] what nothing refers to, [`Sleeper`] which environments fall asleep and how, [`Retirer`]
+//! what is over, [`Reloader`] the configuration in force.
 //!
-//! [`plan`] is pure: which records change. The other files perform.
+//! [`vango_edge_core::control`] decides. These files perform.
 
-mod age;
 mod check;
-mod collect;
-mod deploy;
-mod evidence;
-mod follow;
-mod hosts;
-mod inherit;
-mod keep;
-pub mod plan;
-pub mod promotion;
-mod read;
+mod collector;
+mod counts;
+mod deployments;
+mod env_vars;
+mod one_offs;
+mod owners;
+mod previews;
+mod promotion_work;
+mod promotions;
 mod reload;
-mod remove;
-mod retire;
-mod sleep;
-mod trim;
+mod retirer;
+mod routing;
+mod schedules;
+mod sleeper;
+mod workers;
 
+pub use vango_edge_core::control::{allocations, promotion};
+
+pub use crate::runner::PATH as APP_PATH;
 pub use check::check;
-pub use collect::{CollectError, Collected};
-pub use deploy::{DeployError, Deployed, Effect};
-pub use evidence::{Counting, EvidenceError, MAX_CHECKS};
-pub use follow::{Externals, Shown};
-pub use inherit::TakenOver;
+pub use collector::{CollectError, Collected, Collector, trim};
+pub use counts::{Counts, EvidenceError};
+pub use deployments::{DeployError, Deployed, Deployments, Effect};
+pub use env_vars::{EnvVars, EnvVarsChange, EnvVarsError};
+pub use one_offs::{Command, ExecError, Execution, LIMITS, NoInput, OneOffs, without_secrets};
+pub use owners::Owners;
+pub use previews::{Decided, Previews, RemoveError};
+pub use promotion_work::PromotionWork;
+pub use promotions::{Candidate, PromoteError, Promotions};
 pub use reload::{Attempt, Commit, Prepare, ReloadState, Reloader};
-pub use remove::RemoveError;
-pub use sleep::Slept;
+pub use retirer::Retirer;
+pub use routing::{Externals, Routing};
+pub use schedules::{CronView, Schedules};
+pub use sleeper::{Sleeper, Slept};
+pub use workers::{WorkerState, Workers};
 
 use std::sync::Arc;
 
-use crate::artifact::Artifacts;
-use crate::clock::{Clock, Entropy};
-use crate::config::Running;
-use crate::id::{AllocationId, Environment};
-use crate::snapshot::SnapshotReader;
-use crate::sockets::Sockets;
-use crate::store::StateStore;
-use crate::store::record::ledger::Evidence as Decision;
-use crate::telemetry::Telemetry;
-use crate::wake::hold::HoldQueues;
-use crate::wake::worker::Worker;
+use crate::wake::Wakes;
 
-/// What the control plane works with.
-pub struct Control {
-    /// Shared truth.
-    pub store: Arc<dyn StateStore>,
-    /// Performs wakes.
-    pub worker: Arc<Worker>,
-    /// Live sockets that are open.
-    pub sockets: Arc<Sockets>,
-    /// Those who wait.
-    pub queues: Arc<HoldQueues>,
-    /// Artifacts.
-    pub artifacts: Arc<Artifacts>,
-    /// What routing sees.
-    pub snapshots: SnapshotReader,
-    /// The operator's configuration.
-    pub config: Arc<Running>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Randomness.
-    pub entropy: Arc<dyn Entropy>,
-    /// Metrics.
-    pub telemetry: Arc<Telemetry>,
-    /// Takes down what was decided about an environment as a whole.
-    pub decided: Box<dyn Fn(Decision) + Send + Sync>,
-    /// What routing shows, for commands that wait for it.
-    pub shown: tokio::sync::watch::Sender<Shown>,
-    /// Held while owners are made to follow the configuration, by a deployment or a reload.
-    pub changing_owners: tokio::sync::Mutex<()>,
-    /// Read by what makes deployments, written by what collects those that nothing refers to.
-    pub collecting: tokio::sync::RwLock<()>,
-    /// Environments whose promotion this process executes now.
-    pub promoting: std::sync::Mutex<std::collections::HashSet<Environment>>,
-    /// Allocations that are being ended because their epoch is over.
-    pub retiring: std::sync::Mutex<std::collections::HashSet<AllocationId>>,
-    /// Deployments whose answers are counted.
-    pub counting: std::sync::Mutex<Counting>,
-    /// Environments that are being put to sleep now.
-    pub sleeping: std::sync::Mutex<std::collections::HashSet<Environment>>,
+/// What carries out operators' commands.
+pub struct Commands {
+    pub wakes: Arc<Wakes>,
+    pub sleeper: Arc<Sleeper>,
+    pub deployments: Arc<Deployments>,
+    /// Moves owners.
+    pub promotions: Arc<Promotions>,
+    /// Knows what previews answered.
+    pub counts: Arc<Counts>,
+    pub previews: Arc<Previews>,
+    /// What runs beside allocations.
+    pub workers: Arc<Workers>,
+    /// What is started by the time.
+    pub schedules: Arc<Schedules>,
+    /// Removes what nothing refers to.
+    pub collector: Arc<Collector>,
+    pub one_offs: Arc<OneOffs>,
+    pub env_vars: Arc<EnvVars>,
 }

@@ -9,8 +9,12 @@ use arc_swap::ArcSwap;
 
 use crate::clock::Wall;
 use crate::config::{self, Config, reload};
+use crate::id::Environment;
+use crate::node::{Node, ReadError};
+use crate::telemetry::Telemetry;
 
-use super::{Control, Externals};
+use super::owners::Owners;
+use super::routing::{Externals, Routing};
 
 /// Brings a configuration into the running parts; made by [`Prepare`], and cannot fail any more.
 pub type Commit = Box<dyn FnOnce() + Send>;
@@ -22,7 +26,7 @@ pub type Prepare = Box<dyn Fn(&Config) -> Result<Commit, Vec<String>> + Send + S
 /// An attempt to reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// When.
+    /// When it was tried.
     pub at: Wall,
     /// Keys that changed.
     pub changed: Vec<String>,
@@ -37,7 +41,6 @@ impl Attempt {
     }
 }
 
-/// What operators read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReloadState {
     /// Where the configuration is read from.
@@ -54,32 +57,42 @@ pub struct ReloadState {
 
 /// The one writer of the running configuration.
 pub struct Reloader {
-    control: Arc<Control>,
+    node: Node,
+    owners: Arc<Owners>,
+    routing: Arc<Routing>,
+    telemetry: Arc<Telemetry>,
     prepare: Prepare,
     state: ArcSwap<ReloadState>,
     externals: Externals,
-    turn: tokio::sync::Mutex<()>,
+    /// Held by the attempt that is being made.
+    attempting: tokio::sync::Mutex<()>,
 }
 
 impl Reloader {
-    /// For the configuration that `control` started with, read from `file`.
+    /// For the configuration that `node` started with, read from `file`.
     pub fn new(
         file: PathBuf,
-        control: Arc<Control>,
+        node: Node,
+        owners: Arc<Owners>,
+        routing: Arc<Routing>,
+        telemetry: Arc<Telemetry>,
         prepare: Prepare,
         externals: Externals,
-    ) -> Self {
-        let loaded = control.clock.wall();
-        control.telemetry.metrics.reloads.applied(loaded);
+    ) -> Arc<Self> {
+        let loaded = node.clock.wall();
+        telemetry.metrics.reloaded(Some(loaded));
         let state =
             ReloadState { file, revision: 1, loaded, needs_restart: Vec::new(), last: None };
-        Self {
-            control,
+        Arc::new(Self {
+            node,
+            owners,
+            routing,
+            telemetry,
             prepare,
             state: ArcSwap::from_pointee(state),
             externals,
-            turn: tokio::sync::Mutex::default(),
-        }
+            attempting: tokio::sync::Mutex::default(),
+        })
     }
 
     /// What is in force, and what came of the last attempt.
@@ -91,24 +104,24 @@ impl Reloader {
     /// have changed while none ran.
     ///
     /// # Errors
-    /// Wake budgets that the configuration cannot keep, or what the store said.
+    /// What contracts ask for and the configuration cannot keep, or what the store said.
     pub async fn settle(&self) -> Result<(), Vec<String>> {
-        let _turn = self.turn.lock().await;
-        let _owners = self.control.changing_owners.lock().await;
-        let config = self.control.config.load().clone();
-        let errors = self.control.budget_errors(&config);
+        let _alone = self.attempting.lock().await;
+        let one = self.owners.change().await;
+        let config = self.node.config.load().clone();
+        let errors = bound_errors(&self.node, &config);
         if !errors.is_empty() {
             return Err(errors);
         }
-        self.control.follow_hosts(&config).await.map_err(|e| vec![e.to_string()])
+        self.owners.follow(&config, &one).await.map_err(unmoved)
     }
 
     /// Reads the configuration again and, if nothing is wrong with it, puts it in force.
     pub async fn reload(&self) -> Arc<ReloadState> {
-        let _turn = self.turn.lock().await;
+        let _alone = self.attempting.lock().await;
         let before = self.state();
         let tried = self.attempt(&before).await;
-        let at = self.control.clock.wall();
+        let at = self.node.clock.wall();
         let applied = tried.is_ok();
         let next = match tried {
             Ok((changed, needs_restart)) => {
@@ -143,13 +156,8 @@ impl Reloader {
             }
         };
         self.state.store(Arc::new(next));
-        // Counted once it can be read: who waits for the count looks then.
-        let metrics = &self.control.telemetry.metrics.reloads;
-        if applied {
-            metrics.applied(at);
-        } else {
-            metrics.rejected();
-        }
+        // Counted once it can be read: a test or script that waits for the count reads the state next.
+        self.telemetry.metrics.reloaded(applied.then_some(at));
         self.state()
     }
 
@@ -165,18 +173,32 @@ impl Reloader {
             Ok(Err(errors)) => return Err(errors.iter().map(ToString::to_string).collect()),
             Err(e) => return Err(vec![format!("the files could not be read: {e}")]),
         };
-        let planned = reload::plan(&self.control.config.load(), file);
+        let planned = reload::plan(&self.node.config.load(), file);
         let commit = (self.prepare)(&planned.effective)?;
-        let errors = self.control.budget_errors(&planned.effective);
+        let errors = bound_errors(&self.node, &planned.effective);
         if !errors.is_empty() {
             return Err(errors);
         }
         // Shared truth first: what it refuses leaves this node as it was.
-        let _owners = self.control.changing_owners.lock().await;
-        self.control.follow_hosts(&planned.effective).await.map_err(|e| vec![e.to_string()])?;
+        let one = self.owners.change().await;
+        self.owners.follow(&planned.effective, &one).await.map_err(unmoved)?;
         commit();
-        self.control.config.replace(planned.effective);
-        self.control.shown_externals(&self.externals).await;
+        self.node.config.store(Arc::new(planned.effective));
+        self.routing.shown_externals(&self.externals).await;
         Ok((planned.changed, planned.restart))
     }
+}
+
+fn unmoved(e: ReadError) -> Vec<String> {
+    vec![format!("hosts could not be moved: {e}")]
+}
+
+/// What contracts of deployed apps ask for and `config` cannot keep.
+fn bound_errors(node: &Node, config: &Config) -> Vec<String> {
+    let snapshot = node.snapshots.load();
+    // Those of the files were looked at when they were read.
+    let deployed = snapshot.environments().filter(|v| !v.external);
+    let mut all: Vec<(&Environment, _)> = deployed.map(|v| (&v.environment, &v.contract)).collect();
+    all.sort_by_key(|(environment, _)| *environment);
+    all.into_iter().flat_map(|(e, contract)| reload::beyond(e, contract, config)).collect()
 }

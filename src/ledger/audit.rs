@@ -19,9 +19,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::{Clock, Mono, Wall};
-use crate::store::record::Record;
-use crate::store::record::ledger::{Evidence, key};
-use crate::store::{StateStore, StoreError, Txn};
+use crate::config::AuditLimits;
+use crate::record::Record;
+use crate::record::ledger::{AuditEvidence, key};
+use crate::store::{Pages, StateStore, StoreError, Txn};
 
 /// Evidence that waits to be written.
 const QUEUE: usize = 8192;
@@ -38,32 +39,21 @@ const MINUTE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const PAGE: usize = 1000;
 
-/// How much is kept.
-#[derive(Debug, Clone, Copy)]
-pub struct AuditLimits {
-    /// Rows.
-    pub max_rows: u64,
-    /// For how long.
-    pub max_age: Duration,
-}
-
 /// Which evidence is asked for.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// This app's.
     pub app: Option<String>,
     /// This route's, as the contract has it.
     pub route: Option<String>,
     /// This key's, by its hash.
     pub key_hash: Option<String>,
-    /// This event's.
     pub event: Option<String>,
     /// Not before this.
     pub since: Wall,
 }
 
 impl Wanted {
-    fn takes(&self, e: &Evidence) -> bool {
+    fn takes(&self, e: &AuditEvidence) -> bool {
         let is = |wanted: &Option<String>, found: Option<&str>| {
             wanted.as_deref().is_none_or(|w| found == Some(w))
         };
@@ -79,8 +69,8 @@ pub struct Audit {
     store: Arc<dyn StateStore>,
     clock: Arc<dyn Clock>,
     limits: AuditLimits,
-    queue: mpsc::Sender<Evidence>,
-    queued: Mutex<Option<mpsc::Receiver<Evidence>>>,
+    queue: mpsc::Sender<AuditEvidence>,
+    queued: Mutex<Option<mpsc::Receiver<AuditEvidence>>>,
     number: AtomicU64,
     dropped: AtomicU64,
     /// Rows of refusals that were not kept, since their client or all clients had enough in that minute.
@@ -89,7 +79,7 @@ pub struct Audit {
     unwritten: watch::Sender<usize>,
     refused: Mutex<Refused>,
     /// Rows of what was forwarded, and of what was not.
-    shelves: tokio::sync::Mutex<[Shelf; 2]>,
+    shelves: tokio::sync::Mutex<[AuditShelf; 2]>,
 }
 
 /// Refusals of this minute; as many entries as rows at most.
@@ -118,37 +108,29 @@ impl Refused {
 }
 
 /// Rows of one kind.
-struct Shelf {
+struct AuditShelf {
     prefix: &'static str,
     most: u64,
     /// How many there are; `None` until they are counted, and after a write that may have failed.
     rows: Option<u64>,
     /// The keys of the oldest, as far as they were looked up.
     oldest: VecDeque<String>,
-    /// The last one that went. What was deleted before it is not looked through again.
-    gone: Option<String>,
+    /// The last one that was deleted. What was deleted before it is not looked through again.
+    last_deleted: Option<String>,
 }
 
-impl Shelf {
+impl AuditShelf {
     fn new(prefix: &'static str, most: u64) -> Self {
-        Self { prefix, most, rows: None, oldest: VecDeque::new(), gone: None }
+        Self { prefix, most, rows: None, oldest: VecDeque::new(), last_deleted: None }
     }
 
     async fn count(&mut self, store: &dyn StateStore) -> Result<u64, StoreError> {
         if let Some(rows) = self.rows {
             return Ok(rows);
         }
-        let (mut n, mut after) = (0, None::<String>);
-        loop {
-            let page = store.list(self.prefix, after.as_deref(), PAGE).await?;
-            n += page.entries.len() as u64;
-            after = page.entries.last().map(|(key, _)| key.clone());
-            if !page.more {
-                break;
-            }
-        }
-        self.rows = Some(n);
-        Ok(n)
+        let rows = super::count(store, self.prefix).await?;
+        self.rows = Some(rows);
+        Ok(rows)
     }
 
     /// Counts `new` rows in, and takes out the keys of as many of the oldest as are too many then.
@@ -163,9 +145,10 @@ impl Shelf {
         let over = usize::try_from(over).unwrap_or(usize::MAX);
         while self.oldest.len() < over {
             let last = self.oldest.back().cloned();
-            // A clock that was set back puts new rows before the one that went last: looked at then.
-            let again = last.is_none() && self.gone.is_some();
-            let from = last.or(self.gone.take());
+            // If the clock was set back, new rows sort before the last deleted one: look from the start once
+            // more.
+            let again = last.is_none() && self.last_deleted.is_some();
+            let from = last.or_else(|| self.last_deleted.take());
             let page = store.list(self.prefix, from.as_deref(), PAGE).await?;
             if page.entries.is_empty() && !again {
                 break;
@@ -173,7 +156,9 @@ impl Shelf {
             self.oldest.extend(page.entries.into_iter().map(|(key, _)| key));
         }
         let gone: Vec<String> = self.oldest.drain(..over.min(self.oldest.len())).collect();
-        self.gone = gone.last().cloned().or(self.gone.take());
+        if let Some(last) = gone.last() {
+            self.last_deleted = Some(last.clone());
+        }
         self.rows = Some(rows - gone.len() as u64);
         Ok(gone)
     }
@@ -201,8 +186,8 @@ impl Audit {
             unwritten: watch::Sender::new(0),
             refused: Mutex::default(),
             shelves: tokio::sync::Mutex::new([
-                Shelf::new(key::EVIDENCE, limits.max_rows - limits.max_rows / 4),
-                Shelf::new(key::REFUSALS, limits.max_rows / 4),
+                AuditShelf::new(key::EVIDENCE, limits.max_rows - limits.max_rows / 4),
+                AuditShelf::new(key::REFUSALS, limits.max_rows / 4),
             ]),
         })
     }
@@ -223,7 +208,7 @@ impl Audit {
     }
 
     /// Keeps evidence soon; the caller does not wait.
-    pub fn soon(&self, evidence: Evidence) {
+    pub fn soon(&self, evidence: AuditEvidence) {
         // Counted first: the writer may be done with it before this goes on.
         self.unwritten.send_modify(|n| *n += 1);
         if self.queue.try_send(evidence).is_err() {
@@ -242,7 +227,7 @@ impl Audit {
 
     /// The same for a request of which nothing was forwarded: a flood leaves a few rows a minute.
     /// `client` is the address that stands for its client.
-    pub fn refused(&self, evidence: Evidence, client: Option<IpAddr>) {
+    pub fn refused(&self, evidence: AuditEvidence, client: Option<IpAddr>) {
         if Self::lock(&self.refused).fits(client, self.clock.now()) {
             self.soon(evidence);
         } else {
@@ -254,7 +239,7 @@ impl Audit {
     ///
     /// # Errors
     /// [`StoreError`] when it is not, or when that is not known.
-    pub async fn before_answer(&self, evidence: &Evidence) -> Result<(), StoreError> {
+    pub async fn before_answer(&self, evidence: &AuditEvidence) -> Result<(), StoreError> {
         let kept = async {
             let txn = self.with(Txn::new(), evidence).await?;
             self.commit(txn).await
@@ -263,16 +248,17 @@ impl Audit {
     }
 
     /// `txn`, which keeps evidence too: whole, or neither. Its store is the ledger's.
-    pub(super) async fn with(&self, txn: Txn, evidence: &Evidence) -> Result<Txn, StoreError> {
+    pub(super) async fn with(&self, txn: Txn, evidence: &AuditEvidence) -> Result<Txn, StoreError> {
         self.adding(txn, std::slice::from_ref(evidence)).await
     }
 
     /// `txn`, which adds these rows, and takes away as many old ones as are too many then. At most
     /// [`AT_ONCE`] rows.
-    async fn adding(&self, mut txn: Txn, rows: &[Evidence]) -> Result<Txn, StoreError> {
+    async fn adding(&self, mut txn: Txn, rows: &[AuditEvidence]) -> Result<Txn, StoreError> {
         let mut shelves = self.shelves.lock().await;
         for (shelf, refusals) in shelves.iter_mut().zip([false, true]) {
-            let new: Vec<&Evidence> = rows.iter().filter(|e| e.is_refusal() == refusals).collect();
+            let new: Vec<&AuditEvidence> =
+                rows.iter().filter(|e| e.is_refusal() == refusals).collect();
             if new.is_empty() || shelf.most == 0 {
                 continue;
             }
@@ -292,7 +278,7 @@ impl Audit {
         if answer.is_err() {
             // What of it is there is known when it is counted again.
             for shelf in self.shelves.lock().await.iter_mut() {
-                (shelf.rows, shelf.gone) = (None, None);
+                (shelf.rows, shelf.last_deleted) = (None, None);
                 shelf.oldest.clear();
             }
         }
@@ -324,7 +310,7 @@ impl Audit {
         wanted: &Wanted,
         before: Option<&str>,
         most: usize,
-    ) -> Result<(Vec<(String, Evidence)>, bool), StoreError> {
+    ) -> Result<(Vec<(String, AuditEvidence)>, bool), StoreError> {
         let (mut found, mut more) = self.list_of(key::EVIDENCE, wanted, before, most).await?;
         let (refusals, more_refusals) = self.list_of(key::REFUSALS, wanted, before, most).await?;
         found.extend(refusals);
@@ -340,16 +326,16 @@ impl Audit {
         wanted: &Wanted,
         before: Option<&str>,
         most: usize,
-    ) -> Result<(Vec<(String, Evidence)>, bool), StoreError> {
+    ) -> Result<(Vec<(String, AuditEvidence)>, bool), StoreError> {
         let end = before.map(|place| format!("{prefix}{place}"));
-        let mut found: VecDeque<(String, Evidence)> = VecDeque::new();
+        let mut found: VecDeque<(String, AuditEvidence)> = VecDeque::new();
         let mut more = false;
-        let mut after = Some(key::evidence_from(prefix, wanted.since));
-        loop {
-            let page = self.store.list(prefix, after.as_deref(), PAGE).await?;
-            let older = |at: &str| end.as_deref().is_none_or(|end| at < end);
+        let older = |at: &str| end.as_deref().is_none_or(|end| at < end);
+        let since = key::evidence_from(prefix, wanted.since);
+        let mut pages = Pages::new(&*self.store, prefix, Some(since));
+        while let Some(page) = pages.next().await? {
             for (at, entry) in page.entries.iter().take_while(|(at, _)| older(at)) {
-                let Ok(evidence) = Evidence::decode(&entry.value) else { continue };
+                let Ok(evidence) = AuditEvidence::decode(&entry.value) else { continue };
                 if !wanted.takes(&evidence) {
                     continue;
                 }
@@ -360,12 +346,11 @@ impl Audit {
                     more = true;
                 }
             }
-            let last = page.entries.last().map(|(k, _)| k.clone());
-            if !page.more || last.as_deref().is_some_and(|last| !older(last)) {
-                return Ok((found.into(), more));
+            if page.entries.last().is_some_and(|(last, _)| !older(last)) {
+                break;
             }
-            after = last.or(after);
         }
+        Ok((found.into(), more))
     }
 
     /// Takes away what was kept long enough, for as long as the process runs.
@@ -379,7 +364,8 @@ impl Audit {
             tokio::time::sleep(LOOK_EVERY).await;
             let not_kept = self.not_kept();
             if not_kept > told {
-                log::warn!(
+                // Anyone on the internet can cause it.
+                log::info!(
                     "audit: {} requests that were not forwarded left no row: more than \
                      {MOST_REFUSED_OF_ONE} of one client or {MOST_REFUSED} of all in a minute",
                     not_kept - told

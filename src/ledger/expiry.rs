@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::lifecycle::idempotency;
-use crate::store::record::ledger::{AttemptState, key};
-use crate::store::{StoreError, Txn};
+use crate::record::ledger::{AttemptState, key};
+use crate::store::{Pages, StoreError, Txn};
 
-use super::{Ledger, LedgerError, PAGE};
+use super::{Ledger, LedgerError, count};
 
 /// How often expired records are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -32,9 +32,8 @@ impl Ledger {
     /// [`LedgerError`] when the store cannot be read or written.
     pub async fn recover(&self) -> Result<Recovered, LedgerError> {
         let mut found = Recovered::default();
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.store.list(key::OPEN, after.as_deref(), PAGE).await?;
+        let mut pages = Pages::new(&*self.store, key::OPEN, None);
+        while let Some(page) = pages.next().await? {
             for (open, _) in &page.entries {
                 let Some(subject) = open.strip_prefix(key::OPEN) else { continue };
                 match self.read(subject).await? {
@@ -43,7 +42,7 @@ impl Ledger {
                             && record.node == self.holder.node
                             && record.run != self.holder.run =>
                     {
-                        let next = idempotency::recovered(&record, self.wall());
+                        let next = idempotency::recovered(&record, self.clock.wall());
                         let sent = record.state == AttemptState::Forwarded;
                         // The count is not made yet.
                         self.records.fetch_add(u64::from(next.is_none()), Ordering::Relaxed);
@@ -56,26 +55,10 @@ impl Ledger {
                     }
                 }
             }
-            after = page.entries.last().map(|(k, _)| k.clone());
-            if !page.more {
-                break;
-            }
         }
-        let kept = self.count().await?;
+        let kept = count(&*self.store, key::EXPIRIES).await?;
         self.records.fetch_add(kept, Ordering::Relaxed);
         Ok(found)
-    }
-
-    async fn count(&self) -> Result<u64, LedgerError> {
-        let (mut n, mut after) = (0, None::<String>);
-        loop {
-            let page = self.store.list(key::EXPIRIES, after.as_deref(), PAGE).await?;
-            n += page.entries.len() as u64;
-            after = page.entries.last().map(|(k, _)| k.clone());
-            if !page.more {
-                return Ok(n);
-            }
-        }
     }
 
     pub(super) fn forget(&self, n: u64) {
@@ -103,20 +86,20 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the store cannot be read or written.
     pub async fn expire_due(&self) -> Result<usize, LedgerError> {
-        let until = key::expiry_from(self.wall());
-        let (mut gone, mut after) = (0, None::<String>);
-        loop {
-            let page = self.store.list(key::EXPIRIES, after.as_deref(), PAGE).await?;
+        let until = key::expiry_from(self.clock.wall());
+        let mut gone = 0;
+        let mut pages = Pages::new(&*self.store, key::EXPIRIES, None);
+        while let Some(page) = pages.next().await? {
             let due: Vec<&str> =
                 page.entries.iter().map(|(k, _)| k.as_str()).take_while(|k| **k < *until).collect();
             for some in due.chunks(AT_ONCE) {
                 gone += self.expire_some(some).await?;
             }
-            after = page.entries.last().map(|(k, _)| k.clone());
-            if !page.more || due.len() < page.entries.len() {
-                return Ok(gone);
+            if due.len() < page.entries.len() {
+                break;
             }
         }
+        Ok(gone)
     }
 
     async fn expire_some(&self, expiries: &[&str]) -> Result<usize, LedgerError> {
@@ -130,6 +113,8 @@ impl Ledger {
             }
             let at = key::attempt(subject);
             txn = match self.read(subject).await? {
+                // It was taken again since these were listed, and is kept longer now.
+                Some((record, _)) if key::expiry(record.expires, subject) != **expiry => continue,
                 Some((_, revision)) => txn.unchanged(&at, revision).delete(&at),
                 None => txn.absent(&at),
             };

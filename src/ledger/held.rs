@@ -1,15 +1,14 @@
 //! What a request holds of the ledger: a reservation, then a sending. Both are let go of by being
 //! dropped, whatever ends the request: an answer, a client that leaves, a panic.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::lifecycle::idempotency::{self, Came};
-use crate::store::record::Record;
-use crate::store::record::ledger::{AttemptState, Attempted, StoredResponse, Subject, key};
+use crate::lifecycle::idempotency::{self, AttemptOutcome};
+use crate::record::Record;
+use crate::record::ledger::{AttemptState, Attempted, StoredResponse, Subject, key};
 use crate::store::{StoreError, Txn};
 
-use super::{Ledger, LedgerError, Slot};
+use super::{Held, Ledger, LedgerError, SubjectLock};
 
 /// Tries to write what came of a sending; the pause doubles.
 const TRIES: u32 = 8;
@@ -19,103 +18,75 @@ const PAUSE: Duration = Duration::from_millis(100);
 const MOST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A subject that is this request's, of which nothing was sent.
-pub struct Reservation {
-    held: Option<(Slot, Attempted, u64)>,
-}
-
-impl Reservation {
-    pub(super) fn new(slot: Slot, record: Attempted, revision: u64) -> Self {
-        Self { held: Some((slot, record, revision)) }
-    }
-
-    pub(super) fn into_parts(mut self) -> (Slot, Attempted, u64) {
-        let Some(held) = self.held.take() else {
-            unreachable!("taken out once: by this call, which takes the reservation, or by drop")
-        };
-        held
-    }
-}
+pub struct Reservation(pub(super) Option<Held>);
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let Some((slot, record, _)) = self.held.take() else { return };
-        let ledger = Arc::clone(&slot.ledger);
-        ledger.undo_later(slot, record.claim);
+        let Some((lock, record, _)) = self.0.take() else { return };
+        lock.undo_later(record.claim);
     }
 }
 
 /// A subject of which the record says `forwarded`.
-pub struct Sending {
-    held: Option<(Slot, Attempted, u64)>,
-}
+pub struct Sending(pub(super) Option<Held>);
 
 impl Sending {
-    pub(super) fn new(slot: Slot, record: Attempted, revision: u64) -> Self {
-        Self { held: Some((slot, record, revision)) }
-    }
-
     /// Which attempt of its key this is; 1 for the first.
     pub fn attempt(&self) -> u32 {
-        self.held.as_ref().map_or(0, |(_, record, _)| record.attempt)
+        self.0.as_ref().map_or(0, |(_, record, _)| record.attempt)
     }
 
     /// Nothing was sent after all, and nothing will be.
     pub fn unsent(mut self) {
-        if let Some((slot, record, _)) = self.held.take() {
-            let ledger = Arc::clone(&slot.ledger);
-            ledger.undo_later(slot, record.claim);
+        if let Some((lock, record, _)) = self.0.take() {
+            lock.undo_later(record.claim);
         }
     }
 
     /// Records what came of it; returns once an answer is on disk. Where the store does not take it, the
     /// record stays `forwarded` without a holder, which reads as unknown, and it is tried again for a
     /// while without the caller.
-    pub async fn ended(mut self, came: Came, response: Option<StoredResponse>) {
-        let Some((slot, record, revision)) = self.held.take() else { return };
-        let ledger = Arc::clone(&slot.ledger);
+    pub async fn ended(mut self, came: AttemptOutcome, response: Option<StoredResponse>) {
+        let Some((lock, record, revision)) = self.0.take() else { return };
         let end = Ending { record, revision, came, response };
-        match ledger.end(&slot, &end).await {
-            Ok(()) => {}
-            Err(e) => {
-                log::warn!("ledger: {}: what came of it is not recorded yet: {e}", slot.at);
-                ledger.end_later(slot, end);
-            }
+        if let Err(e) = lock.end(&end).await {
+            log::warn!("ledger: {}: what came of it is not recorded yet: {e}", lock.at);
+            lock.end_later(end);
         }
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        let Some((slot, record, revision)) = self.held.take() else { return };
-        let ledger = Arc::clone(&slot.ledger);
-        ledger.end_later(slot, Ending { record, revision, came: Came::Nothing, response: None });
+        let Some((lock, record, revision)) = self.0.take() else { return };
+        lock.end_later(Ending { record, revision, came: AttemptOutcome::Nothing, response: None });
     }
 }
 
 struct Ending {
     record: Attempted,
     revision: u64,
-    came: Came,
+    came: AttemptOutcome,
     response: Option<StoredResponse>,
 }
 
-impl Ledger {
-    async fn end(&self, slot: &Slot, end: &Ending) -> Result<(), LedgerError> {
-        let at = key::attempt(&slot.at);
-        let next = idempotency::ended(&end.record, end.came, self.wall());
+impl SubjectLock {
+    async fn end(&self, end: &Ending) -> Result<(), LedgerError> {
+        let at = key::attempt(&self.at);
+        let next = idempotency::ended(&end.record, end.came, self.ledger.clock.wall());
         let mut txn = Txn::new().unchanged(&at, end.revision).put(&at, next.encode());
         // An event's acceptance is remembered; its response is not kept, since it is not sent again.
         if let (AttemptState::Completed, Subject::Action, Some(response)) =
             (next.state, next.subject, &end.response)
         {
-            txn = txn.put(key::response(&slot.at), response.encode());
+            txn = txn.put(key::response(&self.at), response.encode());
         }
-        txn = txn.delete(key::open(&slot.at));
+        txn = txn.delete(key::open(&self.at));
         // After a power cut, `forwarded` reads as unknown anyway.
-        if end.came != Came::Nothing {
+        if end.came != AttemptOutcome::Nothing {
             txn = txn.synced();
         }
-        match self.commit(txn).await {
+        match self.ledger.commit(txn).await {
             Err(LedgerError::Store(StoreError::Conflict { .. })) => {
                 // An earlier try of this one was committed after all, or an operator or the app has
                 // resolved it. Either way it is no longer open under this attempt.
@@ -126,44 +97,46 @@ impl Ledger {
         }
     }
 
-    fn end_later(self: &Arc<Self>, slot: Slot, end: Ending) {
-        let ledger = Arc::clone(self);
-        self.runtime.spawn(async move {
+    fn end_later(self, end: Ending) {
+        let runtime = self.ledger.runtime.clone();
+        runtime.spawn(async move {
             let mut pause = PAUSE;
             for _ in 0..TRIES {
-                match ledger.end(&slot, &end).await {
+                match self.end(&end).await {
                     Ok(()) => return,
                     Err(_) => tokio::time::sleep(pause).await,
                 }
                 pause *= 2;
             }
-            log::error!("ledger: {}: what came of it is not recorded; it is unknown", slot.at);
+            log::error!("ledger: {}: what came of it is not recorded; it is unknown", self.at);
         });
     }
 
     /// Takes back a record of which nothing was sent, if it is the one that `claim` made. The
     /// subject stays held meanwhile, for as long as the store takes no writes: a record that says
     /// `forwarded` and has no holder would read as unknown.
-    pub(super) fn undo_later(self: &Arc<Self>, slot: Slot, claim: String) {
-        let ledger = Arc::clone(self);
-        self.runtime.spawn(async move {
+    pub(super) fn undo_later(self, claim: String) {
+        let runtime = self.ledger.runtime.clone();
+        runtime.spawn(async move {
             let mut pause = PAUSE;
             loop {
-                match ledger.undo(&slot.at, &claim).await {
+                match self.ledger.undo(&self.at, &claim).await {
                     Ok(()) => return,
                     Err(LedgerError::Store(StoreError::Closed)) => break,
                     Err(LedgerError::Record(e)) => {
-                        log::error!("ledger: {}: {e}", slot.at);
+                        log::error!("ledger: {}: {e}", self.at);
                         break;
                     }
                     Err(_) => tokio::time::sleep(pause).await,
                 }
                 pause = (pause * 2).min(MOST_PAUSE);
             }
-            log::error!("ledger: {}: a reservation could not be taken back", slot.at);
+            log::error!("ledger: {}: a reservation could not be taken back", self.at);
         });
     }
+}
 
+impl Ledger {
     async fn undo(&self, subject: &str, claim: &str) -> Result<(), LedgerError> {
         let at = key::attempt(subject);
         let (record, revision) = match self.read(subject).await? {
@@ -172,20 +145,21 @@ impl Ledger {
             }
             // It is not there, or not yet: its transaction may still be waiting, or have failed and be
             // found on disk when the store recovers. Only a transaction behind it can tell.
-            Some((_, revision)) => return self.settle(Txn::new().unchanged(&at, revision)).await,
-            None => return self.settle(Txn::new().absent(&at)).await,
+            other => {
+                let unchanged = match other {
+                    Some((_, revision)) => Txn::new().unchanged(&at, revision),
+                    None => Txn::new().absent(&at),
+                };
+                return self.commit(unchanged).await.map(drop);
+            }
         };
         // A `forwarded` that was not sent is the reservation it was made from.
         let sent = record.state == AttemptState::Forwarded;
         let sent_before = record.attempt - u32::from(sent);
         let reserved =
             Attempted { state: AttemptState::Reserved, attempt: sent_before, ..record.clone() };
-        let next = idempotency::released(&reserved, self.wall());
+        let next = idempotency::released(&reserved, self.clock.wall());
         self.put_back(subject, revision, next, &record, sent).await
-    }
-
-    async fn settle(&self, unchanged: Txn) -> Result<(), LedgerError> {
-        self.commit(unchanged).await.map(|_| ())
     }
 
     /// Writes the record that follows one that was open; `None` takes it away. `durably` where the one

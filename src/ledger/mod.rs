@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! - [`Ledger::forward`] returns only once `forwarded` is on disk (synced). No byte is sent before.
-//! - A subject has one holder in this process at a time ([`Slot`]); a record that is open and has
+//! - A subject has one holder in this process at a time ([`SubjectLock`]); a record that is open and has
 //!   no holder is never taken for one that is at work.
 //! - What is held is let go of by dropping it: dropping a [`Reservation`] releases it (nothing was
 //!   sent), dropping a [`Sending`] makes it unknown (something may have been).
@@ -22,7 +22,8 @@ mod audit;
 mod expiry;
 mod held;
 
-pub use audit::{Audit, AuditLimits, MOST_REFUSED, MOST_REFUSED_OF_ONE, Wanted};
+pub use crate::config::{AuditLimits, LedgerLimits};
+pub use audit::{Audit, MOST_REFUSED, MOST_REFUSED_OF_ONE, Wanted};
 pub use held::{Reservation, Sending};
 
 use std::collections::HashSet;
@@ -30,32 +31,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{Clock, Wall};
+use crate::clock::Clock;
 use crate::id::OperationId;
 use crate::lifecycle::idempotency::{
-    self, Claim, Delivered, Holder, Print, Resolution, Seen, Verdict, judge, judge_event,
+    self, Claim, Delivered, ExistingRecord, Holder, Repeat, RequestFingerprint, Resolution, judge,
+    judge_event,
 };
-use crate::store::record::ledger::{AttemptState, Attempted, StoredResponse, Subject, key};
-use crate::store::record::{Record, RecordError};
-use crate::store::{StateStore, StoreError, Txn};
+use crate::record::ledger::{AttemptState, Attempted, StoredResponse, Subject, key};
+use crate::record::{Record, RecordError};
+use crate::store::{Pages, StateStore, StoreError, Txn};
 
 /// How long a transaction that a request waits for may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Tries to take a subject whose record changes meanwhile.
 const TRIES: usize = 4;
-/// Rows of one page.
-const PAGE: usize = 1000;
 /// How often a process that stops looks whether the ledger is done.
 const SETTLE_LOOK: Duration = Duration::from_millis(5);
-
-/// Bounds.
-#[derive(Debug, Clone, Copy)]
-pub struct LedgerLimits {
-    /// Records kept at once; the next new key is refused.
-    pub max_records: u64,
-    /// Largest stored response, head and body, in bytes; at most 768 KiB.
-    pub max_response: usize,
-}
 
 /// Why the ledger could not say or do what it was asked for. Nothing may be sent then.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +73,16 @@ pub enum Taken<T> {
     /// It is the caller's.
     Held(T),
     /// A record is in the way.
-    Found(Box<Seen>),
+    Found(Box<ExistingRecord>),
+}
+
+impl<T> Taken<T> {
+    fn map<U>(self, held: impl FnOnce(T) -> U) -> Taken<U> {
+        match self {
+            Self::Held(it) => Taken::Held(held(it)),
+            Self::Found(found) => Taken::Found(found),
+        }
+    }
 }
 
 /// A record and where it is.
@@ -90,7 +90,6 @@ pub enum Taken<T> {
 pub struct Row {
     /// `<environment>/<hash>`.
     pub at: String,
-    /// The record.
     pub record: Attempted,
 }
 
@@ -108,12 +107,15 @@ pub struct Ledger {
 }
 
 /// This process's right to be at work on a subject; free again when dropped.
-pub(crate) struct Slot {
+pub(crate) struct SubjectLock {
     ledger: Arc<Ledger>,
     at: String,
 }
 
-impl Drop for Slot {
+/// A subject, the record that its holder wrote last, and that record's revision.
+type Held = (SubjectLock, Attempted, u64);
+
+impl Drop for SubjectLock {
     fn drop(&mut self) {
         self.ledger.held().remove(&self.at);
     }
@@ -122,14 +124,14 @@ impl Drop for Slot {
 /// Whether a claim may take the subject of `record`.
 fn is_free(record: &Attempted, claim: &Claim, whole: bool, alive: bool) -> bool {
     match claim.subject {
-        Subject::Action => judge(record, &claim.print, whole, alive) == Verdict::Free,
+        Subject::Action => judge(record, &claim.fingerprint, whole, alive) == Repeat::Free,
         Subject::Event => judge_event(record, alive) == Delivered::Free,
     }
 }
 
 /// Which state a claim takes its subject in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum As<'a> {
+enum TakeAs<'a> {
     Reserved,
     Forwarded(Option<&'a OperationId>),
 }
@@ -191,9 +193,9 @@ impl Ledger {
         self.limits.max_response
     }
 
-    fn slot(self: &Arc<Self>, at: &str) -> Option<Slot> {
+    fn lock_subject(self: &Arc<Self>, at: &str) -> Option<SubjectLock> {
         let new = self.held().insert(at.to_owned());
-        new.then(|| Slot { ledger: Arc::clone(self), at: at.to_owned() })
+        new.then(|| SubjectLock { ledger: Arc::clone(self), at: at.to_owned() })
     }
 
     /// Whether `record`'s holder is at work. A holder on another node counts as at work: only that
@@ -213,12 +215,7 @@ impl Ledger {
         claim: &Claim,
         whole: bool,
     ) -> Result<Taken<Reservation>, LedgerError> {
-        Ok(match self.take(claim, whole, As::Reserved).await? {
-            Taken::Held((slot, record, revision)) => {
-                Taken::Held(Reservation::new(slot, record, revision))
-            }
-            Taken::Found(found) => Taken::Found(found),
-        })
+        Ok(self.take(claim, whole, TakeAs::Reserved).await?.map(|held| Reservation(Some(held))))
     }
 
     /// Takes the subject for sending: from the moment this returns, the record says `forwarded` on
@@ -233,23 +230,19 @@ impl Ledger {
         whole: bool,
         operation: Option<&OperationId>,
     ) -> Result<Taken<Sending>, LedgerError> {
-        let Some(reserved) = reserved else {
-            return Ok(match self.take(claim, whole, As::Forwarded(operation)).await? {
-                Taken::Held((slot, record, revision)) => {
-                    Taken::Held(Sending::new(slot, record, revision))
-                }
-                Taken::Found(found) => Taken::Found(found),
-            });
+        let Some((lock, before, revision)) = reserved.and_then(|mut reserved| reserved.0.take())
+        else {
+            let taken = self.take(claim, whole, TakeAs::Forwarded(operation)).await?;
+            return Ok(taken.map(|held| Sending(Some(held))));
         };
-        let (slot, before, revision) = reserved.into_parts();
         let now = self.clock.wall();
-        let next = idempotency::forwarded(&before, &claim.print, operation.cloned(), now);
-        let at = key::attempt(&slot.at);
+        let next = idempotency::forwarded(&before, &claim.fingerprint, operation.cloned(), now);
+        let at = key::attempt(&lock.at);
         let txn = Txn::new().unchanged(&at, revision).put(&at, next.encode()).synced();
         match self.commit(txn).await {
-            Ok(revision) => Ok(Taken::Held(Sending::new(slot, next, revision))),
+            Ok(revision) => Ok(Taken::Held(Sending(Some((lock, next, revision))))),
             Err(e) => {
-                self.undo_later(slot, claim.request.clone());
+                lock.undo_later(claim.request.clone());
                 Err(e)
             }
         }
@@ -266,79 +259,97 @@ impl Ledger {
         self: &Arc<Self>,
         claim: &Claim,
         whole: bool,
-        kind: As<'_>,
-    ) -> Result<Taken<(Slot, Attempted, u64)>, LedgerError> {
-        let Some(slot) = self.slot(&claim.at) else {
+        mode: TakeAs<'_>,
+    ) -> Result<Taken<Held>, LedgerError> {
+        let Some(lock) = self.lock_subject(&claim.at) else {
             return self.held_here(claim, whole).await.map(|f| Taken::Found(Box::new(f)));
         };
-        let mut before: Option<(Attempted, u64)> = None;
+        // A record that the subject has already, and its revision.
+        let mut existing: Option<(Attempted, u64)> = None;
         for _ in 0..TRIES {
-            let now = self.clock.wall();
-            let free = before.as_ref().map(|(record, _)| record);
-            let mut next = idempotency::reserved(claim, &self.holder, free, now);
-            if let As::Forwarded(operation) = kind {
-                next = idempotency::forwarded(&next, &claim.print, operation.cloned(), now);
-            }
-            let fresh = before.is_none();
-            if fresh && self.records() >= self.limits.max_records {
-                // One that is there already may still be answered from.
-                match self.read(&claim.at).await? {
-                    None => return Err(LedgerError::Full(self.limits.max_records)),
-                    Some(seen) => before = Some(seen),
-                }
+            let is_new = existing.is_none();
+            if is_new && self.records() >= self.limits.max_records {
+                // Full. A record that is there already may still be answered from, or taken over.
+                let found = self.read(&claim.at).await?;
+                existing = Some(found.ok_or(LedgerError::Full(self.limits.max_records))?);
             } else {
-                match self.commit(self.taking(claim, &next, before.as_ref().map(|b| b.1))).await {
+                let next = self.taken(claim, mode, existing.as_ref().map(|(record, _)| record));
+                match self.commit(self.taking(claim, &next, existing.as_ref())).await {
                     Ok(revision) => {
-                        self.records.fetch_add(u64::from(fresh), Ordering::Relaxed);
-                        return Ok(Taken::Held((slot, next, revision)));
+                        self.records.fetch_add(u64::from(is_new), Ordering::Relaxed);
+                        return Ok(Taken::Held((lock, next, revision)));
                     }
                     Err(LedgerError::Store(StoreError::Conflict { .. })) => {
-                        before = self.read(&claim.at).await?;
+                        existing = self.read(&claim.at).await?;
                     }
                     // Free again at once: a disk that takes nothing must not gather tasks that wait for it.
                     Err(LedgerError::Store(e)) if e.applied_nothing() => return Err(e.into()),
                     Err(e) => {
                         // The outcome may be unknown; what was not sent is not left as if it were.
-                        self.undo_later(slot, claim.request.clone());
+                        lock.undo_later(claim.request.clone());
                         return Err(e);
                     }
                 }
             }
-            if let Some((record, _)) = &before {
+            if let Some((record, _)) = &existing {
+                // This process holds the subject, so an open record of its own node has no holder.
                 let alive = record.state.open() && record.node != self.holder.node;
                 if !is_free(record, claim, whole, alive) {
                     let record = record.clone();
-                    return Ok(Taken::Found(Box::new(Seen { record, alive })));
+                    return Ok(Taken::Found(Box::new(ExistingRecord { record, alive })));
                 }
             }
         }
         Err(LedgerError::Restless)
     }
 
+    /// The record by which `claim` takes its subject, over nothing or over one that is `free`.
+    fn taken(&self, claim: &Claim, mode: TakeAs<'_>, free: Option<&Attempted>) -> Attempted {
+        let now = self.clock.wall();
+        let reserved = idempotency::reserved(claim, &self.holder, free, now);
+        match mode {
+            TakeAs::Reserved => reserved,
+            TakeAs::Forwarded(operation) => {
+                idempotency::forwarded(&reserved, &claim.fingerprint, operation.cloned(), now)
+            }
+        }
+    }
+
     /// The transaction that takes a subject: over a record that is free, or over nothing.
-    fn taking(&self, claim: &Claim, next: &Attempted, before: Option<u64>) -> Txn {
+    fn taking(&self, claim: &Claim, next: &Attempted, before: Option<&(Attempted, u64)>) -> Txn {
         let at = key::attempt(&claim.at);
-        let txn = match before {
-            Some(revision) => Txn::new().unchanged(&at, revision),
-            None => Txn::new().absent(&at).put(key::expiry(next.expires, &claim.at), &b""[..]),
+        let mut txn = match before {
+            Some((_, revision)) => Txn::new().unchanged(&at, *revision),
+            None => Txn::new().absent(&at),
         };
+        let expires = before.map(|(record, _)| record.expires);
+        if let Some(earlier) = expires.filter(|e| *e != next.expires) {
+            txn = txn.delete(key::expiry(earlier, &claim.at));
+        }
+        if expires != Some(next.expires) {
+            txn = txn.put(key::expiry(next.expires, &claim.at), &b""[..]);
+        }
         txn.put(&at, next.encode()).put(key::open(&claim.at), &b""[..]).synced()
     }
 
     /// Another request of this process has the subject; its record may be on its way to disk.
-    async fn held_here(&self, claim: &Claim, whole: bool) -> Result<Seen, LedgerError> {
-        Ok(match self.seen(&claim.at).await? {
+    async fn held_here(&self, claim: &Claim, whole: bool) -> Result<ExistingRecord, LedgerError> {
+        Ok(match self.get(&claim.at).await? {
             // What is free is being taken just now, by the one who has the subject.
-            Some(Seen { record, alive }) if is_free(&record, claim, whole, alive) => {
-                Seen { record: Attempted { state: AttemptState::Reserved, ..record }, alive: true }
+            Some(ExistingRecord { record, alive }) if is_free(&record, claim, whole, alive) => {
+                ExistingRecord {
+                    record: Attempted { state: AttemptState::Reserved, ..record },
+                    alive: true,
+                }
             }
             Some(seen) => seen,
             None => {
-                let unread = Print { head: claim.print.head.clone(), body: None };
-                let claim = Claim { print: unread, ..claim.clone() };
+                let unread =
+                    RequestFingerprint { head: claim.fingerprint.head.clone(), body: None };
+                let claim = Claim { fingerprint: unread, ..claim.clone() };
                 let now = self.clock.wall();
                 let record = idempotency::reserved(&claim, &self.holder, None, now);
-                Seen { record, alive: true }
+                ExistingRecord { record, alive: true }
             }
         })
     }
@@ -347,13 +358,16 @@ impl Ledger {
     /// a caller that read the record before that and looks for the holder after it would take a request
     /// that was answered for one whose outcome is unknown. So an open record without a holder is read again, and
     /// believed only if it has not changed.
-    async fn seen(&self, at: &str) -> Result<Option<Seen>, LedgerError> {
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it cannot be read.
+    pub async fn get(&self, at: &str) -> Result<Option<ExistingRecord>, LedgerError> {
         let mut before: Option<u64> = None;
         loop {
             let Some((record, revision)) = self.read(at).await? else { return Ok(None) };
             let alive = self.alive(at, &record);
             if alive || !record.state.open() || before == Some(revision) {
-                return Ok(Some(Seen { record, alive }));
+                return Ok(Some(ExistingRecord { record, alive }));
             }
             before = Some(revision);
         }
@@ -364,14 +378,6 @@ impl Ledger {
             .await
             .map_err(|_| LedgerError::TimedOut)??;
         entry.map(|e| Ok((Attempted::decode(&e.value)?, e.mod_revision))).transpose()
-    }
-
-    /// One record.
-    ///
-    /// # Errors
-    /// [`LedgerError`] when it cannot be read.
-    pub async fn get(&self, at: &str) -> Result<Option<Seen>, LedgerError> {
-        self.seen(at).await
     }
 
     /// The stored response of a completed subject.
@@ -398,10 +404,9 @@ impl Ledger {
         wanted: impl Fn(&Attempted) -> bool,
     ) -> Result<(Vec<Row>, bool), LedgerError> {
         let prefix = format!("{}{prefix}", key::ATTEMPTS);
-        let mut after = after.map(key::attempt);
         let mut rows = Vec::new();
-        loop {
-            let page = self.store.list(&prefix, after.as_deref(), PAGE).await?;
+        let mut pages = Pages::new(&*self.store, &prefix, after.map(key::attempt));
+        while let Some(page) = pages.next().await? {
             for (at, entry) in &page.entries {
                 let record = Attempted::decode(&entry.value)?;
                 if !wanted(&record) {
@@ -413,11 +418,8 @@ impl Ledger {
                 let at = at.strip_prefix(key::ATTEMPTS).unwrap_or(at).to_owned();
                 rows.push(Row { at, record });
             }
-            after = page.entries.last().map(|(k, _)| k.clone());
-            if !page.more {
-                return Ok((rows, false));
-            }
         }
+        Ok((rows, false))
     }
 
     /// Says what became of an unknown attempt, and keeps in `audit` by the same transaction who said
@@ -456,9 +458,14 @@ impl Ledger {
         }
         Err(LedgerError::Restless)
     }
+}
 
-    /// Now, for those who hold something.
-    fn wall(&self) -> Wall {
-        self.clock.wall()
+/// Keys that begin with `prefix`.
+async fn count(store: &dyn StateStore, prefix: &str) -> Result<u64, StoreError> {
+    let mut pages = Pages::new(store, prefix, None);
+    let mut keys = 0;
+    while let Some(page) = pages.next().await? {
+        keys += page.entries.len() as u64;
     }
+    Ok(keys)
 }

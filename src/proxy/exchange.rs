@@ -2,44 +2,41 @@
 //!
 //! Pingora ties the upstream's response to the client's connection: when the client leaves, the
 //! response is dropped half-read, and what came of the request is not known although the app says
-//! it. So whatever is kept on record is sent from here: the response is read to its end and
-//! recorded whether anybody waits for it or not. The connection is a fresh one, since a pooled one
+//! it. So requests that are kept on record are sent from here: the response is read to its end and
+//! recorded whether a client waits for it or not. The connection is a fresh one, since a pooled one
 //! may be closing just now, which after the first byte could not be told from an app that died.
 //!
 //! Order, and it is the whole point: connect (nothing is sent), write `forwarded` to disk, send.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use http::header::{self, HeaderMap};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::app::{self, Leg};
+use crate::contract::Protocol;
 use crate::ledger::Sending;
-use crate::lifecycle::idempotency::Came;
-use crate::lifecycle::retry::UpstreamFailure;
-use crate::store::record::ledger::{StoredHead, StoredResponse};
+use crate::lifecycle::idempotency::AttemptOutcome;
+use crate::lifecycle::trace::UpstreamFailure;
+use crate::record::ledger::{StoredHead, StoredResponse};
 
-use super::app::{self, Leg};
-use super::response::{self, Pieces};
-
-/// A client's body that comes no further.
-#[derive(Debug, thiserror::Error)]
-#[error("the client did not send its whole body")]
-pub struct BodyCut;
+use super::head;
 
 /// A request's body: whole, or as it comes.
-pub type Body = UnsyncBoxBody<Bytes, BodyCut>;
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// A body that is there.
 pub fn whole(bytes: Bytes) -> Body {
@@ -62,7 +59,8 @@ pub fn fed() -> (mpsc::Sender<Fed>, Body) {
         match fed.recv().await {
             Some(Fed::Piece(piece)) => Some((Ok(Frame::data(piece)), Some(fed))),
             Some(Fed::End) => None,
-            None => Some((Err(BodyCut), None)),
+            // The client did not send its whole body.
+            None => Some((Err(io::ErrorKind::UnexpectedEof.into()), None)),
         }
     });
     (feed, StreamBody::new(frames).boxed_unsync())
@@ -70,8 +68,13 @@ pub fn fed() -> (mpsc::Sender<Fed>, Body) {
 
 /// A connection of which no byte was used.
 pub struct Connection {
-    sender: SendRequest<Body>,
+    sender: Sender,
     driver: JoinHandle<()>,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Body>),
+    H2c(http2::SendRequest<Body>),
 }
 
 impl Drop for Connection {
@@ -80,125 +83,190 @@ impl Drop for Connection {
     }
 }
 
-/// Connects. Nothing is sent.
-///
-/// # Errors
-/// When there is no connection within `within`.
-pub async fn connect(address: SocketAddr, within: Duration) -> std::io::Result<Connection> {
-    let tcp = timeout(within, TcpStream::connect(address))
-        .await
-        .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-    tcp.set_nodelay(true)?;
-    let (sender, driver) =
-        app::http().handshake(TokioIo::new(Leg::new(tcp))).await.map_err(std::io::Error::other)?;
-    let driver = tokio::spawn(async move {
-        // What ends a connection is told to the task that waits for the response.
-        let _ = driver.await;
-    });
-    Ok(Connection { sender, driver })
+/// Connects, `None` where there is no connection within `within`. Nothing of a request is sent.
+pub async fn connect(
+    address: SocketAddr,
+    protocol: Protocol,
+    within: Duration,
+) -> Option<Connection> {
+    let tcp = timeout(within, TcpStream::connect(address)).await.ok()?.ok()?;
+    tcp.set_nodelay(true).ok()?;
+    // What ends a connection is told to the task that waits for the response.
+    Some(match protocol {
+        Protocol::Http1 => {
+            let io = TokioIo::new(Leg::new(tcp));
+            let (sender, driver) = app::http().handshake(io).await.ok()?;
+            let driver = tokio::spawn(async move { drop(driver.await) });
+            Connection { sender: Sender::Http1(sender), driver }
+        }
+        Protocol::H2c => {
+            let (sender, driver) = app::h2c().handshake(TokioIo::new(tcp)).await.ok()?;
+            let driver = tokio::spawn(async move { drop(driver.await) });
+            Connection { sender: Sender::H2c(sender), driver }
+        }
+    })
 }
 
-/// How an exchange is carried out.
-#[derive(Debug, Clone, Copy)]
-pub struct Terms {
-    /// For the response's head, and for each piece of its body.
-    pub response_timeout: Duration,
-    /// Largest response that is kept whole, head and body.
-    pub max_response: usize,
+impl Connection {
+    /// Sends `request`, and reads the head of its response.
+    async fn send(&mut self, mut request: http::Request<Body>) -> Result<Heard, Unheard> {
+        let answer = match &mut self.sender {
+            Sender::Http1(sender) => sender.send_request(request).await,
+            Sender::H2c(sender) => {
+                // Of a head that was read it cannot fail; nothing was sent then.
+                app::into_h2c(&mut request).map_err(|_| Unheard::Unprocessed)?;
+                sender.send_request(request).await
+            }
+        };
+        answer.map_err(|e| match app::is_unprocessed(&e) {
+            true => Unheard::Unprocessed,
+            false => Unheard::Failed(UpstreamFailure::Closed),
+        })
+    }
+}
+
+type Heard = http::Response<Incoming>;
+
+/// Why there is no response.
+enum Unheard {
+    /// The app says that it did nothing with the request.
+    Unprocessed,
+    Failed(UpstreamFailure),
+}
+
+impl From<UpstreamFailure> for Unheard {
+    fn from(failure: UpstreamFailure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// What the client is to be sent.
-pub enum Delivered {
-    /// A whole response; it is on record.
-    Whole(http::response::Parts, Bytes),
-    /// A response that is too large, or of a kind that never ends, to be kept. Its first bytes, and
-    /// the rest as it comes.
+pub enum Exchanged {
+    /// A whole response, with its trailers; it is on record.
+    Whole(http::response::Parts, Bytes, HeaderMap),
+    /// A response that is not kept, because it is too large or never ends. Its first bytes, and the rest
+    /// as it comes.
     Streaming(http::response::Parts, Bytes, Rest),
+    /// The app says that it did nothing with the request: it is not on record.
+    Unprocessed,
     /// No whole response came.
     Failed(UpstreamFailure),
 }
 
-/// The rest of a response; an error means that it was cut.
-pub type Rest = mpsc::Receiver<Result<Bytes, UpstreamFailure>>;
+/// A piece of a response's body; an error means that it was cut.
+pub type Piece = Result<Part, UpstreamFailure>;
 
-impl Pieces for Rest {
-    async fn next(&mut self) -> Option<Result<Bytes, UpstreamFailure>> {
-        self.recv().await
-    }
+/// What a response's body is made of.
+pub enum Part {
+    Data(Bytes),
+    /// Its end, with trailers.
+    Trailers(HeaderMap),
+}
+
+/// The rest of a response.
+pub type Rest = mpsc::Receiver<Piece>;
+
+/// The body of an answer as a stream, without trailers; each piece is waited for at most `within`.
+pub fn body_pieces(body: Incoming, within: Duration) -> impl Stream<Item = Piece> + Send {
+    stream::unfold(body, move |mut body| async move {
+        let piece = next(&mut body, within).await.transpose()?;
+        (!matches!(piece, Ok(Part::Trailers(_)))).then_some((piece, body))
+    })
 }
 
 /// Sends `request`, reads the response to its end, records what came of it, and tells. `tell` may
-/// be gone: the record is made all the same.
+/// be gone: the record is made all the same. The response's head and each piece of its body are waited for
+/// `within`; it is kept whole up to `most` bytes, head and body.
 pub async fn run(
     mut connection: Connection,
     request: http::Request<Body>,
     sending: Option<Sending>,
-    terms: Terms,
-    tell: oneshot::Sender<Delivered>,
+    within: Duration,
+    most: usize,
+    tell: oneshot::Sender<Exchanged>,
 ) {
-    let response =
-        match timeout(terms.response_timeout, connection.sender.send_request(request)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(_)) => return failed(sending, UpstreamFailure::Closed, tell).await,
-            Err(_) => return failed(sending, UpstreamFailure::Silent, tell).await,
-        };
+    let heard = hear(&mut connection, request, within, most).await;
+    let (came, stored) = match &heard {
+        Ok((head, body, End::Whole(trailers))) => {
+            let stored = StoredResponse { head: stored_head(head, trailers), body: body.clone() };
+            (Some(AttemptOutcome::Whole { status: head.status.as_u16() }), Some(stored))
+        }
+        Ok((head, _, End::Open(_))) => {
+            (Some(AttemptOutcome::NotStored { status: head.status.as_u16() }), None)
+        }
+        Err(Unheard::Failed(_)) => (Some(AttemptOutcome::Nothing), None),
+        Err(Unheard::Unprocessed) => (None, None),
+    };
+    // A duplicate that is passed on has no record of its own.
+    match (sending, came) {
+        (Some(sending), Some(came)) => sending.ended(came, stored).await,
+        (Some(sending), None) => sending.unsent(),
+        (None, _) => {}
+    }
+    let exchanged = match heard {
+        Ok((head, first, End::Open(body))) => {
+            return stream_on(head, first, body, within, tell).await;
+        }
+        Ok((head, body, End::Whole(trailers))) => Exchanged::Whole(head, body, trailers),
+        Err(Unheard::Unprocessed) => Exchanged::Unprocessed,
+        Err(Unheard::Failed(failure)) => Exchanged::Failed(failure),
+    };
+    // Its client may have left.
+    let _ = tell.send(exchanged);
+}
+
+/// How far a response was read.
+enum End {
+    /// To its end, with these trailers.
+    Whole(HeaderMap),
+    /// This is left of it: it is too large to be kept, or never ends.
+    Open(Incoming),
+}
+
+/// Reads the response to `request`: its head, its body as far as it is kept, and its end. Trailers that come over
+/// HTTP/1.1 are dropped here and in [`stream_on`]: such an app was not told that any are taken, and what its head
+/// says of those that end with the connection is gone.
+async fn hear(
+    connection: &mut Connection,
+    request: http::Request<Body>,
+    within: Duration,
+    most: usize,
+) -> Result<(http::response::Parts, Bytes, End), Unheard> {
+    let response = timeout(within, connection.send(request)).await;
+    let response = response.map_err(|_| UpstreamFailure::Silent)??;
     if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
         // Nothing asked for it: what follows is no HTTP.
-        return failed(sending, UpstreamFailure::Closed, tell).await;
+        return Err(UpstreamFailure::Closed.into());
     }
     let (mut head, mut body) = response.into_parts();
-    response::strip(head.status, &mut head.headers);
-    let status = head.status.as_u16();
+    head::strip(head.status, &mut head.headers);
     let mut kept = BytesMut::new();
-    let room = terms.max_response.saturating_sub(size(&head.headers));
-    let endless = response::is_event_stream(&head.headers);
-    loop {
-        if endless || kept.len() > room {
-            end(sending, Came::NotStored { status }, None).await;
-            return stream_on(head, kept.freeze(), body, terms, tell).await;
-        }
-        match next(&mut body, terms.response_timeout).await {
-            Ok(Some(piece)) => kept.extend_from_slice(&piece),
-            Ok(None) => break,
-            Err(failure) => return failed(sending, failure, tell).await,
-        }
-    }
-    let whole = kept.freeze();
-    let stored = StoredResponse { head: stored_head(&head), body: whole.clone() };
-    end(sending, Came::Whole { status }, Some(stored)).await;
-    // Its client may have left.
-    let _ = tell.send(Delivered::Whole(head, whole));
-}
-
-/// Records what came of it. A duplicate that is passed on has no record of its own.
-async fn end(sending: Option<Sending>, came: Came, stored: Option<StoredResponse>) {
-    if let Some(sending) = sending {
-        sending.ended(came, stored).await;
-    }
-}
-
-async fn failed(
-    sending: Option<Sending>,
-    failure: UpstreamFailure,
-    tell: oneshot::Sender<Delivered>,
-) {
-    end(sending, Came::Nothing, None).await;
-    let _ = tell.send(Delivered::Failed(failure));
-}
-
-/// The next piece of data; trailers are not passed on.
-async fn next(body: &mut Incoming, within: Duration) -> Result<Option<Bytes>, UpstreamFailure> {
-    loop {
-        match timeout(within, body.frame()).await {
-            Err(_) => return Err(UpstreamFailure::Silent),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(_))) => return Err(UpstreamFailure::Closed),
-            Ok(Some(Ok(frame))) => {
-                if let Ok(data) = frame.into_data() {
-                    return Ok(Some(data));
-                }
+    let room = most.saturating_sub(size(&head.headers));
+    let endless = head::is_event_stream(&head.headers);
+    while !endless && kept.len() <= room {
+        match next(&mut body, within).await? {
+            Some(Part::Data(piece)) => kept.extend_from_slice(&piece),
+            Some(Part::Trailers(trailers)) => {
+                let kept_too = head.version == http::Version::HTTP_2;
+                let trailers = if kept_too { trailers } else { HeaderMap::new() };
+                return Ok((head, kept.freeze(), End::Whole(trailers)));
             }
+            None => return Ok((head, kept.freeze(), End::Whole(HeaderMap::new()))),
         }
+    }
+    Ok((head, kept.freeze(), End::Open(body)))
+}
+
+/// The next part of a body.
+async fn next(body: &mut Incoming, within: Duration) -> Result<Option<Part>, UpstreamFailure> {
+    match timeout(within, body.frame()).await {
+        Err(_) => Err(UpstreamFailure::Silent),
+        Ok(None) => Ok(None),
+        Ok(Some(Err(_))) => Err(UpstreamFailure::Closed),
+        Ok(Some(Ok(frame))) => match frame.into_data() {
+            Ok(data) => Ok(Some(Part::Data(data))),
+            Err(frame) => Ok(frame.into_trailers().ok().map(Part::Trailers)),
+        },
     }
 }
 
@@ -207,11 +275,12 @@ async fn stream_on(
     head: http::response::Parts,
     first: Bytes,
     mut body: Incoming,
-    terms: Terms,
-    tell: oneshot::Sender<Delivered>,
+    within: Duration,
+    tell: oneshot::Sender<Exchanged>,
 ) {
+    let version = head.version;
     let (pieces, rest) = mpsc::channel(1);
-    if tell.send(Delivered::Streaming(head, first, rest)).is_err() {
+    if tell.send(Exchanged::Streaming(head, first, rest)).is_err() {
         return;
     }
     loop {
@@ -219,9 +288,12 @@ async fn stream_on(
             biased;
             // The app learns at once that its client left, and not at its next piece.
             () = pieces.closed() => return,
-            read = next(&mut body, terms.response_timeout) => read,
+            read = next(&mut body, within) => read,
         };
         let Some(piece) = read.transpose() else { return };
+        if version != http::Version::HTTP_2 && matches!(piece, Ok(Part::Trailers(_))) {
+            return;
+        }
         let cut = piece.is_err();
         if pieces.send(piece).await.is_err() || cut {
             return;
@@ -233,13 +305,37 @@ fn size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum()
 }
 
-fn stored_head(head: &http::response::Parts) -> StoredHead {
-    let headers = head.headers.iter().filter(|(name, _)| **name != header::SET_COOKIE);
+fn stored_head(head: &http::response::Parts, trailers: &HeaderMap) -> StoredHead {
+    let stored = |fields: &HeaderMap| {
+        let fields = fields.iter().filter(|(name, _)| **name != header::SET_COOKIE);
+        fields.map(|(n, v)| (n.as_str().to_owned(), StoredHead::text(v.as_bytes()))).collect()
+    };
     StoredHead {
         status: head.status.as_u16(),
-        headers: headers
-            .map(|(n, v)| (n.as_str().to_owned(), StoredHead::text(v.as_bytes())))
-            .collect(),
+        headers: stored(&head.headers),
+        trailers: stored(trailers),
+    }
+}
+
+/// Exchanges that are under way, so that a stop can wait for them. Each has a receiver.
+#[derive(Debug, Default)]
+pub struct Exchanges(watch::Sender<()>);
+
+impl Exchanges {
+    /// One begins. It is over when what this returns is dropped.
+    pub fn begin(&self) -> watch::Receiver<()> {
+        self.0.subscribe()
+    }
+
+    /// How many are under way.
+    pub fn open(&self) -> usize {
+        self.0.receiver_count()
+    }
+
+    /// Waits until none is, at most `limit`; says how many are left.
+    pub async fn drained(&self, limit: Duration) -> usize {
+        let _ = timeout(limit, self.0.closed()).await;
+        self.open()
     }
 }
 
@@ -253,8 +349,8 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
     use crate::ledger::{Ledger, LedgerLimits, Taken};
-    use crate::lifecycle::idempotency::{Claim, Holder, Print};
-    use crate::store::record::ledger::{AttemptState, Subject, key};
+    use crate::lifecycle::idempotency::{Claim, Holder, RequestFingerprint};
+    use crate::record::ledger::{AttemptState, Subject, key};
     use crate::store::{MemoryStore, Options};
 
     const WHOLE: &[u8] =
@@ -278,7 +374,7 @@ mod tests {
             route: "/a".into(),
             key_hash: key.into(),
             event: None,
-            print: Print { head: "h".into(), body: None },
+            fingerprint: RequestFingerprint { head: "h".into(), body: None },
             retention_ms: 60_000,
             request: "r".into(),
         }
@@ -310,16 +406,15 @@ mod tests {
     }
 
     /// Sends one keyed request to an app that answers `bytes`.
-    async fn exchanged(ledger: &Arc<Ledger>, key: &str, bytes: &[u8], reset: bool) -> Delivered {
+    async fn exchanged(ledger: &Arc<Ledger>, key: &str, bytes: &[u8], reset: bool) -> Exchanged {
         let (address, app) = app(bytes.to_vec(), reset).await;
-        let connection = connect(address, Duration::from_secs(5)).await.unwrap();
+        let connection = connect(address, Protocol::Http1, Duration::from_secs(5)).await.unwrap();
         let taken = ledger.forward(None, &claim(key), false, None).await.unwrap();
         let Taken::Held(sending) = taken else { panic!("{key} is taken") };
         let request = http::Request::post("/a").header("host", "a").header("content-length", 3);
         let request = request.body(whole(Bytes::from_static(b"tea"))).unwrap();
-        let terms = Terms { response_timeout: Duration::from_secs(5), max_response: 4096 };
         let (tell, told) = oneshot::channel();
-        tokio::spawn(run(connection, request, Some(sending), terms, tell));
+        tokio::spawn(run(connection, request, Some(sending), Duration::from_secs(5), 4096, tell));
         let delivered = told.await.unwrap();
         let got = String::from_utf8(app.await.unwrap()).unwrap();
         assert!(got.starts_with("POST /a HTTP/1.1\r\n") && got.ends_with("\r\n\r\ntea"), "{got}");
@@ -337,19 +432,20 @@ mod tests {
                 let record = ledger.get(&claim(&key).at).await.unwrap().unwrap();
                 assert!(!record.alive);
                 match delivered {
-                    Delivered::Whole(head, body) => {
+                    Exchanged::Whole(head, body, _) => {
                         assert_eq!((cut, head.status.as_u16()), (WHOLE.len(), 201));
                         assert_eq!(&body[..], b"hello");
                         assert_eq!(record.record.state, AttemptState::Completed);
                         let stored = ledger.response(&claim(&key).at).await.unwrap().unwrap();
                         assert_eq!(stored.head.headers, [("x-a".into(), "1".into())]);
                     }
-                    Delivered::Failed(failure) => {
+                    Exchanged::Failed(failure) => {
                         // A reset may take a whole response with it.
                         assert!(cut < WHOLE.len() || reset, "{key}: {failure:?}");
                         assert_eq!(record.record.state, AttemptState::Unknown, "{key}");
                     }
-                    Delivered::Streaming(..) => panic!("{key}: short enough to keep"),
+                    Exchanged::Unprocessed => panic!("{key}: HTTP/1.1 has no word for it"),
+                    Exchanged::Streaming(..) => panic!("{key}: short enough to keep"),
                 }
             }
         }
@@ -362,14 +458,15 @@ mod tests {
             [b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", &[b'x'; 9000][..]].concat();
         let stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
         for (key, bytes, length) in [("large", &large[..], 9000), ("stream", &stream[..], 9)] {
-            let Delivered::Streaming(_, first, mut rest) =
+            let Exchanged::Streaming(_, first, mut rest) =
                 exchanged(&ledger, key, bytes, false).await
             else {
                 panic!("{key} is passed on as it comes")
             };
             let mut all = first.to_vec();
             while let Some(piece) = rest.recv().await {
-                all.extend_from_slice(&piece.unwrap());
+                let Part::Data(piece) = piece.unwrap() else { panic!("{key} has no trailers") };
+                all.extend_from_slice(&piece);
             }
             assert_eq!(all.len(), length, "{key}");
             let record = ledger.get(&claim(key).at).await.unwrap().unwrap().record;

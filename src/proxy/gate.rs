@@ -1,101 +1,113 @@
-//! Performs a [`Journey`]'s decisions until it may be forwarded, is answered, or its client is
-//! gone.
+//! What a request's commands are performed with: the hold queue, wakes, the ledger, sessions. A client's
+//! connection or socket ([`Downstream`]) and the gate together carry a request
+//! ([`crate::lifecycle::journey::drive`]), from its first decision to the record of its end.
 
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use pingora_proxy::Session;
+use http::HeaderValue;
 
 use crate::clock::{Clock, Entropy, Mono};
 use crate::config::Secret;
 use crate::id::{Environment, RequestId};
-use crate::ledger::{Audit, Ledger, Reservation, Taken};
-use crate::lifecycle::admit::{Journey, Next, Woke};
-use crate::lifecycle::place::Placement;
-use crate::lifecycle::reply::Reply;
-use crate::lifecycle::resume::StoreAnswer;
-use crate::lifecycle::trace::{HoldEnd, QueueBound};
-use crate::session::{Ask, Sessions};
-use crate::snapshot::{Live, SnapshotReader};
-use crate::store::record::ledger::StoredResponse;
+use crate::ledger::{Audit, Ledger, LedgerError, Reservation, Sending, Taken};
+use crate::lifecycle::affinity::{self, Given};
+use crate::lifecycle::journey::{
+    Ask, Broke, Carrier, Command, Event, Go, Journey, LedgerFailed, Look, Placement, Recorded,
+    Woke, drive,
+};
+use crate::lifecycle::origin::customer;
+use crate::lifecycle::resume::{Lookup, StoreAnswer};
+use crate::lifecycle::trace::{HoldEnd, Outcome, QueueBound};
+use crate::session::{Question, Sessions};
+use crate::snapshot::SnapshotReader;
+use crate::sockets::{Admission, AdmissionLimits, Sockets};
+use crate::telemetry::{Telemetry, TraceRecord};
 use crate::wake::hold::{HoldQueues, Release, Ticket};
-use crate::wake::worker::Worker;
+use crate::wake::{Exits, Wakes};
+use crate::wire::Places;
 
-use super::admission::Places;
-use super::attempts::Attempts;
-use super::body::{self, Buffered, Room, Unread};
-use super::deliver::Exchanges;
-use super::service::ProxyLimits;
-use super::watch;
+use super::downstream::{BodyBudget, Buffered, Downstream, Unread};
+use super::exchange::Exchanges;
+
+/// Limits toward allocations, where Pingora has no timeouts of its own, of bodies that are read whole, and of
+/// live sockets.
+#[derive(Debug, Clone, Copy)]
+pub struct ProxyLimits {
+    /// To connect to an allocation.
+    pub connect_timeout: Duration,
+    /// For each read of a response, its head included, where the route says nothing.
+    pub response_timeout: Duration,
+    /// The longest that a route may say.
+    pub max_route_timeout: Duration,
+    /// A pooled connection unused for this long is closed.
+    pub idle_timeout: Duration,
+    /// For a body that the edge reads whole.
+    pub body_timeout: Duration,
+    /// Live sockets that may be open.
+    pub sockets: usize,
+    /// A live socket on which nothing passes for this long is closed.
+    pub socket_idle: Duration,
+}
+
+impl ProxyLimits {
+    /// These for a request of `journey`'s route, which may say itself how long its app may be silent.
+    pub fn of_route(&self, journey: &Journey) -> Self {
+        let named = journey.route().and_then(|r| r.timeout);
+        let response_timeout =
+            named.map_or(self.response_timeout, |timeout| timeout.min(self.max_route_timeout));
+        Self { response_timeout, ..*self }
+    }
+}
 
 /// The operator's secrets by which providers' deliveries are verified; a reload swaps them.
 pub trait WebhookSecrets: Send + Sync {
-    /// Every value under `name` that counts now, the current one first; none where there is none.
+    /// Every value under `name` that counts now, the current one first; empty where no secret has that name.
     fn of(&self, environment: &Environment, name: &str) -> Vec<Secret>;
 }
+
+/// A herd of live sockets that comes back reaches an allocation 32 at a time; the node's own bound on open
+/// sockets is `limits.sockets`.
+pub const UPGRADES: AdmissionLimits = AdmissionLimits { at_once: 32, waiting: 50_000 };
 
 /// What the gate works with.
 pub struct Gate {
     /// For verifying deliveries.
     pub secrets: Arc<dyn WebhookSecrets>,
-    /// Keeps what was sent.
+    /// Keeps which keyed actions and events were sent, and what came of each.
     pub ledger: Arc<Ledger>,
-    /// Keeps what was decided.
+    /// Keeps what was decided about deliveries.
     pub audit: Arc<Audit>,
     /// For bodies that are read whole.
-    pub room: Arc<Room>,
-    /// What goes on without its client.
+    pub budget: Arc<BodyBudget>,
+    /// Exchanges with apps, which go on without their clients.
     pub exchanges: Arc<Exchanges>,
     /// How often keys were sent to apps that deduplicate themselves.
     pub attempts: Attempts,
     /// Timeouts; a reload swaps them.
     pub limits: Arc<ArcSwap<ProxyLimits>>,
-    /// What routing sees.
     pub snapshots: SnapshotReader,
-    /// Those who wait.
+    /// Requests that wait for their app.
     pub queues: Arc<HoldQueues>,
-    /// Performs wakes.
-    pub worker: Arc<Worker>,
-    /// Time.
+    /// Asked for wakes.
+    pub wakes: Arc<Wakes>,
+    /// Told of allocations that refuse connections.
+    pub exits: Arc<Exits>,
+    /// Deadlines by its monotonic time, evidence by its wall time.
     pub clock: Arc<dyn Clock>,
-    /// Randomness.
+    /// For request ids and for the choice between two allocations.
     pub entropy: Arc<dyn Entropy>,
-    /// Where sessions were.
     pub sessions: Arc<Sessions>,
-    /// How many connections there may be.
-    pub admission: Arc<Places>,
-}
-
-/// A request's place in an allocation. Giving it back tells those who wait.
-pub struct Placed {
-    placement: Option<Placement>,
-    environment: Environment,
-    live: Arc<Live>,
-    queues: Arc<HoldQueues>,
-}
-
-impl Placed {
-    /// Where.
-    pub fn placement(&self) -> Option<&Placement> {
-        self.placement.as_ref()
-    }
-
-    /// The place itself and whose it is; from here on the caller gives it back.
-    fn into_placement(mut self) -> Option<(Placement, Environment)> {
-        Some((self.placement.take()?, self.environment.clone()))
-    }
-}
-
-impl Drop for Placed {
-    fn drop(&mut self) {
-        drop(self.placement.take());
-        // The count is read after the place is free; a request that joins the queue later looks again
-        // itself.
-        if self.live.waiting() > 0 {
-            self.queues.pump(&self.environment);
-        }
-    }
+    /// How many client connections there may be.
+    pub connections: Arc<Places>,
+    /// Live sockets that are open.
+    pub sockets: Arc<Sockets>,
+    /// Paces live sockets that are being accepted, by [`UPGRADES`].
+    pub upgrades: Admission,
+    /// Counts and traces of finished requests.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// What a request carries through the gate besides itself.
@@ -107,162 +119,56 @@ pub struct Carried {
     pub reservation: Option<Reservation>,
 }
 
-/// A client that waits.
-pub trait Downstream: Send {
-    /// Resolves when it has left. Consumes nothing of an unread body. Cancel safe.
-    fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send;
-    /// Whether it has left already. May ask it, and then takes a moment.
-    fn has_left(&mut self) -> impl Future<Output = bool> + Send;
-    /// Reads its whole body, at most `limit` bytes; one that sends none has nothing to read.
-    fn read_whole(
-        &mut self,
-        _limit: u64,
-        _room: &Arc<Room>,
-        _within: Duration,
-    ) -> impl Future<Output = Result<Buffered, Unread>> + Send {
-        async { Err(Unread::Gone) }
-    }
-}
-
-impl Downstream for Session {
-    fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send {
-        watch::client_left(self, body_unread)
-    }
-    fn has_left(&mut self) -> impl Future<Output = bool> + Send {
-        watch::has_left(self)
-    }
-    fn read_whole(
-        &mut self,
-        limit: u64,
-        room: &Arc<Room>,
-        within: Duration,
-    ) -> impl Future<Output = Result<Buffered, Unread>> + Send {
-        body::read_whole(self, limit, room, within)
-    }
-}
-
-/// How the gate was left.
-pub enum Passed {
-    /// Answer with this stored response.
-    Replay(StoredResponse),
-    /// Answer 200: the event was accepted before.
-    Acknowledge,
-    /// Forward it there.
-    Forward(Placed),
-    /// Answer this.
-    Reply(Reply),
-    /// The client is gone; forward and answer nothing.
-    Gone,
-}
-
 impl Gate {
-    /// Asks and performs until there is an end. Bounded by the journey's deadline: each turn
-    /// either ends, waits for a change, or takes one of few steps that are taken once (the body is
-    /// read, the ledger is asked); after the deadline nothing waits.
-    pub async fn pass(
+    /// Drives the journey of a client's request on until it is to be sent, answered or given up.
+    pub async fn drive(
         &self,
-        session: &mut impl Downstream,
+        client: &mut impl Downstream,
         journey: &mut Journey,
         carried: &mut Carried,
-    ) -> Passed {
-        let mut granted: Option<(Placement, Environment)> = None;
-        if let Some(id) = journey.session().filter(|_| journey.trace.steps.is_empty()).cloned() {
-            let environment = journey.view().environment.clone();
-            journey.recorded(self.sessions.look_up(&environment, &id).await);
-        }
-        loop {
-            let (now, pick) = (self.clock.now(), self.entropy.next_u64());
-            let (placement, from) = granted.take().unzip();
-            let next = {
-                let snapshot = self.snapshots.load();
-                let view = snapshot.host(&journey.facts().host);
-                journey.decide(view, placement, now, pick)
-            };
-            if let Some(environment) = &from {
-                // If the grant was not taken up, its place is free again, in the environment that
-                // gave it: the host may have another owner by now, or none.
-                self.queues.pump(environment);
-            }
-            match next {
-                Next::Forward(placement) => {
-                    return Passed::Forward(self.placed(journey, placement));
-                }
-                Next::Reply(reply) => return Passed::Reply(reply),
-                Next::AskStore(placement) => {
-                    // With its place kept, so that the answer is about where it will be.
-                    let placed = self.placed(journey, placement);
-                    let answer = tokio::select! {
-                        biased;
-                        () = session.left(false) => return Passed::Gone,
-                        answer = self.ask_store(journey, &placed) => answer,
-                    };
-                    journey.store_answered(answer);
-                    granted = placed.into_placement();
-                }
-                Next::ReadBody { limit, granted: kept } => {
-                    granted = kept.zip(from);
-                    if let Some(end) = self.read_body(session, journey, carried, limit).await {
-                        return end;
-                    }
-                }
-                Next::Reserve => {
-                    if let Some(end) = self.reserve(journey, carried).await {
-                        return end;
-                    }
-                }
-                Next::Replay => return self.replay(journey).await,
-                Next::Acknowledge => return Passed::Acknowledge,
-                Next::Wake { hold: false } => {
-                    let woke = self.wake(journey).await;
-                    match journey.woke(&woke, false, self.clock.now()) {
-                        Some(reply) => return Passed::Reply(reply),
-                        None => continue,
-                    }
-                }
-                Next::Wake { hold: true } | Next::Hold => {
-                    let wake = matches!(next, Next::Wake { .. });
-                    match self.hold(session, journey, wake).await {
-                        Held::Again(placement) => granted = placement,
-                        Held::Reply(reply) => return Passed::Reply(reply),
-                        Held::Gone => return Passed::Gone,
-                    }
-                }
+    ) -> Go {
+        drive(journey, &mut Carrying { gate: self, client, carried, ticket: None }).await
+    }
+
+    /// Reports what happened to a request after it was driven.
+    pub fn report(&self, journey: &mut Journey, event: Event) -> Go {
+        match journey.on(event, self.clock.now()) {
+            Command::Go(go) => go,
+            Command::Look => Go::Again,
+            Command::Do(ask) => {
+                debug_assert!(false, "{ask:?} is asked of the driver");
+                Go::Stop
             }
         }
     }
 
-    async fn ask_store(&self, journey: &Journey, placed: &Placed) -> StoreAnswer {
-        match (placed.placement(), journey.session()) {
-            (Some(placement), Some(id)) => {
-                let target = &placement.allocation;
-                let within = journey.deadline().since(self.clock.now());
-                self.sessions.ask(&Ask { view: journey.view(), target, id }, within).await
-            }
-            _ => StoreAnswer::Unavailable,
+    /// No connection to its place could be made: where this edge runs the app, it looks why.
+    pub fn connect_failed(&self, journey: &mut Journey) -> Go {
+        if let Some(placed) = journey.placement().filter(|p| !p.allocation.external) {
+            self.exits.doubt(&journey.view().environment, &placed.allocation.id);
         }
+        self.report(journey, Event::ConnectFailed)
     }
 
-    async fn read_body(
+    /// Writes in the ledger that the request is about to be sent; from here on it is, or its outcome is
+    /// unknown.
+    pub async fn record(
         &self,
-        session: &mut impl Downstream,
         journey: &mut Journey,
         carried: &mut Carried,
-        limit: u64,
-    ) -> Option<Passed> {
-        let within = self.limits.load().body_timeout;
-        match session.read_whole(limit, &self.room, within).await {
-            Ok(body) => {
-                let secrets = self.secrets_for(journey);
-                let secrets: Vec<&[u8]> = secrets.iter().map(|s| s.expose().as_bytes()).collect();
-                let refused = journey.body_read(&body.bytes, &secrets, self.clock.now());
-                carried.body = Some(body);
-                refused.map(Passed::Reply)
-            }
-            Err(Unread::Refused(why)) => {
-                Some(Passed::Reply(journey.body_refused(why, self.clock.now())))
-            }
-            Err(Unread::Gone) => Some(Passed::Gone),
-        }
+    ) -> (Go, Option<Sending>) {
+        let Some(claim) = journey.claim() else {
+            return (self.report(journey, Event::Recorded(Err(LedgerFailed))), None);
+        };
+        let (whole, operation) = (journey.reads_whole_body(), journey.operation());
+        let reserved = carried.reservation.take();
+        let (recorded, sending) = match self.ledger.forward(reserved, claim, whole, operation).await
+        {
+            Ok(Taken::Held(sending)) => (Ok(Recorded::Attempt(sending.attempt())), Some(sending)),
+            Ok(Taken::Found(seen)) => (Ok(Recorded::InTheWay(seen)), None),
+            Err(e) => (Err(ledger_failed(&e)), None),
+        };
+        (self.report(journey, Event::Recorded(recorded)), sending)
     }
 
     /// The values that a delivery is verified with; none for anything else.
@@ -270,156 +176,273 @@ impl Gate {
         journey.secret_wanted().map_or_else(Vec::new, |(e, name)| self.secrets.of(e, name))
     }
 
-    async fn reserve(&self, journey: &mut Journey, carried: &mut Carried) -> Option<Passed> {
-        let taken = match journey.claim() {
-            Some(claim) => self.ledger.reserve(claim, journey.reads_whole_body()).await,
-            None => return None,
-        };
-        let now = self.clock.now();
-        match taken {
-            Ok(Taken::Held(reservation)) => {
-                carried.reservation = Some(reservation);
-                journey.reserved(None, now);
-            }
-            Ok(Taken::Found(seen)) => journey.reserved(Some(seen), now),
-            Err(e) => {
-                log::debug!("ledger: {e}");
-                return Some(Passed::Reply(journey.ledger_failed(now)));
-            }
-        }
-        None
-    }
-
-    async fn replay(&self, journey: &mut Journey) -> Passed {
-        let stored = match journey.claim() {
-            Some(claim) => self.ledger.response(&claim.at).await,
-            None => Ok(None),
-        };
-        match stored {
-            Ok(Some(stored)) => Passed::Replay(stored),
-            Ok(None) => Passed::Reply(journey.replay_missing(self.clock.now())),
-            Err(e) => {
-                log::debug!("ledger: {e}");
-                Passed::Reply(journey.ledger_failed(self.clock.now()))
-            }
-        }
-    }
-
-    /// A connection to `placed` could not be made: the worker looks why, if this edge runs it. `Some` is
-    /// the answer to give.
-    pub fn connect_failed(&self, journey: &mut Journey, placed: &Placement) -> Option<Reply> {
-        if !placed.allocation.external {
-            self.worker.doubt(&journey.view().environment, &placed.allocation.id);
-        }
-        journey.connect_failed(placed, self.clock.now())
-    }
-
-    fn placed(&self, journey: &Journey, placement: Placement) -> Placed {
-        let view = journey.view();
-        Placed {
-            placement: Some(placement),
-            environment: view.environment.clone(),
-            live: Arc::clone(&view.live),
-            queues: Arc::clone(&self.queues),
-        }
-    }
-
-    async fn wake(&self, journey: &Journey) -> Woke {
-        let asked = self.worker.wake(&journey.view().environment);
-        let left = journey.deadline().since(self.clock.now()).max(Duration::from_millis(1));
-        tokio::time::timeout(left, asked).await.unwrap_or(Woke::Unavailable)
-    }
-
-    async fn hold(&self, session: &mut impl Downstream, journey: &mut Journey, wake: bool) -> Held {
-        let view = Arc::clone(journey.view());
-        let facts = journey.facts();
-        let body_unread = facts.body && !journey.body_is_read();
-        if self.admission.is_crowded() {
-            // Each hold keeps a connection: the last places are for what need not wait.
-            return self.held(journey, HoldEnd::QueueFull(QueueBound::Node), None);
-        }
-        let entered = self.queues.enter(
-            &view,
-            facts.header_bytes,
-            journey.wish(),
-            journey.excluded().to_vec(),
-            wake,
-            journey.waits_cold(),
-        );
-        let mut ticket = match entered {
-            Ok(ticket) => ticket,
-            Err(bound) => return self.held(journey, HoldEnd::QueueFull(bound), None),
-        };
-        if wake {
-            // The place in the queue is taken: whatever the wake publishes from here on is seen.
-            let woke = self.wake(journey).await;
-            if let Some(reply) = journey.woke(&woke, true, self.clock.now()) {
-                return Held::Reply(reply);
-            }
-            if matches!(woke, Woke::Ready | Woke::BackingOff) {
-                // The snapshot is about to show it; if it does already, the queue was looked at
-                // before. Look once more.
-                self.queues.pump(&view.environment);
-            }
-        }
-        let (end, grant) = self.wait(session, &mut ticket, journey.deadline(), body_unread).await;
-        drop(ticket);
-        self.held(journey, end, grant.map(|g| (g, view.environment.clone())))
-    }
-
-    async fn wait(
-        &self,
-        session: &mut impl Downstream,
-        ticket: &mut Ticket,
-        deadline: Mono,
-        body_unread: bool,
-    ) -> (HoldEnd, Option<Placement>) {
-        let left = deadline.since(self.clock.now());
-        let told = tokio::select! {
-            biased;
-            // First: a client that is gone and a place that came in the same moment mean gone.
-            () = session.left(body_unread) => return (HoldEnd::ClientLeft, None),
-            told = ticket.released() => told,
-            () = tokio::time::sleep(left) => return (HoldEnd::DeadlinePassed, None),
-        };
-        match told {
-            Release::Granted(grant) => {
-                if session.has_left().await {
-                    // The place goes to the next one with the grant.
-                    return (HoldEnd::ClientLeft, None);
-                }
-                (HoldEnd::Released, grant.take())
-            }
-            Release::Recheck => (HoldEnd::Recheck, None),
-            Release::ShuttingDown => (HoldEnd::ShuttingDown, None),
-        }
-    }
-
-    fn held(
-        &self,
-        journey: &mut Journey,
-        end: HoldEnd,
-        grant: Option<(Placement, Environment)>,
-    ) -> Held {
-        let view = {
-            let snapshot = self.snapshots.load();
-            snapshot.host(&journey.facts().host).cloned()
-        };
-        match journey.held(end, view.as_ref(), self.clock.now(), self.entropy.next_u64()) {
-            Some(reply) => Held::Reply(reply),
-            None if end == HoldEnd::ClientLeft => Held::Gone,
-            None => Held::Again(grant),
-        }
-    }
-
     /// A new public id.
     pub fn request_id(&self) -> RequestId {
         RequestId::random(&*self.entropy)
     }
+
+    /// The cookie that brings the browser back to where its request was placed, if it needs a new one.
+    pub fn affinity_cookie(&self, journey: &Journey, given: Given) -> Option<HeaderValue> {
+        let (view, facts) = (journey.view(), journey.facts());
+        view.contract.live()?;
+        let target = &journey.placement()?.allocation;
+        let (tokens, now) = (&self.sessions.tokens, self.clock.wall());
+        let seen = facts.affinity.as_ref();
+        let given = affinity::token_due(seen, &target.id, given, now, tokens.lasts)?;
+        tokens.cookie(view, target, given, (&facts.host, facts.is_secure()), now)
+    }
+
+    /// Closes the trace of `journey`, which ended now, and counts it: `status` was sent to its client,
+    /// `broke` says what ended it before its end. With `audited` the audit has its evidence already.
+    pub fn close(
+        &self,
+        mut journey: Journey,
+        status: Option<u16>,
+        broke: Option<Broke>,
+        audited: bool,
+    ) {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        if journey.may_wake() {
+            journey.view().counters.touch(now);
+        }
+        journey.over(status, broke, now);
+        match journey.evidence_of(status, now, wall).filter(|_| !audited) {
+            Some(evidence) if evidence.is_refusal() => {
+                let origin = journey.facts().origin.as_ref();
+                self.audit.refused(evidence, origin.map(|o| customer(o.address)));
+            }
+            Some(evidence) => self.audit.soon(evidence),
+            None => {}
+        }
+        if let Some(metric) = journey.delivery_metric(status) {
+            self.telemetry.delivery(metric);
+        }
+        let (held, operation) = (journey.held_for(), journey.operation().cloned());
+        let (class, evidence) = (journey.class(), journey.preview_evidence(status));
+        let (facts, view, mut trace) = journey.into_parts();
+        debug_assert_ne!(trace.outcome, Outcome::Open);
+        trace.parent = facts.parent;
+        trace.client = facts.origin.map(|o| o.address);
+        let environment = Some(view.environment.clone());
+        let path = facts.spelled.unwrap_or(facts.path);
+        let record = TraceRecord::new(facts.method, facts.host, path, trace, now, wall);
+        let record = TraceRecord { class, environment, status, operation, held, ..record };
+        if let Some(error) = evidence {
+            view.tally.count(error);
+        }
+        self.telemetry.finished(record, &view.counters);
+    }
 }
 
-enum Held {
-    Again(Option<(Placement, Environment)>),
-    Reply(Reply),
-    Gone,
+/// Only logged: the request's trace and answer do not say why.
+fn ledger_failed(e: &LedgerError) -> LedgerFailed {
+    log::debug!("ledger: {e}");
+    LedgerFailed
+}
+
+/// Keys remembered by [`Attempts`].
+const KEYS: usize = 65_536;
+
+/// How often a key was sent to an app that deduplicates itself (contract `app`), as far as this process
+/// remembers: the newest [`KEYS`] keys. After a restart it begins anew; the app's own record decides, and
+/// this is only what the edge can add.
+#[derive(Debug, Default)]
+pub struct Attempts(Mutex<SentKeys>);
+
+#[derive(Debug, Default)]
+struct SentKeys {
+    times: HashMap<String, u32>,
+    oldest: VecDeque<String>,
+}
+
+impl Attempts {
+    /// `subject` is being sent; says for which time, 1 for the first.
+    pub fn next(&self, subject: String) -> u32 {
+        // A panic while it was locked leaves at worst one key too many or too few.
+        let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = sent.times.get_mut(&subject) {
+            *n = n.saturating_add(1);
+            return *n;
+        }
+        if sent.oldest.len() >= KEYS
+            && let Some(oldest) = sent.oldest.pop_front()
+        {
+            sent.times.remove(&oldest);
+        }
+        sent.oldest.push_back(subject.clone());
+        sent.times.insert(subject, 1);
+        1
+    }
+}
+
+/// A client's request at the gate.
+struct Carrying<'a, D> {
+    gate: &'a Gate,
+    client: &'a mut D,
+    carried: &'a mut Carried,
+    /// Its place in the hold queue.
+    ticket: Option<Ticket>,
+}
+
+impl<D: Downstream> Carrier for Carrying<'_, D> {
+    fn now(&self) -> Mono {
+        self.gate.clock.now()
+    }
+
+    fn look(&self, journey: &Journey) -> Look {
+        let snapshot = self.gate.snapshots.load();
+        let view = snapshot.host(&journey.facts().host).cloned();
+        Look { view, pick: self.gate.entropy.next_u64(), reserves: true }
+    }
+
+    async fn perform(&mut self, ask: Ask, journey: &Journey) -> Event {
+        match ask {
+            Ask::FindSession => Event::Session(self.find_session(journey).await),
+            Ask::AskStore => self.ask_store(journey).await,
+            Ask::ReadBody { limit } => self.read_body(journey, limit).await,
+            Ask::Reserve => self.reserve(journey).await,
+            Ask::ReadStored => self.read_stored(journey).await,
+            Ask::Enter { wakes } => self.enter(journey, wakes),
+            Ask::Wake => Event::Woke(self.wake(journey).await),
+            Ask::Wait => self.wait(journey).await,
+        }
+    }
+}
+
+impl<D: Downstream> Carrying<'_, D> {
+    async fn find_session(&mut self, journey: &Journey) -> Lookup {
+        let Some(id) = journey.session() else { return Lookup::NotAsked };
+        self.gate.sessions.routes.find(&journey.view().environment, id.name()).await
+    }
+
+    async fn ask_store(&mut self, journey: &Journey) -> Event {
+        let (Some(placement), Some(id)) = (journey.placement(), journey.session()) else {
+            return Event::Store(StoreAnswer::Unavailable);
+        };
+        let within = journey.deadline().since(self.now());
+        let question = Question { view: journey.view(), target: &placement.allocation, id };
+        tokio::select! {
+            biased;
+            () = self.client.left(false) => Event::Left,
+            answer = self.gate.sessions.stores.ask(&question, within) => Event::Store(answer),
+        }
+    }
+
+    async fn read_body(&mut self, journey: &Journey, limit: u64) -> Event {
+        let within = self.gate.limits.load().body_timeout;
+        match self.client.read_whole(limit, &self.gate.budget, within).await {
+            Ok(body) => {
+                let secrets = self.gate.secrets_for(journey);
+                let secrets: Vec<&[u8]> = secrets.iter().map(|s| s.expose().as_bytes()).collect();
+                let examined = journey.examine(&body.bytes, &secrets);
+                self.carried.body = Some(body);
+                Event::Body(examined)
+            }
+            Err(Unread::Refused(why)) => Event::BodyRefused(why),
+            Err(Unread::Gone) => Event::Left,
+        }
+    }
+
+    async fn reserve(&mut self, journey: &Journey) -> Event {
+        let Some(claim) = journey.claim() else { return Event::Reserved(Err(LedgerFailed)) };
+        Event::Reserved(match self.gate.ledger.reserve(claim, journey.reads_whole_body()).await {
+            Ok(Taken::Held(reservation)) => {
+                self.carried.reservation = Some(reservation);
+                Ok(None)
+            }
+            Ok(Taken::Found(seen)) => Ok(Some(seen)),
+            Err(e) => Err(ledger_failed(&e)),
+        })
+    }
+
+    async fn read_stored(&mut self, journey: &Journey) -> Event {
+        let Some(claim) = journey.claim() else { return Event::Stored(Ok(None)) };
+        Event::Stored(self.gate.ledger.response(&claim.at).await.map_err(|e| ledger_failed(&e)))
+    }
+
+    fn enter(&mut self, journey: &Journey, wakes: bool) -> Event {
+        if self.gate.connections.is_crowded() {
+            // Each hold keeps a connection: the last places are for what need not wait.
+            return self.held(journey, HoldEnd::QueueFull(QueueBound::Connections), None);
+        }
+        let entered = self.gate.queues.enter(
+            journey.view(),
+            journey.facts().header_bytes,
+            journey.wish(),
+            journey.excluded().to_vec(),
+            wakes,
+            journey.waits_cold(),
+        );
+        match entered {
+            Ok(ticket) => {
+                self.ticket = Some(ticket);
+                Event::Entered
+            }
+            Err(bound) => self.held(journey, HoldEnd::QueueFull(bound), None),
+        }
+    }
+
+    /// Asks for a wake. The request is in the queue by now, so that nothing the wake publishes is missed.
+    async fn wake(&mut self, journey: &Journey) -> Woke {
+        let environment = &journey.view().environment;
+        let asked = self.gate.wakes.wake(environment);
+        let left = journey.deadline().since(self.now()).max(Duration::from_millis(1));
+        let woke = tokio::time::timeout(left, asked).await.unwrap_or(Woke::Unavailable);
+        if self.ticket.is_some() && matches!(woke, Woke::Ready | Woke::BackingOff) {
+            // The snapshot is about to show it; if it does already, the queue was looked at
+            // before. Look once more.
+            self.gate.queues.pump(environment);
+        }
+        woke
+    }
+
+    async fn wait(&mut self, journey: &Journey) -> Event {
+        let Some(ticket) = &mut self.ticket else {
+            return self.held(journey, HoldEnd::Recheck, None);
+        };
+        let body_unread = journey.facts().body && !journey.body_is_read();
+        let left = journey.deadline().since(self.gate.clock.now());
+        let released = tokio::select! {
+            biased;
+            // First: a client that is gone and a place that came in the same moment mean gone.
+            () = self.client.left(body_unread) => None,
+            release = ticket.released() => Some(release),
+            () = tokio::time::sleep(left) => {
+                self.ticket = None;
+                return self.held(journey, HoldEnd::DeadlinePassed, None);
+            }
+        };
+        self.ticket = None;
+        let (end, granted) = match released {
+            Some(Release::Granted(placement)) => match self.client.has_left().await {
+                // The place goes to the next one.
+                true => (HoldEnd::ClientLeft, None),
+                false => (HoldEnd::Released, Some(placement)),
+            },
+            Some(Release::Recheck) => (HoldEnd::Recheck, None),
+            Some(Release::ShuttingDown) => (HoldEnd::ShuttingDown, None),
+            None => (HoldEnd::ClientLeft, None),
+        };
+        self.held(journey, end, granted)
+    }
+
+    fn held(&self, journey: &Journey, end: HoldEnd, granted: Option<Placement>) -> Event {
+        Event::Held { end, granted, look: self.look(journey) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_key_is_forgotten_first() {
+        let attempts = Attempts::default();
+        assert_eq!((attempts.next("a".into()), attempts.next("a".into())), (1, 2));
+        for i in 0..KEYS {
+            attempts.next(i.to_string());
+        }
+        assert_eq!(attempts.next("a".into()), 1);
+        assert_eq!(attempts.0.lock().unwrap().times.len(), KEYS);
+    }
 }

@@ -8,7 +8,6 @@
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use pingora::http::RequestHeader;
@@ -16,37 +15,34 @@ use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHeal
 use pingora_load_balancing::selection::RoundRobin;
 use pingora_load_balancing::{Backend, LoadBalancer};
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
+use crate::config::Health;
+use crate::contract::Protocol;
 use crate::id::Environment;
 use crate::snapshot::SnapshotReader;
 
 /// What is looked at in a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
-    /// Whose.
+    /// The environment whose upstreams these are.
     pub environment: Environment,
     /// Its upstreams.
     pub addresses: Vec<SocketAddr>,
-    /// `GET` of this path with this host is answered 200; `None`: it accepts a connection.
-    pub request: Option<(String, String)>,
-    /// Whether that request says that it came over HTTPS.
+    /// How they are looked at.
+    pub health: Health,
+    /// What they speak.
+    pub protocol: Protocol,
+    /// Whether a request says that it came over HTTPS.
     pub https: bool,
-    /// From one look to the next.
-    pub interval: Duration,
-    /// For one look.
-    pub timeout: Duration,
-    /// Failed looks in a row that make one down.
-    pub unhealthy_after: u32,
-    /// Passed ones that make it up again.
-    pub healthy_after: u32,
 }
 
 /// The tasks that look at the pools.
 pub struct Pools {
     snapshots: SnapshotReader,
     runtime: Handle,
-    running: Mutex<Vec<(Pool, JoinHandle<()>)>>,
+    /// Each with its task, which is aborted when the set is dropped.
+    running: Mutex<Vec<(Pool, JoinSet<()>)>>,
 }
 
 impl Pools {
@@ -58,39 +54,19 @@ impl Pools {
     /// Looks at these pools from here on, and at no others. One that did not change goes on.
     pub fn watch(&self, pools: Vec<Pool>) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|(pool, task)| {
-            let kept = pools.contains(pool);
-            if !kept {
-                task.abort();
-            }
-            kept
-        });
+        running.retain(|(pool, _)| pools.contains(pool));
         for pool in pools {
             if !running.iter().any(|(known, _)| *known == pool) {
-                let snapshots = self.snapshots.clone();
-                let task = self.runtime.spawn(look(pool.clone(), snapshots));
+                let mut task = JoinSet::new();
+                task.spawn_on(look(pool.clone(), self.snapshots.clone()), &self.runtime);
                 running.push((pool, task));
             }
         }
     }
 
-    /// Looks at each of `pools` once, to the end: who asks afterwards finds what is up.
+    /// Looks at each of `pools` once, to the end: the snapshot shows afterwards what is up.
     pub async fn first_look(&self, pools: &[Pool]) {
-        join_all(pools.iter().filter_map(|pool| Some((pool, balancer(pool)?))).map(
-            |(pool, balancer)| async move {
-                settle(pool, &balancer).await;
-                tell(pool, &balancer, &self.snapshots);
-            },
-        ))
-        .await;
-    }
-}
-
-impl Drop for Pools {
-    fn drop(&mut self) {
-        for (_, task) in self.running.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            task.abort();
-        }
+        join_all(pools.iter().map(|pool| first_look(pool, &self.snapshots))).await;
     }
 }
 
@@ -103,60 +79,68 @@ fn balancer(pool: &Pool) -> Option<LoadBalancer<RoundRobin>> {
             return None;
         }
     };
-    balancer.set_health_check(check(pool)?);
-    Some(balancer)
-}
-
-fn check(pool: &Pool) -> Option<Box<dyn HealthCheck + Send + Sync>> {
-    let (up, down) = (pool.healthy_after as usize, pool.unhealthy_after as usize);
-    let Some((path, host)) = &pool.request else {
-        let mut check = TcpHealthCheck::new();
-        check.consecutive_success = up;
-        check.consecutive_failure = down;
-        check.peer_template.options.connection_timeout = Some(pool.timeout);
-        return Some(check);
-    };
-    let mut check = HttpHealthCheck::new(host, false);
-    let request = RequestHeader::build("GET", path.as_bytes(), None).and_then(|mut request| {
-        request.insert_header("host", host.as_str())?;
-        // What traffic says: an app that sends plain HTTP on to HTTPS would be down for ever.
-        let proto = if pool.https { "https" } else { "http" };
-        request.insert_header("x-forwarded-proto", proto)?;
-        request.insert_header("x-forwarded-host", host.as_str())?;
-        request.insert_header("user-agent", "vango-edge-health")?;
-        request.insert_header("connection", "close")?;
-        Ok(request)
-    });
-    match request {
-        Ok(request) => check.req = request,
+    match check(pool) {
+        Ok(check) => balancer.set_health_check(check),
         Err(e) => {
             log::error!("{}: no health check can be made: {e}", pool.environment);
             return None;
         }
     }
+    Some(balancer)
+}
+
+fn check(pool: &Pool) -> pingora::Result<Box<dyn HealthCheck + Send + Sync>> {
+    let (up, down) = (pool.health.healthy_after as usize, pool.health.unhealthy_after as usize);
+    let Some((path, host)) = &pool.health.request else {
+        let mut check = TcpHealthCheck::new();
+        check.consecutive_success = up;
+        check.consecutive_failure = down;
+        check.peer_template.options.connection_timeout = Some(pool.health.timeout);
+        return Ok(check);
+    };
+    let mut check = HttpHealthCheck::new(host, false);
+    let mut request = RequestHeader::build("GET", path.as_bytes(), None)?;
+    request.insert_header("host", host.as_str())?;
+    // What traffic says: an app that sends plain HTTP on to HTTPS would be down for ever.
+    request.insert_header("x-forwarded-proto", if pool.https { "https" } else { "http" })?;
+    request.insert_header("x-forwarded-host", host.as_str())?;
+    request.insert_header("user-agent", "vango-edge-health")?;
+    if pool.protocol == Protocol::H2c {
+        // Without it Pingora says that it is https.
+        if let Ok(uri) = format!("http://{host}{path}").parse() {
+            request.set_uri(uri);
+        }
+        request.remove_header("host");
+        check.peer_template.options.set_http_version(2, 2);
+    } else {
+        request.insert_header("connection", "close")?;
+    }
+    check.req = request;
     check.consecutive_success = up;
     check.consecutive_failure = down;
     let options = &mut check.peer_template.options;
-    options.connection_timeout = Some(pool.timeout);
-    options.read_timeout = Some(pool.timeout);
-    options.write_timeout = Some(pool.timeout);
-    Some(Box::new(check))
+    options.connection_timeout = Some(pool.health.timeout);
+    options.read_timeout = Some(pool.health.timeout);
+    options.write_timeout = Some(pool.health.timeout);
+    Ok(Box::new(check))
 }
 
 /// As many looks as it takes to find out what is down: a pool takes new ones for healthy.
-async fn settle(pool: &Pool, balancer: &LoadBalancer<RoundRobin>) {
-    for _ in 0..pool.unhealthy_after {
+async fn first_look(pool: &Pool, snapshots: &SnapshotReader) -> Option<LoadBalancer<RoundRobin>> {
+    let balancer = balancer(pool)?;
+    for _ in 0..pool.health.unhealthy_after {
         balancer.backends().run_health_check(true).await;
     }
+    tell(pool, &balancer, snapshots);
+    Some(balancer)
 }
 
 async fn look(pool: Pool, snapshots: SnapshotReader) {
-    let Some(balancer) = balancer(&pool) else { return };
-    settle(&pool, &balancer).await;
+    let Some(balancer) = first_look(&pool, &snapshots).await else { return };
     loop {
-        tell(&pool, &balancer, &snapshots);
-        tokio::time::sleep(pool.interval).await;
+        tokio::time::sleep(pool.health.interval).await;
         balancer.backends().run_health_check(true).await;
+        tell(&pool, &balancer, &snapshots);
     }
 }
 

@@ -66,6 +66,19 @@ fn v2_mount_point(line: &str) -> Option<&str> {
     (kind.starts_with("cgroup2 ") && root == "/").then_some(point)
 }
 
+/// Asks until it is so, at most for `limit`, with pauses that grow from 0.2 to 20 ms. Says whether it is.
+pub async fn until<E>(limit: Duration, is_so: impl Fn() -> Result<bool, E>) -> Result<bool, E> {
+    let asked = async {
+        let mut pause = Duration::from_micros(200);
+        while !is_so()? {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+        Ok(true)
+    };
+    tokio::time::timeout(limit, asked).await.unwrap_or(Ok(false))
+}
+
 /// One allocation's group.
 #[derive(Debug)]
 pub struct Cgroup(PathBuf);
@@ -111,14 +124,7 @@ impl Cgroup {
         if let Err(e) = fs::write(self.0.join("cgroup.kill"), "1") {
             return if e.kind() == io::ErrorKind::NotFound { Ok(true) } else { Err(e) };
         }
-        let gone = tokio::time::timeout(limit, async {
-            let mut pause = Duration::from_micros(200);
-            while !self.remove_if_empty() {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(20));
-            }
-        });
-        Ok(gone.await.is_ok())
+        until(limit, || Ok(self.remove_if_empty())).await
     }
 
     /// Removes it unless something is in it; whether it is gone.

@@ -1,4 +1,4 @@
-//! Runs allocations. [`Runner`] is what the wake worker needs; [`ProcessRunner`] does it with
+//! Runs allocations. [`Runner`] is what wakes need; [`ProcessRunner`] does it with
 //! processes of this machine.
 //!
 //! Invariants: a process is the leader of a group of its own, starts with an environment of its own
@@ -14,17 +14,23 @@
 
 mod adopt;
 mod cgroup;
-mod freeze;
+mod expanded;
+mod group;
 mod log;
+mod once;
 mod pidfd;
 mod proc;
 mod process;
 mod readiness;
 mod running;
+mod scratch;
+mod shared;
 mod spawn;
 
-pub use process::{ProcessRunner, ProcessRunnerOptions};
-pub use spawn::PATH;
+pub use expanded::PATH;
+pub use once::{Once, OnceSpec, Pipes, Prints};
+pub use process::ProcessRunner;
+pub use shared::ProcessRunnerOptions;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -34,84 +40,54 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use crate::contract::Ready;
 use crate::id::{AllocationId, Digest, Environment, Epoch, Generation};
+use crate::record::Process;
 
-/// What is to be started.
+/// A program of an artifact, and whose it is: an allocation's own, or one that runs beside it.
 #[derive(Debug, Clone)]
-pub struct StartSpec {
-    /// Its id.
-    pub allocation: AllocationId,
-    /// Whose it is.
+pub struct Program {
+    /// The environment that it belongs to.
     pub environment: Environment,
-    /// Which start of the environment this is.
-    pub generation: Generation,
     /// Under which epoch of the route owner.
     pub epoch: Epoch,
     /// From which artifact.
     pub digest: Digest,
     /// The artifact's unpacked root: the working directory.
     pub root: PathBuf,
-    /// Program and arguments. A program with a `/` is resolved in the root, another in `PATH`.
+    /// Program and arguments, with names such as `$PORT` in them (`contract::expand`). A program with a `/` is
+    /// resolved in the root, another in `PATH`.
     pub command: Vec<String>,
-    /// Its environment, besides what the runner sets. May hold secrets: never logged.
+    /// Directories of the artifact that stand before the others of `PATH`.
+    pub path: Vec<String>,
+    /// Its environment, besides what the runner sets, with names in its values; of two with one name the last
+    /// counts. Never logged.
     pub env: Vec<(String, String)>,
+    /// More of it, as it is: in no command. Never logged.
+    pub secrets: Vec<(String, String)>,
+    /// Whether it gets a view of the root that it may write to.
+    pub scratch: bool,
+}
+
+/// What is to be started.
+#[derive(Debug, Clone)]
+pub struct StartSpec {
+    pub allocation: AllocationId,
+    /// Which start of the environment this is.
+    pub generation: Generation,
+    pub program: Program,
     /// When it is ready.
-    pub ready: ReadyCheck,
+    pub ready: Ready,
     /// From the start to readiness, at most.
     pub start_timeout: Duration,
-    /// Bounds.
-    pub limits: ResourceLimits,
     /// The `Host` of readiness requests.
     pub host: String,
-}
-
-/// How readiness is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReadyCheck {
-    /// `GET path` is answered 2xx.
-    Http {
-        /// The path.
-        path: String,
-    },
-    /// The port accepts connections.
-    Tcp,
-    /// The process sends `READY=1` to `NOTIFY_SOCKET` (sd_notify(3)).
-    Notify,
-}
-
-/// Bounds of one process (getrlimit(2)); its children inherit them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ResourceLimits {
-    /// Open files; not more than the edge itself may have.
-    pub open_files: u64,
-    /// Bytes of a core dump.
-    pub core_bytes: u64,
-}
-
-impl Default for ResourceLimits {
-    fn default() -> Self {
-        Self { open_files: 65_536, core_bytes: 0 }
-    }
-}
-
-/// Names one process of one machine beyond the reuse of process ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProcessIdentity {
-    /// The process id.
-    pub pid: u32,
-    /// When it started, in clock ticks since boot (proc_pid_stat(5), field 22).
-    pub start_time: u64,
-    /// `/proc/sys/kernel/random/boot_id`.
-    pub boot_id: String,
-    /// Its control group's directory, if it has one of its own.
-    pub cgroup: Option<PathBuf>,
 }
 
 /// A started allocation. It is not ready yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
-    /// The process.
-    pub identity: ProcessIdentity,
+    pub process: Process,
     /// Where it is to listen.
     pub address: SocketAddr,
 }
@@ -119,19 +95,16 @@ pub struct Started {
 /// What an earlier process of the edge recorded of an allocation that may run still.
 #[derive(Debug, Clone)]
 pub struct AdoptSpec {
-    /// Its id.
     pub allocation: AllocationId,
-    /// Whose it is.
+    /// The environment that it belongs to.
     pub environment: Environment,
     /// Which start of the environment it is.
     pub generation: Generation,
-    /// Its process.
-    pub identity: ProcessIdentity,
-    /// Where it listens.
+    pub process: Process,
     pub address: SocketAddr,
-    /// How it says that it is ready. An app with [`ReadyCheck::Notify`] said so to the earlier
+    /// How it says that it is ready. An app with [`Ready::Notify`] said so to the earlier
     /// process; now its port has to accept. `None` for one that is frozen: nothing is asked of it.
-    pub ready: Option<ReadyCheck>,
+    pub ready: Option<Ready>,
     /// The `Host` of readiness requests.
     pub host: String,
     /// How long it may take to prove that it is ready.
@@ -176,14 +149,21 @@ impl fmt::Display for ExitStatus {
 /// An allocation's process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
-    /// Which.
     pub allocation: AllocationId,
-    /// Whose.
+    /// The environment that it belongs to.
     pub environment: Environment,
-    /// How.
+    /// How its process ended.
     pub status: ExitStatus,
     /// Whether [`Runner::stop`] was called before.
     pub asked: bool,
+}
+
+/// What the system refused, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct Refused {
+    what: String,
+    source: std::io::Error,
 }
 
 /// Why an allocation did not start or did not become ready.
@@ -194,7 +174,6 @@ pub enum StartError {
     Spawn {
         /// As the contract names it.
         program: String,
-        /// Why.
         source: std::io::Error,
     },
     /// It ended before it was ready.
@@ -203,25 +182,27 @@ pub enum StartError {
     /// It was not ready in time.
     #[error("it was not ready within {limit:?}; last check: {last}")]
     NotReady {
-        /// The limit.
         limit: Duration,
         /// What the last check found.
         last: String,
     },
-    /// Someone else listens on its port.
-    #[error("its port {port} is held by another process")]
-    PortTaken {
-        /// The port.
-        port: u16,
+    /// It listens, and not where its requests go.
+    #[error("it was not ready within {limit:?}: it {instead}")]
+    Elsewhere {
+        limit: Duration,
+        /// Where, and where not.
+        instead: String,
     },
+    /// Another process listens on its port.
+    #[error("its port {port} is held by another process")]
+    PortTaken { port: u16 },
     /// This generation, or a later one, was started already.
     #[error("generation {given} of {environment} was started already; the last one is {last}")]
     Fenced {
-        /// Whose.
+        /// The environment that it belongs to.
         environment: Environment,
         /// Which was asked for.
         given: Generation,
-        /// The highest one.
         last: Generation,
     },
     /// The node runs as many processes as it may.
@@ -231,18 +212,13 @@ pub enum StartError {
     #[error("it was stopped")]
     Stopped,
     /// A file, socket or thread that it needs could not be made.
-    #[error("{what}: {source}")]
-    System {
-        /// What.
-        what: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    System(#[from] Refused),
 }
 
 impl StartError {
     pub(crate) fn system(what: impl Into<String>, source: std::io::Error) -> Self {
-        Self::System { what: what.into(), source }
+        Self::System(Refused { what: what.into(), source })
     }
 
     /// What a client may be told.
@@ -251,10 +227,11 @@ impl StartError {
             Self::Spawn { .. } => "the app's program could not be started",
             Self::Exited(_) => "the app ended before it was ready",
             Self::NotReady { .. } => "the app was not ready in time",
+            Self::Elsewhere { .. } => "the app listens on another address than 127.0.0.1:$PORT",
             Self::PortTaken { .. } => "the app's port was taken",
             Self::Full(_) => "the node runs as many apps as it may",
             Self::Fenced { .. } | Self::Stopped => "the start was superseded",
-            Self::System { .. } => "the node could not start the app",
+            Self::System(_) => "the node could not start the app",
         }
     }
 }
@@ -268,38 +245,32 @@ pub enum FreezeError {
     /// It did not stand still in time.
     #[error("it did not stand still within {0:?}")]
     Slow(Duration),
-    /// The system did not let us.
-    #[error("{what}: {source}")]
-    System {
-        /// What.
-        what: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The system refused it.
+    #[error(transparent)]
+    System(#[from] Refused),
 }
 
 /// Why something still runs.
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
-    /// It outlived SIGKILL, as a process in uninterruptible sleep does.
-    #[error("processes {pids:?} are still there after SIGKILL")]
-    Alive {
-        /// Which.
-        pids: Vec<u32>,
-    },
-    /// The system did not let us.
-    #[error("{what}: {source}")]
-    System {
-        /// What.
-        what: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// These processes outlived SIGKILL, as one in uninterruptible sleep does.
+    #[error("processes {0:?} are still there after SIGKILL")]
+    Alive(Vec<u32>),
+    /// The system refused it.
+    #[error(transparent)]
+    System(#[from] Refused),
 }
 
 /// A place for one more process on the node; given back when it is dropped.
 #[derive(Debug)]
 pub struct Room(OwnedSemaphorePermit);
+
+impl Room {
+    /// One of the places that a runner counts with a semaphore.
+    pub fn of(place: OwnedSemaphorePermit) -> Self {
+        Self(place)
+    }
+}
 
 /// Starts, watches and ends allocations.
 #[async_trait]
@@ -335,14 +306,14 @@ pub trait Runner: Send + Sync {
     /// [`StopError`] when something still runs.
     async fn stop(&self, allocation: &AllocationId, grace: Duration) -> Result<(), StopError>;
 
-    /// The same for what an earlier process of the edge started: found by the identity it recorded,
+    /// The same for what an earlier process of the edge started: found by the process it recorded,
     /// and by the mark in the environment of everything that it started.
     ///
     /// # Errors
     /// [`StopError`] when something still runs.
     async fn end_leftover(
         &self,
-        identity: Option<&ProcessIdentity>,
+        process: Option<&Process>,
         allocation: &AllocationId,
         grace: Duration,
     ) -> Result<(), StopError>;
@@ -380,11 +351,29 @@ pub trait Runner: Send + Sync {
     /// ended with [`Runner::end_leftover`], which removes them.
     fn leftovers(&self) -> Vec<AllocationId>;
 
-    /// Refuses every start from here on; when it returns, none is at work.
+    /// Runs a command once beside allocations, in a place of the caller's until it has ended; returns as soon
+    /// as it runs.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    async fn once(&self, spec: OnceSpec, room: Room) -> Result<Once, StartError>;
+
+    /// Refuses every start from here on; when it returns, none is at work, and every command that runs once
+    /// has ended.
     async fn close(&self);
 
     /// Where exits are told; `None` after the first call.
     fn exits(&self) -> Option<mpsc::Receiver<Exit>>;
+
+    /// Says something about a process of an allocation, or of a command, in the log of what its environment prints.
+    fn note(
+        &self,
+        _environment: &Environment,
+        _allocation: &AllocationId,
+        _process: &str,
+        _text: &str,
+    ) {
+    }
 
     /// The end of an allocation's output, at most `max` bytes of UTF-8; `None` when the allocation
     /// is not known any more.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, BufRead};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// This boot's id.
 pub fn boot_id() -> io::Result<String> {
@@ -63,16 +64,17 @@ pub fn has_env(pid: u32, entry: &str) -> bool {
 
 /// The inodes of the sockets that listen on `port` of 127.0.0.1 or of every address.
 pub fn listeners(port: u16) -> io::Result<HashSet<u64>> {
+    let reached = |ip: IpAddr| ip.is_unspecified() || ip.to_canonical() == Ipv4Addr::LOCALHOST;
+    let all = listening()?.into_iter();
+    let here = all.filter(|(at, _)| at.port() == port && reached(at.ip()));
+    Ok(here.map(|(_, inode)| inode).collect())
+}
+
+/// Where TCP sockets listen, and their inodes.
+pub fn listening() -> io::Result<Vec<(SocketAddr, u64)>> {
     const LISTEN: &str = "0A";
-    let mut found = HashSet::new();
-    for (file, addresses) in [
-        ("/proc/net/tcp", &["0100007F", "00000000"][..]),
-        // `::` and the mapped 127.0.0.1.
-        (
-            "/proc/net/tcp6",
-            &["00000000000000000000000000000000", "0000000000000000FFFF00000100007F"][..],
-        ),
-    ] {
+    let mut found = Vec::new();
+    for file in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let table = match fs::File::open(file) {
             Ok(table) => io::BufReader::new(table),
             // A kernel without IPv6.
@@ -88,16 +90,25 @@ pub fn listeners(port: u16) -> io::Result<HashSet<u64>> {
             if state != LISTEN {
                 break;
             }
-            if let Some((address, hex)) = local.split_once(':')
-                && addresses.contains(&address)
-                && u16::from_str_radix(hex, 16) == Ok(port)
-                && let Ok(inode) = inode.parse()
-            {
-                found.insert(inode);
+            if let (Some(address), Ok(inode)) = (address(local), inode.parse()) {
+                found.push((address, inode));
             }
         }
     }
     Ok(found)
+}
+
+/// `0100007F:1F90` and the like: words of the address as this machine keeps them, and the port.
+fn address(hex: &str) -> Option<SocketAddr> {
+    let (address, port) = hex.split_once(':')?;
+    let mut bytes = Vec::with_capacity(16);
+    for at in (0..address.len()).step_by(8) {
+        let word = u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let v4 = <[u8; 4]>::try_from(&bytes[..]).map(IpAddr::from);
+    let ip = v4.or_else(|_| <[u8; 16]>::try_from(&bytes[..]).map(IpAddr::from)).ok()?;
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Whether `pid` has one of these sockets open.
@@ -129,6 +140,21 @@ mod tests {
     }
 
     #[test]
+    fn where_a_socket_listens_is_read() {
+        for bind in ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"] {
+            // A machine without IPv6 has two of them.
+            let Ok(socket) = std::net::TcpListener::bind(bind) else { continue };
+            let at = socket.local_addr().unwrap();
+            let all = listening().unwrap();
+            let own = all.iter().find(|(address, _)| *address == at);
+            let (_, inode) = own.unwrap_or_else(|| panic!("{at} in {all:?}"));
+            assert!(holds_socket(std::process::id(), &HashSet::from([*inode])));
+            let reached = listeners(at.port()).unwrap().contains(inode);
+            assert_eq!(reached, bind != "[::1]:0", "{bind}");
+        }
+    }
+
+    #[test]
     fn a_listening_socket_has_its_owner() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
@@ -136,7 +162,8 @@ mod tests {
         assert_eq!(inodes.len(), 1);
         assert!(holds_socket(std::process::id(), &inodes));
         drop(socket);
-        assert!(listeners(port).unwrap().is_empty());
+        // The kernel may have given the port to another test's socket by now, not the inode.
+        assert!(listeners(port).unwrap().is_disjoint(&inodes));
         assert!(!holds_socket(std::process::id(), &inodes));
     }
 }

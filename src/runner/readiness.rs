@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+
+use crate::app;
+use crate::contract::Protocol;
 
 /// One check may take so long; an app whose port is open but does not answer yet is asked again.
 const ONE_CHECK: Duration = Duration::from_secs(2);
@@ -30,14 +31,22 @@ pub async fn tcp(address: SocketAddr) -> Result<(), String> {
 /// Whether `GET path` is answered 2xx; if not, why. It says of itself what traffic says: the
 /// environment's `host`, and that it came over HTTPS where clients come so. An app that sends what is
 /// plain on to HTTPS would never be ready otherwise.
-pub async fn http(address: SocketAddr, host: &str, https: bool, path: &str) -> Result<(), String> {
-    let answered = tokio::time::timeout(ONE_CHECK, get(address, host, https, path)).await;
-    let (status, location) = match answered {
-        Ok(Ok(answered)) => answered,
-        Ok(Err(why)) => return Err(why),
+pub async fn http(
+    address: SocketAddr,
+    protocol: Protocol,
+    host: &str,
+    https: bool,
+    path: &str,
+) -> Result<(), String> {
+    let asked = get(address, protocol, host, https, path);
+    let answered = tokio::time::timeout(ONE_CHECK, asked).await;
+    let answer = match answered {
+        Ok(answered) => answered?,
         Err(_) => return Err(format!("GET {path} was not answered within {ONE_CHECK:?}")),
     };
-    match location {
+    let status = answer.status;
+    let location = answer.headers.get(http::header::LOCATION);
+    match location.map(|to| shown(to.as_bytes())) {
         _ if status.is_success() => Ok(()),
         Some(to) if status.is_redirection() => {
             let proto = if https { "https" } else { "http" };
@@ -55,13 +64,17 @@ pub async fn http(address: SocketAddr, host: &str, https: bool, path: &str) -> R
 /// Longest `Location` that is shown.
 const LOCATION: usize = 200;
 
+fn shown(location: &[u8]) -> String {
+    String::from_utf8_lossy(location).chars().take(LOCATION).collect()
+}
+
 async fn get(
     address: SocketAddr,
+    protocol: Protocol,
     host: &str,
     https: bool,
     path: &str,
-) -> Result<(http::StatusCode, Option<String>), String> {
-    let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+) -> Result<http::response::Parts, String> {
     let request = http::Request::get(path)
         .header(http::header::HOST, host)
         .header("x-forwarded-for", "127.0.0.1")
@@ -69,34 +82,45 @@ async fn get(
         .header("x-forwarded-host", host)
         .header(http::header::USER_AGENT, "vango-edge-readiness")
         .header(http::header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
+        .body(Empty::new())
         .map_err(|e| e.to_string())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
-    let mut connection = std::pin::pin!(connection);
-    let mut answer = std::pin::pin!(sender.send_request(request));
-    let mut open = true;
-    loop {
-        tokio::select! {
-            answer = &mut answer => {
-                let answer = answer.map_err(text)?;
-                let to = answer.headers().get(http::header::LOCATION);
-                let to = to.map(|to| String::from_utf8_lossy(to.as_bytes()));
-                return Ok((answer.status(), to.map(|t| t.chars().take(LOCATION).collect())));
-            }
-            _ = &mut connection, if open => open = false,
-        }
-    }
-}
-
-fn text(e: hyper::Error) -> String {
-    use std::error::Error;
-    e.source().map_or_else(|| e.to_string(), |cause| format!("{e}: {cause}"))
+    app::ask(address, protocol, request).await.map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An app that speaks HTTP/2 only, and answers `/up` 204 and other paths 404.
+    async fn h2c_app() -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let Ok(mut connection) = h2::server::handshake(tcp).await else { continue };
+                tokio::spawn(async move {
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        let (uri, fields) = (request.uri().to_string(), request.headers());
+                        assert!(!fields.contains_key("connection") && !fields.contains_key("host"));
+                        let status = if uri == "http://app.example/up" { 204 } else { 404 };
+                        let answer = http::Response::builder().status(status).body(()).unwrap();
+                        respond.send_response(answer, true).unwrap();
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn an_app_is_asked_in_the_protocol_that_its_contract_names() {
+        let address = h2c_app().await;
+        let asked = |protocol, path| http(address, protocol, "app.example", false, path);
+        assert_eq!(asked(Protocol::H2c, "/up").await, Ok(()));
+        let other = asked(Protocol::H2c, "/").await.unwrap_err();
+        assert!(other.contains("404"), "{other}");
+        asked(Protocol::Http1, "/up").await.unwrap_err();
+    }
 
     #[test]
     fn pauses_are_small_and_grow_to_a_bound() {

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::admin;
 use crate::config::Config;
-use crate::proxy::{self, AcceptRules, Certificates, Places, Tls};
+use crate::proxy::{self, AcceptRules, Certificates, Issued, Places, Tls};
 use crate::systemd::Handed;
 
 /// A listener's certificates and what else of it a reload changes.
@@ -25,6 +25,7 @@ pub(super) struct Secure {
 pub(super) fn bind(
     config: &Config,
     mut handed: Handed,
+    issued: &Arc<Issued>,
 ) -> Result<(Vec<proxy::Listener>, Vec<Secure>)> {
     let (mut listeners, mut secure) = (Vec::new(), Vec::new());
     let plain = config.server.listen.iter().copied();
@@ -50,7 +51,7 @@ pub(super) fn bind(
     }
     for tls in &config.server.tls {
         let bound = bind("server.tls", tls.listen)?;
-        let certificates = Certificates::new(&tls.certificates);
+        let certificates = Certificates::new(&tls.certificates, Arc::clone(issued));
         let hsts = Arc::new(ArcSwap::from_pointee(tls.hsts));
         let acceptor = proxy::acceptor(Arc::clone(&certificates))?;
         let port = bound.address.port();
@@ -77,7 +78,7 @@ pub(super) fn operators(rules: &Arc<ArcSwap<AcceptRules>>) -> admin::Bounds {
         let limits = counts.load().limits;
         places.set_most(limits.max_connections.min(OPERATORS));
         let mut place = places.take()?;
-        let counted = place.count_for(from, limits.max_per_address);
+        let counted = place.count_for(from, limits.max_connections_per_address);
         counted.then(|| Box::new(place) as admin::Place)
     };
     let heads = move || {

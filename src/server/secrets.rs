@@ -12,7 +12,7 @@ use crate::contract::Contract;
 use crate::id::{AllocationId, Environment};
 use crate::proxy::WebhookSecrets;
 use crate::session::StoreSecrets;
-use crate::wake::worker::Secrets;
+use crate::wake::Secrets;
 
 /// Secrets that deliveries are verified with, as read at the start or with the last reload.
 pub(super) struct VerifyingSecrets(pub(super) Arc<SecretValues>);
@@ -27,9 +27,8 @@ impl WebhookSecrets for VerifyingSecrets {
 /// that a rotated file counts from the next start on.
 pub(super) struct OperatorSecrets(pub(super) Arc<Running>);
 
-impl OperatorSecrets {
-    /// The current value of one secret.
-    fn value(&self, environment: &Environment, name: &str) -> Result<String, String> {
+impl StoreSecrets for OperatorSecrets {
+    fn read(&self, environment: &Environment, name: &str) -> Result<String, String> {
         let config = self.0.load();
         let app = config.apps.get(environment.app());
         let production = *environment == Environment::production(environment.app().clone());
@@ -42,12 +41,6 @@ impl OperatorSecrets {
         })?;
         let secret = config::read_secret(source).map_err(|e| format!("secret {name}: {e}"))?;
         Ok(secret.expose().to_owned())
-    }
-}
-
-impl StoreSecrets for OperatorSecrets {
-    fn read(&self, environment: &Environment, name: &str) -> Result<String, String> {
-        self.value(environment, name)
     }
 }
 
@@ -66,7 +59,7 @@ impl Secrets for ProcessSecrets {
         allocation: &AllocationId,
         contract: &Contract,
     ) -> Result<Vec<(String, String)>, String> {
-        let value = |name: &String| Ok((name.clone(), self.operator.value(environment, name)?));
+        let value = |name: &String| Ok((name.clone(), self.operator.read(environment, name)?));
         let secrets: Result<Vec<_>, String> = contract.process.secrets.iter().map(value).collect();
         let mut secrets = secrets?;
         // After the contract's own: the last one of a name counts.

@@ -8,12 +8,13 @@ use arc_swap::ArcSwap;
 
 use crate::admin::access::Access;
 use crate::clock::{Clock, Entropy};
-use crate::config::{self, Config, HealthCheck, SecretValues};
+use crate::config::{self, Config, SecretValues};
 use crate::control::{Commit, Prepare};
 use crate::id::Environment;
 use crate::lifecycle::access::{PreviewPolicies, PreviewPolicy};
-use crate::lifecycle::enter::Policies;
-use crate::proxy::{AcceptRules, ClientLimits, Places, Pool, Pools, ProxyLimits, Room};
+use crate::lifecycle::enter::{Brands, HttpsRedirect, Policies};
+use crate::lifecycle::page::{Brand, Branding};
+use crate::proxy::{AcceptRules, BodyBudget, Places, Pool, Pools, ProxyLimits};
 use crate::runner::Runner;
 use crate::session::{KeyRing, Sessions};
 use crate::snapshot::ExternalApp;
@@ -30,7 +31,7 @@ pub(super) struct Parts {
     pub(super) pools: Arc<Pools>,
     pub(super) queues: Arc<HoldQueues>,
     pub(super) limits: Arc<ArcSwap<ProxyLimits>>,
-    pub(super) room: Arc<Room>,
+    pub(super) budget: Arc<BodyBudget>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) access: Arc<ArcSwap<Access>>,
     pub(super) sessions: Arc<Sessions>,
@@ -51,35 +52,28 @@ pub(super) fn prepare(parts: Parts) -> Prepare {
         let affinity = KeyRing::load(keys, &config.state.dir, &*parts.clock, &*parts.entropy)
             .map_err(|e| vec![e.to_string()])?;
         let policies = policies(config, &parts.secure).map_err(|e| vec![e.to_string()])?;
-        let (hold, proxy) = (hold_limits(config), proxy_limits(config));
-        let (rules, most) = (accept_rules(config), max_connections(config));
-        let tls = config.server.tls.clone();
-        let https = config.server.sees_https();
-        let (ring, level) = (config.trace.ring, config.log.level);
-        let bodies = config.limits.max_buffered_bytes;
-        let secrets = config.clone();
-        let parts = parts.clone();
-        let (apps, looked_at) = (external_apps(config), pools(config));
+        let most = max_connections(config);
+        let (parts, config) = (parts.clone(), config.clone());
         let commit: Commit = Box::new(move || {
-            parts.externals.send_replace(Arc::new(apps));
-            parts.pools.watch(looked_at);
+            parts.externals.send_replace(Arc::new(external_apps(&config)));
+            parts.pools.watch(pools(&config));
             parts.access.store(Arc::new(access));
             parts.sessions.tokens.reload(affinity);
             parts.policies.store(Arc::new(policies));
-            parts.queues.set_limits(hold);
-            parts.limits.store(Arc::new(proxy));
-            parts.room.set_most(bodies);
-            parts.secrets.read_again(&secrets);
-            parts.rules.store(Arc::new(rules));
+            parts.queues.set_limits(hold_limits(&config));
+            parts.limits.store(Arc::new(proxy_limits(&config)));
+            parts.budget.set_most(config.limits.max_buffered_bytes);
+            parts.secrets.read_again(&config);
+            parts.rules.store(Arc::new(accept_rules(&config)));
             parts.admission.set_most(most);
-            for (secure, tls) in parts.secure.iter().zip(tls) {
+            for (secure, tls) in parts.secure.iter().zip(&config.server.tls) {
                 secure.certificates.replace(&tls.certificates);
                 secure.hsts.store(Arc::new(tls.hsts));
             }
-            tell_expiry(&secrets, &parts.telemetry, &*parts.clock);
-            parts.runner.readiness_over_https(https);
-            parts.telemetry.ring.resize(ring);
-            crate::telemetry::set_log_level(level);
+            tell_expiry(&config, &parts.telemetry, &*parts.clock);
+            parts.runner.readiness_over_https(config.server.sees_https());
+            parts.telemetry.ring.resize(config.trace.ring);
+            crate::telemetry::set_log_level(config.log.level);
         });
         Ok(commit)
     })
@@ -93,6 +87,7 @@ pub(super) fn proxy_limits(config: &Config) -> ProxyLimits {
     ProxyLimits {
         connect_timeout: config.limits.connect_timeout,
         response_timeout: config.limits.response_timeout,
+        max_route_timeout: config.limits.max_route_timeout,
         idle_timeout: config.limits.idle_keepalive,
         sockets: config.limits.sockets,
         socket_idle: config.limits.socket_idle,
@@ -105,7 +100,7 @@ pub(super) fn proxy_limits(config: &Config) -> ProxyLimits {
 pub(super) fn tell_expiry(config: &Config, telemetry: &Telemetry, clock: &dyn Clock) {
     let all = config.server.tls.iter().flat_map(|l| &l.certificates);
     let known = all.filter_map(|c| Some((c.cert.as_path(), c.expires?)));
-    telemetry.metrics.connections.certificates(known);
+    telemetry.metrics.certificates(known);
     for warning in config.warnings(clock.wall().0 / 1000) {
         log::warn!("{warning}");
     }
@@ -126,44 +121,26 @@ pub(super) fn external_apps(config: &Config) -> Vec<ExternalApp> {
     apps.collect()
 }
 
-/// Those whose upstreams are looked at.
+/// Apps whose upstreams are looked at.
 pub(super) fn pools(config: &Config) -> Vec<Pool> {
     let apps = config.apps.values().filter_map(|app| {
         let upstreams = app.upstreams.as_ref()?;
-        let health = upstreams.health.as_ref()?;
         Some(Pool {
             environment: Environment::production(app.name.clone()),
             addresses: upstreams.addresses.clone(),
-            request: match &health.check {
-                HealthCheck::Tcp => None,
-                HealthCheck::Http { path, host } => Some((path.clone(), host.clone())),
-            },
+            health: upstreams.health.clone()?,
+            protocol: upstreams.contract.process.protocol,
             https: config.server.sees_https(),
-            interval: health.interval,
-            timeout: health.timeout,
-            unhealthy_after: health.unhealthy_after,
-            healthy_after: health.healthy_after,
         })
     });
     apps.collect()
 }
 
 pub(super) fn accept_rules(config: &Config) -> AcceptRules {
-    let client = config.limits.client;
     AcceptRules {
-        limits: ClientLimits {
-            max_connections: client.max_connections,
-            max_per_address: client.max_connections_per_address,
-            requests: config.limits.keepalive_requests,
-            header_timeout: client.header_timeout,
-            header_bytes: client.header_bytes,
-            header_fields: client.header_fields,
-            idle: client.idle,
-            min_body_rate: client.min_body_rate,
-            min_response_rate: client.min_response_rate,
-            rate_grace: client.rate_grace,
-            write_timeout: client.write_timeout,
-        },
+        limits: config.limits.client.connection,
+        requests: config.limits.keepalive_requests,
+        h2c: config.server.h2c,
         proxies: config.server.proxy_protocol_from.clone(),
         trusted: Arc::clone(&config.server.trusted_proxies),
         hsts: config.server.hsts,
@@ -174,7 +151,7 @@ pub(super) fn accept_rules(config: &Config) -> AcceptRules {
 /// little, accepting waits until some are free.
 pub(super) fn max_connections(config: &Config) -> usize {
     use nix::sys::resource::{Resource, getrlimit};
-    let wanted = config.limits.client.max_connections;
+    let wanted = config.limits.client.connection.max_connections;
     let (most, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
     let most = usize::try_from(most / 8 * 7).unwrap_or(usize::MAX).max(16);
     if most < wanted {
@@ -190,8 +167,11 @@ pub(super) fn max_connections(config: &Config) -> usize {
 /// previews would be open to all.
 pub(super) fn policies(config: &Config, secure: &[Secure]) -> Result<Policies> {
     // Without a listener of its own it is a proxy in front that serves HTTPS, on the usual port.
-    let port = secure.first().map(|s| s.port).filter(|p| *p != 443);
-    let redirect = config.server.redirect_http.then_some(port);
+    let redirect = match secure.first().map(|s| s.port).filter(|p| *p != 443) {
+        _ if !config.server.redirect_http => HttpsRedirect::Off,
+        Some(port) => HttpsRedirect::ToPort(port),
+        None => HttpsRedirect::ToDefaultPort,
+    };
     let mut previews = PreviewPolicies::new();
     for app in config.apps.values() {
         let mut tokens = Vec::new();
@@ -203,5 +183,15 @@ pub(super) fn policies(config: &Config, secure: &[Secure]) -> Result<Policies> {
         let policy = PreviewPolicy { tokens, noindex: app.preview_noindex };
         previews.insert(app.name.clone(), policy);
     }
-    Ok(Policies { redirect, previews })
+    Ok(Policies { redirect, previews, brands: brands(config) })
+}
+
+/// How the pages of the edge's own look.
+fn brands(config: &Config) -> Brands {
+    let of = |branding| Arc::new(Brand::new(branding));
+    let said = config.apps.values().filter(|app| app.pages != Branding::default());
+    Brands {
+        node: Some(of(config.pages.clone())),
+        apps: said.map(|app| (app.name.clone(), of(app.pages.over(&config.pages)))).collect(),
+    }
 }

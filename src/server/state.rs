@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, Entropy, SystemEntropy};
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::output::{self, Outputs};
 use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner};
 use crate::store::{OpenError, Options, RocksStore, rocks};
 
@@ -116,19 +117,13 @@ impl StateDir {
         config: &Config,
         clock: &Arc<dyn Clock>,
     ) -> Result<(Arc<RocksStore>, Arc<RocksStore>)> {
-        match self.open_both(clock).await {
-            Ok(both) => Ok(both),
-            Err(e) => {
-                let damaged = matches!(
-                    e.downcast_ref(),
-                    Some(OpenError::Damaged { .. } | OpenError::Corrupt(_))
-                );
-                if damaged && self.copy_of.is_none() {
-                    self.end_what_runs(config, clock).await;
-                }
-                Err(e)
-            }
+        let opened = self.open_both(clock).await;
+        let error = opened.as_ref().err().and_then(|e| e.downcast_ref());
+        let damaged = matches!(error, Some(OpenError::Damaged { .. } | OpenError::Corrupt(_)));
+        if damaged && self.copy_of.is_none() {
+            self.end_what_runs(config, clock).await;
         }
+        opened
     }
 
     async fn open_both(
@@ -151,9 +146,12 @@ impl StateDir {
     async fn end_what_runs(&self, config: &Config, clock: &Arc<dyn Clock>) {
         // Another edge may have taken it meanwhile.
         let Ok(_lock) = rocks::lock(&self.path.join("store")) else { return };
-        let runner = match ProcessRunner::new(self.runner_options(config, clock)) {
+        let runner = self.outputs(config, clock, Box::new(|_, _| ())).and_then(|outputs| {
+            Ok(ProcessRunner::new(self.runner_options(config, clock, outputs))?)
+        });
+        let runner = match runner {
             Ok(runner) => runner,
-            Err(e) => return log::error!("what runs could not be ended: {e}"),
+            Err(e) => return log::error!("what runs could not be ended: {e:#}"),
         };
         for id in runner.leftovers() {
             match runner.end_leftover(None, &id, UNFIT).await {
@@ -165,16 +163,33 @@ impl StateDir {
         }
     }
 
+    /// What processes print, below it.
+    pub(super) fn outputs(
+        &self,
+        config: &Config,
+        clock: &Arc<dyn Clock>,
+        told: output::Told,
+    ) -> Result<Arc<Outputs>> {
+        let dir = self.path.join("run/log");
+        let config::RunnerConfig { log_bytes, log_total, log_age, log_rate, .. } = config.runner;
+        let limits =
+            output::Limits { each: log_bytes, total: log_total, age: log_age, rate: log_rate };
+        Outputs::open(&dir, limits, Arc::clone(clock), told)
+            .with_context(|| dir.display().to_string())
+    }
+
     pub(super) fn runner_options(
         &self,
         config: &Config,
         clock: &Arc<dyn Clock>,
+        outputs: Arc<Outputs>,
     ) -> ProcessRunnerOptions {
         ProcessRunnerOptions {
             run_dir: self.path.join("run"),
-            log_bytes: config.runner.log_bytes,
+            outputs,
             clock: Arc::clone(clock),
             max_processes: config.runner.max_processes,
+            scratch_bytes: config.runner.scratch_bytes,
         }
     }
 

@@ -9,24 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::OnExit;
 use crate::systemd;
 
-use super::Edge;
-
-pub(super) struct Signals {
-    pub(super) stop: StopSignals,
-    pub(super) hangup: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    pub(super) fn new() -> Result<Self> {
-        Ok(Self {
-            stop: StopSignals {
-                interrupt: signal(SignalKind::interrupt())?,
-                terminate: signal(SignalKind::terminate())?,
-            },
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-}
+use super::compose::Edge;
 
 /// What tells the edge to stop.
 pub(super) struct StopSignals {
@@ -35,6 +18,11 @@ pub(super) struct StopSignals {
 }
 
 impl StopSignals {
+    pub(super) fn new() -> Result<Self> {
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+    }
+
     pub(super) async fn told(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -44,33 +32,33 @@ impl StopSignals {
 }
 
 /// Readiness goes first, so that a balancer in front looks elsewhere; then the listeners close; then
-/// what is in flight and what is held finish, wakes included. Those who are held still at the limit
+/// what is in flight and what is held finish, wakes included. Requests that are held still at the limit
 /// are told to come again. A second signal cuts the wait short.
 pub(super) async fn drain(edge: &Edge, stop: &mut StopSignals) {
-    let server = edge.control.config.load().server.clone();
+    let server = edge.ground.node.config.load().server.clone();
     log::info!("stopping within {:?}", server.grace);
     systemd::stopping();
     edge.ready.store(false, Ordering::Release);
-    let sockets = &edge.control.sockets;
-    let began = edge.control.clock.now();
+    let sockets = &edge.woken.sockets;
+    let began = edge.ground.node.clock.now();
     let in_order = async {
         tokio::time::sleep(server.unready_for).await;
         let drained = edge.serving.drain(server.grace);
         let (left, ()) = tokio::join!(drained, sockets.drain_all(server.grace));
         if left > 0 {
-            edge.control.queues.shut_down();
+            edge.woken.queues.shut_down();
             edge.serving.closed_within(LAST_WORD).await;
         }
         // Exchanges whose client has left are read to their end too, within what is left of the
         // limit; the rest becomes unknown when its allocation stops.
-        let waited = edge.control.clock.now().since(began);
+        let waited = edge.ground.node.clock.now().since(began);
         edge.exchanges.drained(server.grace.saturating_sub(waited)).await;
     };
     tokio::select! {
         () = in_order => {}
         () = stop.told() => {
-            log::warn!("told to stop again: not waiting any longer");
-            edge.control.queues.shut_down();
+            log::info!("told to stop again: not waiting any longer");
+            edge.woken.queues.shut_down();
             tokio::join!(edge.serving.drain(LAST_WORD), sockets.drain_all(LAST_WORD));
         }
     }
@@ -80,7 +68,7 @@ pub(super) async fn drain(edge: &Edge, stop: &mut StopSignals) {
     }
     let left = edge.serving.open();
     if left > 0 {
-        log::warn!("{left} connections were still open and are cut");
+        log::info!("{left} connections were still open and are cut");
     }
 }
 
@@ -93,24 +81,26 @@ const LAST_RECORDS: Duration = Duration::from_secs(2);
 /// What was counted is written down; allocations stop or are left for the next edge to adopt; what came
 /// of the last requests is put on record; then the stores are flushed and closed.
 pub(super) async fn leave(edge: &Edge) {
-    edge.control.flush_evidence().await;
-    let keep = edge.control.config.load().runner.on_exit == OnExit::Keep;
-    match edge.control.leave(keep).await {
+    edge.commands.counts.flush().await;
+    let keep = edge.ground.node.config.load().runner.on_exit == OnExit::Keep;
+    match edge.woken.inheritance.leave(keep).await {
         Ok((kept, ended)) => log::info!("{ended} allocations stopped, {kept} left running"),
         Err(e) => log::error!("allocations could not be taken off the registry: {e}"),
     }
     // What is still at work then is unknown to the next process, as after a crash.
-    let (at_work, unwritten) =
-        tokio::join!(edge.ledger.settled(LAST_RECORDS), edge.audit.written(LAST_RECORDS));
+    let (at_work, unwritten) = tokio::join!(
+        edge.ground.ledger.settled(LAST_RECORDS),
+        edge.ground.audit.written(LAST_RECORDS)
+    );
     if at_work + unwritten > 0 {
         log::warn!(
             "left unwritten: {at_work} records of the ledger, {unwritten} rows of the audit"
         );
     }
-    if let Err(e) = edge.ledger_store.close().await {
+    if let Err(e) = edge.ground.ledger_store.close().await {
         log::error!("the ledger was not closed in order: {e}");
     }
-    if let Err(e) = edge.store.close().await {
+    if let Err(e) = edge.ground.store.close().await {
         log::error!("the store was not closed in order: {e}");
     }
 }

@@ -9,7 +9,7 @@ use crate::clock::Mono;
 const OPENS_AFTER: u32 = 3;
 /// First time it stays open; it doubles with each probe that fails.
 const FIRST: Duration = Duration::from_millis(500);
-/// Longest.
+/// Longest time it stays open.
 const MOST: Duration = Duration::from_secs(30);
 
 /// Closed while it works; open until a time; then one probe decides.

@@ -3,8 +3,6 @@
 //! A key is named by the first bytes of its own hash, so that edges that share keys agree on their
 //! names without agreeing on anything else. The first key seals; all of them open.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +12,7 @@ use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::{Clock, Entropy, Wall};
-use crate::config::{SecretSource, read_secret};
+use crate::config::{SecretSource, read_secret, write_private};
 
 /// Most keys that open tokens.
 pub const MOST_KEYS: usize = 8;
@@ -123,11 +121,8 @@ impl KeyRing {
 
 fn parse(text: &str) -> Option<[u8; 32]> {
     let text = text.trim();
-    if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        let mut out = [0u8; 32];
-        for (i, byte) in out.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-        }
+    let mut out = [0u8; 32];
+    if hex::decode_to_slice(text, &mut out).is_ok() {
         return Some(out);
     }
     STANDARD.decode(text).ok()?.try_into().ok()
@@ -152,28 +147,10 @@ fn read_own(file: &Path) -> Result<Vec<(Wall, [u8; 32])>, KeyError> {
         .collect()
 }
 
-/// Whole or not at all, and readable by the edge's user only from its first byte on.
 fn write_own(file: &Path, keys: &[(Wall, [u8; 32])]) -> Result<(), KeyError> {
-    let text = keys.iter().fold(String::new(), |mut text, (made, key)| {
-        use std::fmt::Write as _;
-        let _ = write!(text, "{} ", made.0);
-        for byte in key {
-            let _ = write!(text, "{byte:02x}");
-        }
-        text.push('\n');
-        text
-    });
-    let part = file.with_extension("keys.part");
-    let write = || {
-        // One that a crash left may be there, with another mode.
-        let _ = std::fs::remove_file(&part);
-        let mut out =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-        out.write_all(text.as_bytes())?;
-        out.sync_all()?;
-        std::fs::rename(&part, file)
-    };
-    write().map_err(|e| KeyError::Io(file.to_owned(), e))
+    let line = |(made, key): &(Wall, [u8; 32])| format!("{} {}\n", made.0, hex::encode(key));
+    let text: String = keys.iter().map(line).collect();
+    write_private(file, text.as_bytes()).map_err(|e| KeyError::Io(file.to_owned(), e))
 }
 
 #[cfg(test)]

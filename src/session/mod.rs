@@ -7,31 +7,28 @@
 //! no trace and no record's key.
 
 mod circuit;
-mod durable;
-mod http;
+mod http_store;
 mod keys;
-mod redis;
+mod redis_store;
 mod routes;
+mod stores;
 mod token;
 
-pub use durable::{Ask, DEADLINE, DurableStore, StoreFailure, StoreSecrets, Stores};
-pub use http::HttpStore;
+pub use http_store::HttpStore;
 pub use keys::{KeyError, KeyRing};
-pub use redis::RedisStore;
+pub use redis_store::RedisStore;
 pub use routes::SessionRoutes;
+pub use stores::{DEADLINE, DurableStore, Question, StoreFailure, StoreSecrets, Stores};
 pub use token::{Tokens, cookie_name};
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use ::http::{HeaderMap, header};
+use http::{HeaderMap, header};
 
 use crate::clock::Wall;
-use crate::id::Environment;
-use crate::lifecycle::affinity::{self, SessionId};
-use crate::lifecycle::classify::Classified;
+use crate::lifecycle::affinity;
+use crate::lifecycle::enter::Classified;
 use crate::lifecycle::facts::Facts;
-use crate::lifecycle::resume::{Lookup, StoreAnswer};
 
 /// Everything the proxy asks about sessions.
 pub struct Sessions {
@@ -67,15 +64,5 @@ impl Sessions {
             let query = facts.query.as_deref();
             facts.session = affinity::session_id(&view.contract, classified.route, headers, query);
         }
-    }
-
-    /// Looks the session's routing record up.
-    pub async fn look_up(&self, environment: &Environment, id: &SessionId) -> Lookup {
-        self.routes.find(environment, id.name()).await
-    }
-
-    /// Asks the app's durable store for the session, when it is its turn within that time.
-    pub async fn ask(&self, ask: &Ask<'_>, within: Duration) -> StoreAnswer {
-        self.stores.ask(ask, within).await
     }
 }

@@ -15,10 +15,10 @@ use crate::clock::{Clock, Wall};
 use crate::id::Environment;
 use crate::lifecycle::affinity::{KnownBy, Prior, SessionName};
 use crate::lifecycle::resume::Lookup;
-use crate::store::record::{Record, SessionRoute, key};
+use crate::record::{Record, SessionRoute, key};
 use crate::store::{StateStore, StoreError, TXN_OPS, Txn};
 
-use super::durable::patience;
+use super::stores::patience;
 
 /// How long a record is kept after its socket was accepted.
 pub const AGE: Duration = Duration::from_secs(24 * 3600);

@@ -16,7 +16,8 @@ use ring::aead::{Aad, NONCE_LEN, Nonce};
 
 use crate::clock::{Entropy, Wall};
 use crate::id::{AllocationId, Environment};
-use crate::lifecycle::affinity::{Given, Ignored, Prior, Token, cookie};
+use crate::lifecycle::affinity::{Given, Ignored, Prior, Token};
+use crate::lifecycle::fields;
 use crate::snapshot::{AllocationView, EnvView};
 
 use super::keys::KeyRing;
@@ -36,7 +37,8 @@ pub fn cookie_name(tls: bool) -> &'static str {
 /// Seals and opens tokens.
 pub struct Tokens {
     ring: ArcSwap<KeyRing>,
-    lasts: Duration,
+    /// How long tokens last.
+    pub(crate) lasts: Duration,
     made: ArcSwap<HashMap<MadeFor, Made>>,
     entropy: Arc<dyn Entropy>,
 }
@@ -61,11 +63,6 @@ impl Tokens {
         Self { ring: ArcSwap::from_pointee(ring), lasts, made, entropy }
     }
 
-    /// How long tokens last.
-    pub fn lasts(&self) -> Duration {
-        self.lasts
-    }
-
     /// Takes other keys into use. Tokens of keys that are not among them are ignored from here on.
     pub fn reload(&self, ring: KeyRing) {
         self.ring.store(Arc::new(ring));
@@ -81,8 +78,8 @@ impl Tokens {
         environment: &Environment,
         now: Wall,
     ) -> Option<Prior> {
-        let sealed = cookie(headers, cookie_name(tls))?;
-        self.open(sealed, host, environment, now).ok()
+        let sealed = fields::first_cookie(headers, cookie_name(tls))?;
+        self.open(sealed.trim_matches('"'), host, environment, now).ok()
     }
 
     /// Opens a sealed token.

@@ -2,7 +2,6 @@
 //! dies reaches each survivor a few at a time, in order, with a little jitter, while pages pass by.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,9 +24,9 @@ pub struct AdmissionLimits {
 /// Why a socket is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotAdmitted {
-    /// As many wait as may.
+    /// As many sockets wait as [`AdmissionLimits::waiting`] allows.
     Full,
-    /// Its turn did not come in time.
+    /// It waited as long as it may.
     TooLate,
 }
 
@@ -36,60 +35,46 @@ pub enum NotAdmitted {
 pub struct Admission {
     limits: AdmissionLimits,
     allocations: Mutex<HashMap<AllocationId, Arc<Semaphore>>>,
-    waiting: AtomicUsize,
+    /// As many permits as sockets may wait.
+    waiting: Semaphore,
 }
 
-/// A turn; over when dropped.
-#[derive(Debug)]
-pub struct Turn {
-    _permit: OwnedSemaphorePermit,
-}
-
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
+/// A socket that is being accepted, until this is dropped.
+pub type Admitted = OwnedSemaphorePermit;
 
 impl Admission {
     /// No socket is admitted yet.
     pub fn new(limits: AdmissionLimits) -> Self {
-        Self { limits, allocations: Mutex::default(), waiting: AtomicUsize::new(0) }
+        Self { limits, allocations: Mutex::default(), waiting: Semaphore::new(limits.waiting) }
     }
 
-    /// Sockets that wait for their turn.
+    /// Sockets that wait to be admitted.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.limits.waiting - self.waiting.available_permits()
     }
 
-    /// Waits for a turn at `allocation`, at most for `within`. `pick` is 64 random bits.
+    /// Waits until `allocation` may accept one more, at most for `within`. `pick` is 64 random bits.
     ///
     /// # Errors
     /// [`NotAdmitted`]; nothing was sent.
-    pub async fn turn(
+    pub async fn admit(
         &self,
         allocation: &AllocationId,
         within: Duration,
         pick: u64,
-    ) -> Result<Turn, NotAdmitted> {
+    ) -> Result<Admitted, NotAdmitted> {
         let semaphore = self.semaphore(allocation);
         if let Ok(permit) = Arc::clone(&semaphore).try_acquire_owned() {
-            return Ok(Turn { _permit: permit });
+            return Ok(permit);
         }
-        let below = |n: usize| (n < self.limits.waiting).then_some(n + 1);
-        self.waiting
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, below)
-            .map_err(|_| NotAdmitted::Full)?;
-        let waiting = Waiting(&self.waiting);
+        let waiting = self.waiting.try_acquire().map_err(|_| NotAdmitted::Full)?;
         let permit = tokio::time::timeout(within, semaphore.acquire_owned()).await;
         drop(waiting);
         // The semaphore is never closed.
         let Ok(Ok(permit)) = permit else { return Err(NotAdmitted::TooLate) };
         let jitter = u64::try_from(JITTER.as_micros()).unwrap_or(u64::MAX);
         tokio::time::sleep(Duration::from_micros(pick % jitter)).await;
-        Ok(Turn { _permit: permit })
+        Ok(permit)
     }
 
     fn semaphore(&self, allocation: &AllocationId) -> Arc<Semaphore> {
@@ -115,18 +100,18 @@ mod tests {
         let id: AllocationId = "al-aaaaaaaaaaaaaaaa".parse().unwrap();
         let other: AllocationId = "al-bbbbbbbbbbbbbbbb".parse().unwrap();
         let second = Duration::from_secs(1);
-        let one = a.turn(&id, second, 1).await.unwrap();
-        let _two = a.turn(&id, second, 2).await.unwrap();
-        let _elsewhere = a.turn(&other, second, 3).await.unwrap();
-        let (third, fourth) = tokio::join!(a.turn(&id, second, 4), async {
+        let one = a.admit(&id, second, 1).await.unwrap();
+        let _two = a.admit(&id, second, 2).await.unwrap();
+        let _elsewhere = a.admit(&other, second, 3).await.unwrap();
+        let (third, fourth) = tokio::join!(a.admit(&id, second, 4), async {
             tokio::task::yield_now().await;
-            let full = a.turn(&id, second, 5).await.map(drop);
+            let full = a.admit(&id, second, 5).await.map(drop);
             drop(one);
             full
         });
         assert!(third.is_ok());
         assert_eq!(fourth, Err(NotAdmitted::Full));
-        assert_eq!(a.turn(&id, second, 6).await.map(drop), Err(NotAdmitted::TooLate));
+        assert_eq!(a.admit(&id, second, 6).await.map(drop), Err(NotAdmitted::TooLate));
         assert_eq!(a.waiting(), 0);
     }
 }

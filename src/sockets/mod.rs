@@ -1,4 +1,4 @@
-//! Live sockets that are open: who has them, how many there are, and how they are told to end.
+//! Live sockets that are open: which allocation has them, how many there are, and how they are told to end.
 //!
 //! [`frames`] follows what passes, [`pump`] carries it, [`Admission`] paces those that come back, and
 //! [`Sockets`] knows all of them. Nothing here is on a page's way, and nothing here decides whose a
@@ -15,13 +15,13 @@ mod admission;
 pub mod frames;
 pub mod pump;
 
-pub use admission::{Admission, AdmissionLimits, NotAdmitted, Turn};
+pub use admission::{Admission, AdmissionLimits, Admitted, NotAdmitted};
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::clock::{Clock, Entropy, Mono};
 use crate::id::{AllocationId, Environment};
@@ -77,7 +77,6 @@ impl Cause {
         Self::Replaced,
     ];
 
-    /// The label.
     pub fn name(self) -> &'static str {
         match self {
             Self::Client => "client",
@@ -112,8 +111,15 @@ struct Table {
     sockets: HashMap<u64, Arc<Entry>>,
     by_allocation: HashMap<AllocationId, HashSet<u64>>,
     by_tab: HashMap<(Environment, SessionName), u64>,
-    /// Those whose app sleeps.
+    /// Clients' legs whose app sleeps.
     resting: HashMap<Environment, HashSet<u64>>,
+}
+
+impl Table {
+    fn entries(&self, numbers: Option<&HashSet<u64>>) -> Vec<Arc<Entry>> {
+        let numbers = numbers.into_iter().flatten();
+        numbers.filter_map(|n| self.sockets.get(n).cloned()).collect()
+    }
 }
 
 /// Takes `number` out of the set at `key`, and the set with its last one.
@@ -129,8 +135,8 @@ fn take_out<K: std::hash::Hash + Eq>(sets: &mut HashMap<K, HashSet<u64>>, key: &
 /// Every open live socket of the node.
 pub struct Sockets {
     table: Mutex<Table>,
-    /// A socket is gone.
-    gone: Notify,
+    /// Told each time a socket is gone.
+    gone: watch::Sender<()>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
 }
@@ -169,7 +175,7 @@ impl Seat {
         self.sockets.within(spread(many))
     }
 
-    /// Whose socket it is.
+    /// The environment that the socket belongs to.
     pub fn environment(&self) -> &Environment {
         &self.entry.environment
     }
@@ -203,7 +209,7 @@ impl Drop for Seat {
         let tab = *lock(&self.entry.tab);
         self.leave_tab(&mut table, tab);
         drop(table);
-        self.sockets.gone.notify_waiters();
+        self.sockets.gone.send_replace(());
     }
 }
 
@@ -220,7 +226,7 @@ fn spread(many: usize) -> Duration {
 impl Sockets {
     /// None are open.
     pub fn new(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Arc<Self> {
-        let (table, gone) = (Mutex::default(), Notify::new());
+        let (table, gone) = Default::default();
         Arc::new(Self { table, gone, clock, entropy })
     }
 
@@ -305,15 +311,10 @@ impl Sockets {
         };
         let Some((number, entry)) = older else { return };
         tell(&entry, Order::Replaced);
+        let mut gone = self.gone.subscribe();
         let left = async {
-            loop {
-                let gone = self.gone.notified();
-                tokio::pin!(gone);
-                gone.as_mut().enable();
-                if !self.table().sockets.contains_key(&number) {
-                    return;
-                }
-                gone.await;
+            while self.table().sockets.contains_key(&number) {
+                let _ = gone.changed().await;
             }
         };
         let _ = tokio::time::timeout(REPLACED_WITHIN, left).await;
@@ -339,10 +340,9 @@ impl Sockets {
 
     /// The app is up again: the clients that rest end, apart from each other, and come back to it.
     pub fn awake(&self, environment: &Environment) {
-        let resting: Vec<_> = {
+        let resting = {
             let table = self.table();
-            let numbers = table.resting.get(environment);
-            numbers.into_iter().flatten().filter_map(|n| table.sockets.get(n).cloned()).collect()
+            table.entries(table.resting.get(environment))
         };
         if !resting.is_empty() {
             self.end(&resting, self.clock.now() + spread(resting.len()));
@@ -351,18 +351,15 @@ impl Sockets {
 
     fn entries_of(&self, allocation: &AllocationId) -> Vec<Arc<Entry>> {
         let table = self.table();
-        let numbers = table.by_allocation.get(allocation);
-        numbers.into_iter().flatten().filter_map(|n| table.sockets.get(n).cloned()).collect()
+        table.entries(table.by_allocation.get(allocation))
     }
 
     /// The edge stops: all end, spread, within `grace` from now; returns when they have, or after
     /// it.
     pub async fn drain_all(&self, grace: Duration) {
+        let mut gone = self.gone.subscribe();
         let all_gone = async {
             loop {
-                let gone = self.gone.notified();
-                tokio::pin!(gone);
-                gone.as_mut().enable();
                 // Again each time: one that was being accepted may have come since.
                 let entries: Vec<_> = self.table().sockets.values().cloned().collect();
                 if entries.is_empty() {
@@ -370,7 +367,7 @@ impl Sockets {
                 }
                 let spread = spread(entries.len()).min(grace / 2);
                 self.end(&entries, self.clock.now() + spread);
-                let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
+                let _ = tokio::time::timeout(Duration::from_secs(1), gone.changed()).await;
             }
         };
         let _ = tokio::time::timeout(grace, all_gone).await;

@@ -19,8 +19,8 @@ use super::frames::{Frames, Protocol};
 
 /// Bytes read at a time.
 pub const CHUNK: usize = 16 * 1024;
-/// Reads of one direction before others have their turn.
-const TURN: usize = 16;
+/// Reads of one direction before the task yields to others.
+const READS_BEFORE_YIELD: usize = 16;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8; CHUNK]>> = RefCell::new(Box::new([0; CHUNK]));
@@ -29,9 +29,7 @@ thread_local! {
 /// Which side ended, in whatever way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// The client's.
     Client,
-    /// The app's.
     App,
 }
 
@@ -176,7 +174,6 @@ where
 /// A client's leg without its app's.
 #[derive(Debug)]
 pub struct Parted<C> {
-    /// The leg.
     pub client: C,
     /// Where the client is in its own frames.
     pub frames: Frames,
@@ -200,7 +197,7 @@ impl Flow {
         to: &mut (impl AsyncWrite + Unpin),
         passed: &mut impl FnMut(bool, &[u8]),
     ) -> Poll<Stopped> {
-        for _ in 0..TURN {
+        for _ in 0..READS_BEFORE_YIELD {
             if ready!(self.poll_held(cx, to)).is_err() {
                 return Poll::Ready(Stopped::Writing);
             }
@@ -216,7 +213,7 @@ impl Flow {
                 return Poll::Ready(stopped);
             }
         }
-        // Its turn is over; it goes on when the others have had theirs.
+        // Goes on once other tasks have run.
         cx.waker().wake_by_ref();
         Poll::Pending
     }

@@ -7,21 +7,19 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
-use serde::Serialize;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 
-use crate::lifecycle::trace::{Outcome, StepKind};
+use crate::lifecycle::trace::StepKind;
 
 use super::Telemetry;
-use super::ring::{Since, TraceRecord};
+use super::ring::{Follower, Since, TraceRecord, micros};
 
 /// Time between looks at the ring. At its default size it holds what 80,000 requests a second
 /// leave in this time.
@@ -39,72 +37,28 @@ pub enum Target {
     File(PathBuf),
 }
 
-/// Lines by what became of them.
-#[derive(Debug)]
-pub struct Lines {
-    written: IntCounter,
-    lost: IntCounter,
-}
-
-impl Lines {
-    /// Registers the counters with `registry`.
-    ///
-    /// # Errors
-    /// Only for a name used twice: our own bug.
-    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let lines = IntCounterVec::new(
-            Opts::new("access_log_lines_total", "Lines of the access log, written or lost."),
-            &["outcome"],
-        )?;
-        registry.register(Box::new(lines.clone()))?;
-        let of = |outcome| lines.with_label_values(&[outcome]);
-        Ok(Self { written: of("written"), lost: of("lost") })
-    }
-}
-
-/// The thread that writes; it ends with what is left in the ring when this is dropped.
-#[derive(Debug)]
-pub struct AccessLog {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl AccessLog {
-    /// Starts to write what `telemetry` is told from now on. `sample` is the share of plainly
-    /// served requests that get a line, from 0 to 1; all others always do.
-    ///
-    /// # Errors
-    /// When the file cannot be opened or the thread not be started.
-    pub fn start(target: Target, sample: f64, telemetry: Arc<Telemetry>) -> io::Result<Self> {
-        let out = Out::open(target)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let from = telemetry.ring.pushed();
-        let mut writer = Writer { out, sample, telemetry, from, lines: Vec::new(), failing: false };
-        let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            let mut looks = 0_u32;
-            while !told.load(Ordering::Acquire) {
-                std::thread::park_timeout(EVERY);
-                looks += 1;
-                if looks.is_multiple_of(ROTATED) {
-                    writer.out.follow_rotation();
-                }
-                writer.look();
+/// Starts to write what `telemetry` is told from now on. `sample` is the share of plainly served requests
+/// that get a line, from 0 to 1; all others always do. When the thread is dropped, it ends with what is left
+/// in the ring.
+///
+/// # Errors
+/// When the file cannot be opened or the thread not be started.
+pub fn start(target: Target, sample: f64, telemetry: Arc<Telemetry>) -> io::Result<Follower> {
+    let out = Out::open(target)?;
+    let from = telemetry.ring.pushed();
+    let mut writer = Writer { out, sample, telemetry, from, lines: Vec::new(), failing: false };
+    Follower::start("access-log", Duration::MAX, move |stop| {
+        let mut looks = 0_u32;
+        while !stop.load(Ordering::Acquire) {
+            std::thread::park_timeout(EVERY);
+            looks += 1;
+            if looks.is_multiple_of(ROTATED) {
+                writer.out.follow_rotation();
             }
             writer.look();
-        })?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for AccessLog {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
         }
-    }
+        writer.look();
+    })
 }
 
 struct Writer {
@@ -121,12 +75,19 @@ impl Writer {
     fn look(&mut self) {
         let Since { records, lost, next } = self.telemetry.ring.since(self.from);
         self.from = next;
-        let counts = &self.telemetry.metrics.access_log;
-        counts.lost.inc_by(lost as u64);
+        let count = |outcome, n| {
+            self.telemetry.metrics.access_log.with_label_values(&[outcome]).inc_by(n);
+        };
+        count("lost", lost as u64);
         self.lines.clear();
         let mut n = 0;
-        for record in records.iter().filter(|r| wanted(r, self.sample)) {
-            format(record, &mut self.lines);
+        for record in records.iter().filter(|r| r.wanted(self.sample)) {
+            let whole = self.lines.len();
+            match serde_json::to_writer(&mut self.lines, &Line(record)) {
+                Ok(()) => self.lines.push(b'\n'),
+                // Nothing in it can fail; half a line is worse than none.
+                Err(_) => self.lines.truncate(whole),
+            }
             n += 1;
         }
         if n == 0 {
@@ -134,11 +95,11 @@ impl Writer {
         }
         match self.out.write(&self.lines) {
             Ok(()) => {
-                counts.written.inc_by(n);
+                count("written", n);
                 self.failing = false;
             }
             Err(e) => {
-                counts.lost.inc_by(n);
+                count("lost", n);
                 if !std::mem::replace(&mut self.failing, true) {
                     log::error!("the access log cannot be written, its lines are lost: {e}");
                 }
@@ -147,79 +108,36 @@ impl Writer {
     }
 }
 
-/// By the request's id, which is random: the same request is in every edge's sample or in none.
-pub(super) fn wanted(record: &TraceRecord, sample: f64) -> bool {
-    if sample >= 1.0 || !matches!(record.trace.outcome, Outcome::Hot | Outcome::Asset) {
-        return true;
-    }
-    let id = record.trace.request.to_string();
-    let share = u32::from_str_radix(id.get(..8).unwrap_or_default(), 16).unwrap_or(0);
-    f64::from(share) < sample * f64::from(u32::MAX)
-}
+/// A request as one line.
+struct Line<'a>(&'a TraceRecord);
 
-#[derive(Serialize)]
-struct Line<'a> {
-    at: String,
-    request: String,
-    client: Option<IpAddr>,
-    method: &'a str,
-    host: &'a str,
-    path: &'a str,
-    class: &'a str,
-    environment: Option<String>,
-    epoch: Option<u64>,
-    artifact: Option<String>,
-    allocation: Option<String>,
-    operation: Option<String>,
-    outcome: &'a str,
-    risk: &'a str,
-    status: Option<u16>,
-    total_us: u64,
-    held_us: u64,
-    /// Connections that were refused before one was made.
-    refused_connections: usize,
-}
-
-/// Adds the line of `record` to `lines`.
-fn format(record: &TraceRecord, lines: &mut Vec<u8>) {
-    let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
-    let steps = || record.trace.steps.iter().rev().map(|s| &s.kind);
-    // The last of each: after a hold the owner was read and an allocation chosen again.
-    let owner = steps().find_map(|k| match k {
-        StepKind::LoadOwner(view) => Some(&view.owner),
-        _ => None,
-    });
-    let allocation = steps().find_map(|k| match k {
-        StepKind::Select(a, ..) => Some(a.id.to_string()),
-        _ => None,
-    });
-    let line = Line {
-        at: record.at.to_string(),
-        request: record.trace.request.to_string(),
-        client: record.trace.client,
-        method: record.method.as_str(),
-        host: &record.host,
-        path: &record.path,
-        class: record.class,
-        environment: record.environment.as_ref().map(ToString::to_string),
-        epoch: owner.map(|o| o.epoch.0),
-        artifact: owner.map(|o| o.digest.to_string()),
-        allocation,
-        operation: record.operation.as_ref().map(ToString::to_string),
-        outcome: record.trace.outcome.name(),
-        risk: record.trace.risk().name(),
-        status: record.status,
-        total_us: us(record.total),
-        held_us: us(record.held),
-        refused_connections: steps().filter(|k| matches!(k, StepKind::ConnectFailed(..))).count(),
-    };
-    let whole = lines.len();
-    if serde_json::to_writer(&mut *lines, &line).is_err() {
-        // Nothing in it can fail; half a line is worse than none.
-        lines.truncate(whole);
-        return;
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(r) = self;
+        let steps = r.trace.steps.iter();
+        let refused = steps.filter(|s| matches!(s.kind, StepKind::ConnectFailed(..))).count();
+        let mut line = serializer.serialize_map(None)?;
+        line.serialize_entry("at", &r.at.to_string())?;
+        line.serialize_entry("request", &r.trace.request.to_string())?;
+        line.serialize_entry("client", &r.trace.client)?;
+        line.serialize_entry("method", r.method.as_str())?;
+        line.serialize_entry("host", &r.host)?;
+        line.serialize_entry("path", &r.path)?;
+        line.serialize_entry("class", r.class)?;
+        line.serialize_entry("environment", &r.environment)?;
+        line.serialize_entry("epoch", &r.owner().map(|o| o.epoch.0))?;
+        line.serialize_entry("artifact", &r.owner().map(|o| o.digest.to_string()))?;
+        line.serialize_entry("allocation", &r.allocation())?;
+        line.serialize_entry("operation", &r.operation)?;
+        line.serialize_entry("outcome", r.trace.outcome.name())?;
+        line.serialize_entry("risk", r.trace.risk().name())?;
+        line.serialize_entry("status", &r.status)?;
+        line.serialize_entry("total_us", &micros(r.total))?;
+        line.serialize_entry("held_us", &micros(r.held))?;
+        // Connections that were refused before one was made.
+        line.serialize_entry("refused_connections", &refused)?;
+        line.end()
     }
-    lines.push(b'\n');
 }
 
 enum Out {
@@ -267,13 +185,16 @@ mod tests {
     use super::*;
     use crate::clock::{Mono, SeededEntropy, Wall};
     use crate::id::RequestId;
-    use crate::lifecycle::trace::Trace;
-    use crate::snapshot::Publisher;
+    use crate::lifecycle::trace::{Outcome, Trace};
     use crate::telemetry::{Metrics, Ring};
 
     fn telemetry(ring: usize) -> Arc<Telemetry> {
-        let metrics = Metrics::new(Publisher::new().reader()).unwrap();
+        let metrics = Metrics::new().unwrap();
         Arc::new(Telemetry { metrics, ring: Ring::new(ring) })
+    }
+
+    fn count(telemetry: &Telemetry, outcome: &str) -> u64 {
+        telemetry.metrics.access_log.with_label_values(&[outcome]).get()
     }
 
     fn record(n: u64, outcome: Outcome) -> Arc<TraceRecord> {
@@ -305,8 +226,7 @@ mod tests {
         let path = dir.path().join("access.log");
         let telemetry = telemetry(64);
         telemetry.ring.push(record(0, Outcome::Hot));
-        let log =
-            AccessLog::start(Target::File(path.clone()), 1.0, Arc::clone(&telemetry)).unwrap();
+        let log = start(Target::File(path.clone()), 1.0, Arc::clone(&telemetry)).unwrap();
         for n in 1..=3 {
             telemetry.ring.push(record(n, Outcome::Hot));
         }
@@ -319,7 +239,7 @@ mod tests {
             (found[0]["status"].as_u64(), found[0]["total_us"].as_u64()),
             (Some(200), Some(7))
         );
-        assert_eq!(telemetry.metrics.access_log.written.get(), 3);
+        assert_eq!(count(&telemetry, "written"), 3);
     }
 
     #[test]
@@ -339,18 +259,17 @@ mod tests {
         };
         (0..20).for_each(|n| telemetry.ring.push(record(n, Outcome::Hot)));
         writer.look();
-        let counts = &telemetry.metrics.access_log;
-        assert_eq!((counts.written.get(), counts.lost.get()), (8, 12));
+        assert_eq!((count(&telemetry, "written"), count(&telemetry, "lost")), (8, 12));
         assert_eq!(lines(&path).len(), 8);
     }
 
     #[test]
     fn a_sample_keeps_every_unusual_request() {
-        let hot = |n| wanted(&record(n, Outcome::Hot), 0.25);
+        let hot = |n| record(n, Outcome::Hot).wanted(0.25);
         let kept = (0..4000).filter(|n| hot(*n)).count();
         assert!((800..1200).contains(&kept), "{kept} of 4000");
-        assert!((0..100).all(|n| wanted(&record(n, Outcome::Woken), 0.0)));
-        assert!((0..100).all(|n| !wanted(&record(n, Outcome::Hot), 0.0)));
+        assert!((0..100).all(|n| record(n, Outcome::Woken).wanted(0.0)));
+        assert!((0..100).all(|n| !record(n, Outcome::Hot).wanted(0.0)));
     }
 
     #[test]
@@ -367,9 +286,9 @@ mod tests {
         // full(4): every write fails with ENOSPC.
         let telemetry = telemetry(8);
         let full = Target::File("/dev/full".into());
-        let log = AccessLog::start(full, 1.0, Arc::clone(&telemetry)).unwrap();
+        let log = start(full, 1.0, Arc::clone(&telemetry)).unwrap();
         telemetry.ring.push(record(1, Outcome::Hot));
         drop(log);
-        assert_eq!(telemetry.metrics.access_log.lost.get(), 1);
+        assert_eq!(count(&telemetry, "lost"), 1);
     }
 }

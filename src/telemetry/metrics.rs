@@ -2,40 +2,52 @@
 //! outcomes and problems are fixed lists, environments are at most [`MAX_ENVIRONMENTS`] and the
 //! rest are summed as `other`. Never a path, never a host.
 //!
-//! Counts of requests live in the environments' own counters ([`crate::snapshot::Live`]); they
-//! become metrics when they are scraped, so that a request pays one atomic addition.
+//! Counts of requests live in the environments' own counters ([`crate::snapshot::EnvCounters`]); they
+//! become a metric when they are scraped, so that a request pays one atomic addition.
 
-use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::clock::Mono;
-use crate::lifecycle::delivery::Counted;
+use crate::clock::{Mono, Wall};
+use crate::lifecycle::journey::DeliveryMetric;
 use crate::lifecycle::reply::Problem;
 use crate::lifecycle::trace::{Outcome, StepKind};
-use crate::snapshot::SnapshotReader;
+use crate::record::{AllocationState, Operation, WakeState};
+use crate::snapshot::{Snapshot, SnapshotReader};
 use crate::sockets::Cause;
 use crate::store::observed::Call;
-use crate::store::record::{AllocationState, Operation, WakeState};
+use crate::wire::Cut;
 
 use super::CLASSES;
-use super::access::Lines;
-use super::connections::{Connections, Open};
-use super::otlp::Exported;
-use super::reloads::Reloads;
 use super::ring::TraceRecord;
+
+/// What every name begins with, but for the process's own.
+const PREFIX: &str = "vango_edge";
 
 /// Environments that have a label of their own.
 pub const MAX_ENVIRONMENTS: usize = 1000;
 
 /// Terminal states of an operation, as a label.
 pub const OPERATION_STATES: [&str; 2] = ["hot", "failed"];
+
+/// Outcomes of a reload, as the label `outcome`.
+const RELOADS: [&str; 2] = ["applied", "rejected"];
+
+/// 50 µs to 60 s.
+const LATENCY: [f64; 15] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0,
+    15.0, 60.0,
+];
+
+/// Phases of a wake, as the label `phase`.
+const PHASES: [&str; 7] = ["reserve", "artifact", "start", "ready", "thaw", "notify", "first_byte"];
 
 /// All handles, made once.
 #[derive(Debug)]
@@ -46,8 +58,9 @@ pub struct Metrics {
     requests: [Histogram; 5],
     held: Histogram,
     wakes: IntCounterVec,
-    phases: HashMap<&'static str, Histogram>,
+    phases: [Histogram; PHASES.len()],
     unrouted: IntCounterVec,
+    standings: IntCounter,
     webhooks_refused: IntCounterVec,
     webhooks_lost: IntCounter,
     queue: IntGaugeVec,
@@ -60,153 +73,220 @@ pub struct Metrics {
     upstreams: IntGaugeVec,
     store: [Histogram; 3],
     store_errors: IntCounter,
-    /// Reloads of the configuration.
-    pub reloads: Reloads,
-    /// Of the access log.
-    pub access_log: Lines,
-    /// Of traces for a collector.
-    pub otlp: Exported,
-    /// Client connections.
-    pub connections: Connections,
+    reloads: IntCounterVec,
+    last_reload: Gauge,
+    last_reload_applied: IntGauge,
+    connections: IntGauge,
+    cuts: [IntCounter; Cut::ALL.len()],
+    certificates: IntGaugeVec,
+    acme_certificates: IntGaugeVec,
+    acme_missing: IntGauge,
+    acme_orders: IntCounterVec,
+    /// Lines of the access log: `written` or `lost`.
+    pub access_log: IntCounterVec,
+    /// Lines that apps printed and that were not kept, by why.
+    pub log_dropped: IntCounterVec,
+    /// Traces for a collector: `sent`, `refused` or `lost`.
+    pub otlp: IntCounterVec,
 }
 
-/// 50 µs to 60 s.
-const LATENCY: [f64; 15] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0,
-    15.0, 60.0,
-];
+/// Makes metrics, each registered. An error is a name used twice: our own bug.
+struct New<'r>(&'r Registry);
 
-/// Phases of a wake, as the label `phase`.
-const PHASES: [&str; 7] = ["reserve", "artifact", "start", "ready", "thaw", "notify", "first_byte"];
+impl New<'_> {
+    fn registered<M: Collector + Clone + 'static>(&self, metric: M) -> prometheus::Result<M> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.registered(IntCounter::new(name, help)?)
+    }
+
+    /// A counter for each value of a label; those of `values` are there from the start.
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[&str],
+    ) -> prometheus::Result<IntCounterVec> {
+        let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
+        values.iter().for_each(|value| drop(counters.with_label_values(&[value])));
+        self.registered(counters)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.registered(IntGauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.registered(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn seconds(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+        self.registered(Gauge::new(name, help)?)
+    }
+
+    /// A histogram of seconds for each value of a label.
+    fn histograms<const N: usize>(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: [&str; N],
+    ) -> prometheus::Result<[Histogram; N]> {
+        let opts = HistogramOpts::new(name, help).buckets(LATENCY.to_vec());
+        let all = self.registered(HistogramVec::new(opts, &[label])?)?;
+        Ok(values.map(|value| all.with_label_values(&[value])))
+    }
+}
 
 impl Metrics {
     /// Registers everything.
     ///
     /// # Errors
     /// Only for a name used twice: our own bug.
-    pub fn new(snapshots: SnapshotReader) -> Result<Self, prometheus::Error> {
-        let registry = Registry::new_custom(Some("vango_edge".into()), None)?;
-        let histogram = |name: &str, help: &str, labels: &[(&str, &str)]| {
-            let labels: HashMap<String, String> =
-                labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            let opts = HistogramOpts::new(name, help).const_labels(labels);
-            let h = Histogram::with_opts(opts.buckets(LATENCY.to_vec()))?;
-            registry.register(Box::new(h.clone()))?;
-            Ok::<_, prometheus::Error>(h)
-        };
-        let request = |class: &'static str| {
-            histogram(
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new_custom(Some(PREFIX.into()), None)?;
+        let process = Registry::new();
+        process.register(Box::new(ProcessCollector::for_self()))?;
+        let new = New(&registry);
+        let cuts = Cut::ALL.map(Cut::name);
+        let help = "Connections and requests that a limit ended.";
+        let cut = new.counters("cutoffs_total", help, "limit", &cuts)?;
+        let held = HistogramOpts::new("hold_seconds", "How long held requests were held.");
+        Ok(Self {
+            requests: new.histograms(
                 "request_seconds",
                 "From a request's head to its end, holds included.",
-                &[("class", class)],
-            )
-        };
-        let call = |call: Call| {
-            let help = "How long calls of the store took.";
-            histogram("store_seconds", help, &[("call", call.name())])
-        };
-        let mut phases = HashMap::new();
-        for phase in PHASES {
-            let help = "How long each phase of a wake took.";
-            phases.insert(phase, histogram("wake_phase_seconds", help, &[("phase", phase)])?);
-        }
-        let metrics = Self {
-            requests: [
-                request(CLASSES[0])?,
-                request(CLASSES[1])?,
-                request(CLASSES[2])?,
-                request(CLASSES[3])?,
-                request(CLASSES[4])?,
-            ],
-            held: histogram("hold_seconds", "How long held requests were held.", &[])?,
-            phases,
-            store: [call(Call::ALL[0])?, call(Call::ALL[1])?, call(Call::ALL[2])?],
-            store_errors: IntCounter::new(
-                "store_errors_total",
-                "Calls of the store that were not answered.",
+                "class",
+                CLASSES,
             )?,
-            wakes: IntCounterVec::new(
-                Opts::new("wakes_total", "Wake operations that ended, by their state."),
-                &["state"],
+            held: new.registered(Histogram::with_opts(held.buckets(LATENCY.to_vec()))?)?,
+            phases: new.histograms(
+                "wake_phase_seconds",
+                "How long each phase of a wake took.",
+                "phase",
+                PHASES,
             )?,
-            unrouted: IntCounterVec::new(
-                Opts::new(
-                    "unrouted_requests_total",
-                    "Requests that the edge answered before their route counted.",
-                ),
-                &["problem"],
+            store: new.histograms(
+                "store_seconds",
+                "How long calls of the store took.",
+                "call",
+                Call::ALL.map(Call::name),
             )?,
-            webhooks_refused: IntCounterVec::new(
-                Opts::new("webhooks_refused_total", "Deliveries that were not believed, by why."),
-                &["reason"],
+            store_errors: new
+                .counter("store_errors_total", "Calls of the store that were not answered.")?,
+            wakes: new.counters(
+                "wakes_total",
+                "Wake operations that ended, by their state.",
+                "state",
+                &OPERATION_STATES,
             )?,
-            webhooks_lost: IntCounter::new(
+            unrouted: new.counters(
+                "unrouted_requests_total",
+                "Requests that the edge answered before their route counted.",
+                "problem",
+                &[],
+            )?,
+            standings: new.counter(
+                "state_requests_total",
+                "Times that a client asked how its host's app stands.",
+            )?,
+            webhooks_refused: new.counters(
+                "webhooks_refused_total",
+                "Deliveries that were not believed, by why.",
+                "reason",
+                &[],
+            )?,
+            webhooks_lost: new.counter(
                 "webhooks_lost_total",
                 "Verified deliveries without a 2xx, of providers that never deliver again.",
             )?,
-            queue: IntGaugeVec::new(
-                Opts::new("held", "Requests held now, and their header bytes."),
-                &["unit"],
-            )?,
-            snapshot_revision: IntGauge::new(
-                "snapshot_revision",
-                "Revision of the store that routing stands on.",
-            )?,
-            snapshot_age: Gauge::new(
+            queue: new.gauges("held", "Requests held now, and their header bytes.", &["unit"])?,
+            snapshot_revision: new
+                .gauge("snapshot_revision", "Revision of the store that routing stands on.")?,
+            snapshot_age: new.seconds(
                 "snapshot_age_seconds",
                 "How long ago the store was last known to be followed.",
             )?,
-            sockets: IntGauge::new("sockets", "Live sockets open on allocations in the registry.")?,
-            resting: IntGauge::new(
-                "sockets_resting",
-                "Live sockets whose client stays while it has no app.",
+            sockets: new.gauge("sockets", "Live sockets open on allocations in the registry.")?,
+            resting: new
+                .gauge("sockets_resting", "Live sockets whose client stays while it has no app.")?,
+            socket_ends: new.counters(
+                "socket_ends_total",
+                "Live sockets that ended, by their cause.",
+                "cause",
+                &Cause::ALL.map(Cause::name),
             )?,
-            socket_ends: IntCounterVec::new(
-                Opts::new("socket_ends_total", "Live sockets that ended, by their cause."),
-                &["cause"],
-            )?,
-            allocations: IntGaugeVec::new(
-                Opts::new("allocations", "Allocations in the registry, by state."),
+            allocations: new.gauges(
+                "allocations",
+                "Allocations in the registry, by state.",
                 &["state"],
             )?,
-            reloads: Reloads::new(&registry)?,
-            access_log: Lines::new(&registry)?,
-            otlp: Exported::new(&registry)?,
-            upstreams: IntGaugeVec::new(
-                Opts::new("upstream_up", "Whether an upstream of the configuration is up."),
+            upstreams: new.gauges(
+                "upstream_up",
+                "Whether an upstream of the configuration is up.",
                 &["environment", "upstream"],
             )?,
-            connections: Connections::new(&registry)?,
+            reloads: new.counters(
+                "config_reloads_total",
+                "Attempts to reload the configuration.",
+                "outcome",
+                &RELOADS,
+            )?,
+            last_reload: new.seconds(
+                "config_last_reload_success_timestamp_seconds",
+                "When the configuration in force was applied.",
+            )?,
+            last_reload_applied: new.gauge(
+                "config_last_reload_successful",
+                "Whether the last attempt to reload the configuration was applied.",
+            )?,
+            connections: new.gauge("client_connections", "Client connections that are open.")?,
+            cuts: cuts.map(|limit| cut.with_label_values(&[limit])),
+            certificates: new.gauges(
+                "certificate_expiry_timestamp_seconds",
+                "Until when each certificate that is served is good.",
+                &["certificate"],
+            )?,
+            acme_certificates: new.gauges(
+                "acme_certificate_expiry_timestamp_seconds",
+                "Until when the certificate that was issued for a host is good.",
+                &["host"],
+            )?,
+            acme_missing: new.gauge(
+                "acme_hosts_without_certificate",
+                "Hosts that want a certificate of the authority and have none.",
+            )?,
+            acme_orders: new.counters(
+                "acme_orders_total",
+                "Orders of certificates that ended on this node.",
+                "outcome",
+                &["issued", "failed"],
+            )?,
+            access_log: new.counters(
+                "access_log_lines_total",
+                "Lines of the access log, written or lost.",
+                "outcome",
+                &["written", "lost"],
+            )?,
+            log_dropped: new.counters(
+                "app_log_lines_dropped_total",
+                "Lines that apps printed and that were not kept, by why.",
+                "reason",
+                &["rate", "disk"],
+            )?,
+            otlp: new.counters(
+                "otlp_traces_total",
+                "Traces for the collector, sent, refused or lost.",
+                "outcome",
+                &["sent", "refused", "lost"],
+            )?,
             registry,
-            process: Registry::new(),
-        };
-        for state in OPERATION_STATES {
-            metrics.wakes.with_label_values(&[state]);
-        }
-        metrics.register(snapshots)?;
-        Ok(metrics)
-    }
-
-    fn register(&self, snapshots: SnapshotReader) -> Result<(), prometheus::Error> {
-        self.registry.register(Box::new(self.wakes.clone()))?;
-        self.registry.register(Box::new(self.store_errors.clone()))?;
-        self.registry.register(Box::new(self.unrouted.clone()))?;
-        self.registry.register(Box::new(self.webhooks_refused.clone()))?;
-        self.registry.register(Box::new(self.webhooks_lost.clone()))?;
-        self.registry.register(Box::new(self.queue.clone()))?;
-        self.registry.register(Box::new(self.snapshot_revision.clone()))?;
-        self.registry.register(Box::new(self.snapshot_age.clone()))?;
-        self.registry.register(Box::new(self.allocations.clone()))?;
-        self.registry.register(Box::new(self.sockets.clone()))?;
-        self.registry.register(Box::new(self.resting.clone()))?;
-        self.registry.register(Box::new(self.socket_ends.clone()))?;
-        for cause in Cause::ALL {
-            self.socket_ends.with_label_values(&[cause.name()]);
-        }
-        self.registry.register(Box::new(self.upstreams.clone()))?;
-        self.registry.register(Box::new(Requests::new(snapshots)?))?;
-        let process = prometheus::process_collector::ProcessCollector::for_self();
-        self.process.register(Box::new(process))
+            process,
+        })
     }
 
     /// A request of a class took so long.
@@ -221,9 +301,9 @@ impl Metrics {
         self.held.observe(held.as_secs_f64());
     }
 
-    fn phase(&self, phase: &'static str, seconds: f64) {
-        if let Some(h) = self.phases.get(phase) {
-            h.observe(seconds);
+    fn phase(&self, phase: &str, took: Duration) {
+        if let Some(at) = PHASES.iter().position(|p| *p == phase) {
+            self.phases[at].observe(took.as_secs_f64());
         }
     }
 
@@ -237,16 +317,67 @@ impl Metrics {
         let placed = at(|k| matches!(k, StepKind::Select(..)));
         let answered = at(|k| matches!(k, StepKind::Run { .. } | StepKind::RunPreview { .. }));
         if let (Some(released), Some(placed)) = (released, placed) {
-            self.phase("notify", placed.saturating_sub(released).as_secs_f64());
+            self.phase("notify", placed.saturating_sub(released));
         }
         if let (Some(placed), Some(answered)) = (placed, answered) {
-            self.phase("first_byte", answered.saturating_sub(placed).as_secs_f64());
+            self.phase("first_byte", answered.saturating_sub(placed));
+        }
+    }
+
+    /// A client's connection is open until the guard is dropped.
+    pub fn opened(&self) -> Counting {
+        Counting::new(&self.connections)
+    }
+
+    /// A connection or a request was cut off.
+    pub fn cut(&self, why: Cut) {
+        self.cuts[why as usize].inc();
+    }
+
+    /// These certificates are served, by their files, until these seconds since 1970.
+    pub fn certificates<'a>(&self, all: impl Iterator<Item = (&'a Path, u64)>) {
+        self.certificates.reset();
+        for (file, expires) in all {
+            let gauge = self.certificates.with_label_values(&[&*file.to_string_lossy()]);
+            gauge.set(i64::try_from(expires).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// These hosts want a certificate of the authority; until these seconds since 1970 they have one.
+    pub fn ordered<'h>(&self, all: impl Iterator<Item = (&'h str, Option<u64>)>) {
+        self.acme_certificates.reset();
+        let mut missing = 0;
+        for (host, until) in all {
+            let Some(until) = until else {
+                missing += 1;
+                continue;
+            };
+            let gauge = self.acme_certificates.with_label_values(&[host]);
+            gauge.set(i64::try_from(until).unwrap_or(i64::MAX));
+        }
+        self.acme_missing.set(missing);
+    }
+
+    /// An order of a certificate ended.
+    pub fn order_ended(&self, issued: bool) {
+        let outcome = if issued { "issued" } else { "failed" };
+        self.acme_orders.with_label_values(&[outcome]).inc();
+    }
+
+    /// An attempt to reload the configuration, with the time since when it is in force, or `None`
+    /// where it changed nothing. The configuration that the process starts with counts as an attempt too.
+    pub fn reloaded(&self, applied: Option<Wall>) {
+        let outcome = RELOADS[usize::from(applied.is_none())];
+        self.reloads.with_label_values(&[outcome]).inc();
+        self.last_reload_applied.set(applied.is_some().into());
+        if let Some(at) = applied {
+            self.last_reload.set(at.0 as f64 / 1000.0);
         }
     }
 
     /// A live socket's client rests until the guard is dropped.
-    pub fn rests(&self) -> Open {
-        Open::new(&self.resting)
+    pub fn rests(&self) -> Counting {
+        Counting::new(&self.resting)
     }
 
     /// A live socket ended.
@@ -268,7 +399,7 @@ impl Metrics {
         ];
         for (phase, us) in named {
             if let Some(us) = us {
-                self.phase(phase, us as f64 / 1e6);
+                self.phase(phase, Duration::from_micros(us));
             }
         }
     }
@@ -278,11 +409,18 @@ impl Metrics {
         self.unrouted.with_label_values(&[problem.name()]).inc();
     }
 
+    /// A client was told how its host's app stands.
+    pub fn standing(&self) {
+        self.standings.inc();
+    }
+
     /// A delivery was not believed, or is lost.
-    pub fn delivery(&self, counted: Counted) {
-        match counted {
-            Counted::Refused(why) => self.webhooks_refused.with_label_values(&[why.name()]).inc(),
-            Counted::Lost => self.webhooks_lost.inc(),
+    pub fn delivery(&self, metric: DeliveryMetric) {
+        match metric {
+            DeliveryMetric::Refused(why) => {
+                self.webhooks_refused.with_label_values(&[why.name()]).inc()
+            }
+            DeliveryMetric::Lost => self.webhooks_lost.inc(),
         }
     }
 
@@ -311,7 +449,7 @@ impl Metrics {
         let snapshot = snapshots.load();
         self.snapshot_revision.set(to_i64(snapshot.revision()));
         self.snapshot_age.set(snapshots.age(now).as_secs_f64());
-        for state in AllocationState::ALL.map(AllocationState::name) {
+        for state in AllocationState::ALL.iter().map(|state| state.name()) {
             let of_state = snapshot
                 .environments()
                 .filter(|e| !e.external)
@@ -330,58 +468,50 @@ impl Metrics {
                 self.upstreams.with_label_values(&[name.as_str(), &address.to_string()]).set(up);
             }
         }
+        let requests = Registry::new_custom(Some(PREFIX.into()), None)?;
+        requests.register(Box::new(served(&snapshot)?))?;
         let mut out = Vec::new();
-        for registry in [&self.registry, &self.process] {
+        for registry in [&self.registry, &requests, &self.process] {
             TextEncoder::new().encode(&registry.gather(), &mut out)?;
         }
         Ok(String::from_utf8_lossy(&out).into_owned())
     }
 }
 
-/// Reads the environments' own counters when scraped.
-struct Requests {
-    snapshots: SnapshotReader,
-    desc: Desc,
-}
-
-impl Requests {
-    fn new(snapshots: SnapshotReader) -> Result<Self, prometheus::Error> {
-        let labels = ["environment", "class", "outcome"].map(str::to_owned).to_vec();
-        let desc = Desc::new(
-            "requests_total".into(),
-            "Requests by environment, class and outcome.".into(),
-            labels,
-            HashMap::new(),
-        )?;
-        Ok(Self { snapshots, desc })
-    }
-}
-
-impl Collector for Requests {
-    fn desc(&self) -> Vec<&Desc> {
-        vec![&self.desc]
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let snapshot = self.snapshots.load();
-        let opts = Opts::new("requests_total", self.desc.help.clone());
-        let Ok(counter) = IntCounterVec::new(opts, &["environment", "class", "outcome"]) else {
-            return Vec::new();
-        };
-        let mut environments: Vec<_> = snapshot.environments().collect();
-        environments.sort_by(|a, b| a.environment.cmp(&b.environment));
-        for (i, view) in environments.into_iter().enumerate() {
-            let name = view.environment.to_string();
-            let label = if i < MAX_ENVIRONMENTS { name.as_str() } else { "other" };
-            for (c, class) in CLASSES.iter().enumerate() {
-                for outcome in Outcome::all() {
-                    let n = view.live.counted(c, outcome.index());
-                    if n > 0 {
-                        counter.with_label_values(&[label, class, outcome.name()]).inc_by(n);
-                    }
+/// The environments' own counters of requests.
+fn served(snapshot: &Snapshot) -> prometheus::Result<IntCounterVec> {
+    let opts = Opts::new("requests_total", "Requests by environment, class and outcome.");
+    let counters = IntCounterVec::new(opts, &["environment", "class", "outcome"])?;
+    let mut environments: Vec<_> = snapshot.environments().collect();
+    environments.sort_by(|a, b| a.environment.cmp(&b.environment));
+    for (i, view) in environments.into_iter().enumerate() {
+        let name = view.environment.to_string();
+        let label = if i < MAX_ENVIRONMENTS { name.as_str() } else { "other" };
+        for (c, class) in CLASSES.iter().enumerate() {
+            for outcome in Outcome::all() {
+                let n = view.counters.counted(c, outcome.index());
+                if n > 0 {
+                    counters.with_label_values(&[label, class, outcome.name()]).inc_by(n);
                 }
             }
         }
-        counter.collect()
+    }
+    Ok(counters)
+}
+
+/// One of those that a gauge counts, until it is dropped.
+#[derive(Debug)]
+pub struct Counting(IntGauge);
+
+impl Counting {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

@@ -2,29 +2,25 @@
 //! here takes a lock on the hot path.
 
 mod access;
-mod connections;
 mod logger;
 mod metrics;
 pub mod otlp;
-mod reloads;
 mod ring;
 
-pub use access::{AccessLog, Target as AccessTarget};
-pub use connections::{Connections, Cut, Open};
+pub use access::{Target as AccessTarget, start as start_access_log};
 pub use logger::{set_level as set_log_level, start as start_log};
 pub use metrics::{Metrics, OPERATION_STATES};
-pub use reloads::Reloads;
-pub use ring::{Ring, TraceRecord};
+pub use ring::{Follower, Ring, TraceRecord, micros};
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::lifecycle::delivery::Counted;
+use crate::lifecycle::journey::DeliveryMetric;
 use crate::lifecycle::trace::Outcome;
-use crate::snapshot::Live;
+use crate::record::Operation;
+use crate::snapshot::EnvCounters;
 use crate::store::observed::{Call, StoreObserver};
-use crate::store::record::Operation;
-use crate::wake::worker::Observer;
+use crate::wake::Observer;
 
 /// Classes as metrics name them; see [`crate::contract::RouteClass::name`].
 pub const CLASSES: [&str; 5] = ["page", "action", "webhook", "live", "asset"];
@@ -32,23 +28,19 @@ pub const CLASSES: [&str; 5] = ["page", "action", "webhook", "live", "asset"];
 /// The class of a request that the artifact answers; it has no route.
 pub const ASSET: &str = CLASSES[4];
 
-/// The class of a request that the edge answered before its route counted.
-pub const NO_CLASS: &str = "none";
-
 /// Everything that is told about finished work.
 #[derive(Debug)]
 pub struct Telemetry {
     /// For Prometheus.
     pub metrics: Metrics,
-    /// The last requests.
     pub ring: Ring,
 }
 
 impl Telemetry {
     /// A request ended.
-    pub fn finished(&self, record: TraceRecord, live: &Live) {
+    pub fn finished(&self, record: TraceRecord, counters: &EnvCounters) {
         let class = CLASSES.iter().position(|c| *c == record.class).unwrap_or(0);
-        live.count(class, record.trace.outcome.index());
+        counters.count(class, record.trace.outcome.index());
         self.metrics.request(class, record.total);
         if !record.held.is_zero() {
             self.metrics.held(record.held);
@@ -66,8 +58,8 @@ impl Telemetry {
     }
 
     /// A delivery was not believed, or is lost.
-    pub fn delivery(&self, counted: Counted) {
-        self.metrics.delivery(counted);
+    pub fn delivery(&self, metric: DeliveryMetric) {
+        self.metrics.delivery(metric);
     }
 
     /// A request ended that was for no environment.

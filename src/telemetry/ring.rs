@@ -1,28 +1,33 @@
-//! The last traces: a bounded ring that writers never wait for.
+//! The last traces: a bounded ring that writers never wait for, and the threads that follow it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::Method;
 
-use crate::clock::Wall;
-use crate::id::{Environment, OperationId};
+use crate::clock::{Mono, Wall};
+use crate::id::{AllocationId, Environment, OperationId};
 use crate::lifecycle::facts::{kept_method, kept_path};
-use crate::lifecycle::trace::Trace;
+use crate::lifecycle::trace::{Outcome, StepKind, Trace};
+use crate::record::OwnerSeen;
+
+/// The class of a request that the edge answered before its route counted.
+const NO_CLASS: &str = "none";
 
 /// A finished request.
 #[derive(Debug)]
 pub struct TraceRecord {
-    /// Its method.
     pub method: Method,
     /// Its host; empty when none could be read.
     pub host: String,
     /// Its normalised path, without the query, which may carry secrets; empty when none could be
     /// read.
     pub path: String,
-    /// Its route's class; [`super::NO_CLASS`] for one that was answered before that counted.
+    /// Its route's class; `none` for one that was answered before that counted.
     pub class: &'static str,
     /// The environment that it was for, if one owns its host and path.
     pub environment: Option<Environment>,
@@ -34,13 +39,75 @@ pub struct TraceRecord {
     pub held: Duration,
     /// From its head to its end.
     pub total: Duration,
-    /// When it ended.
     pub at: Wall,
-    /// Its steps.
     pub trace: Trace,
 }
 
+/// Whole microseconds.
+pub fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl TraceRecord {
+    /// The record of a request that the edge answered before its route counted, and that ended at `now`
+    /// (`at` by wall time). Records of other requests say what differs.
+    pub fn new(
+        method: Method,
+        host: String,
+        path: String,
+        trace: Trace,
+        now: Mono,
+        at: Wall,
+    ) -> Self {
+        Self {
+            method,
+            host,
+            path,
+            class: NO_CLASS,
+            environment: None,
+            status: None,
+            operation: None,
+            held: Duration::ZERO,
+            total: now.since(trace.started),
+            at,
+            trace,
+        }
+    }
+
+    /// Whether it is in a sample: `sample` is the share of plainly served requests that are, from 0 to
+    /// 1; all others always are. By the request's id, which is random: the same request is in every
+    /// edge's sample or in none.
+    pub fn wanted(&self, sample: f64) -> bool {
+        if sample >= 1.0 || !matches!(self.trace.outcome, Outcome::Hot | Outcome::Asset) {
+            return true;
+        }
+        let id = self.trace.request.to_string();
+        let share = u32::from_str_radix(id.get(..8).unwrap_or_default(), 16).unwrap_or(0);
+        f64::from(share) < sample * f64::from(u32::MAX)
+    }
+
+    /// The last step of which something is found: after a hold the owner is read and an allocation
+    /// chosen again.
+    fn last<T>(&self, found: impl Fn(&StepKind) -> Option<&T>) -> Option<&T> {
+        self.trace.steps.iter().rev().find_map(|step| found(&step.kind))
+    }
+
+    /// The owner of its host and path.
+    pub fn owner(&self) -> Option<&OwnerSeen> {
+        self.last(|kind| match kind {
+            StepKind::LoadOwner(view) => Some(&view.owner),
+            _ => None,
+        })
+    }
+
+    /// The allocation that it was given to.
+    pub fn allocation(&self) -> Option<&AllocationId> {
+        self.last(|kind| match kind {
+            StepKind::Select(allocation, ..) => Some(&allocation.id),
+            _ => None,
+        })
+    }
+
     /// What its client chose freely, as far as it is kept: a full ring has a size, and so has a line of
     /// the access log.
     pub fn bounded(mut self) -> Self {
@@ -56,12 +123,12 @@ impl TraceRecord {
 /// The ring. Writers take a number and swap one slot; readers copy pointers.
 #[derive(Debug)]
 pub struct Ring {
-    slots: ArcSwap<Box<[Slot]>>,
+    slots: ArcSwap<Box<[RingSlot]>>,
     next: AtomicUsize,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct RingSlot {
     record: ArcSwapOption<TraceRecord>,
     /// One more than the number of the record; 0 while there is none.
     filled: AtomicUsize,
@@ -78,12 +145,12 @@ pub struct Since {
     pub next: usize,
 }
 
-fn slots(size: usize) -> Box<[Slot]> {
-    let slot = || Slot { record: ArcSwapOption::empty(), filled: AtomicUsize::new(0) };
+fn slots(size: usize) -> Box<[RingSlot]> {
+    let slot = || RingSlot { record: ArcSwapOption::empty(), filled: AtomicUsize::new(0) };
     (0..size).map(|_| slot()).collect()
 }
 
-fn put(slots: &[Slot], number: usize, record: Arc<TraceRecord>) {
+fn put(slots: &[RingSlot], number: usize, record: Arc<TraceRecord>) {
     if slots.is_empty() {
         return;
     }
@@ -191,6 +258,45 @@ impl Ring {
             out.next += 1;
         }
         out
+    }
+}
+
+/// A thread that follows the ring. When this is dropped, it is told to stop and awaited.
+#[derive(Debug)]
+pub struct Follower {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+    ended: mpsc::Receiver<()>,
+    last: Duration,
+}
+
+impl Follower {
+    /// Starts `run`, which ends soon once it is told to stop; it is awaited for `last` at most.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(
+        name: &str,
+        last: Duration,
+        run: impl FnOnce(&AtomicBool) + Send + 'static,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let (end, ended) = mpsc::channel();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            run(&told);
+            drop(end);
+        })?;
+        Ok(Self { stop, thread, ended, last })
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        // Beyond that, the thread is left to the end of the process.
+        let _ = self.ended.recv_timeout(self.last);
     }
 }
 

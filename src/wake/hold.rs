@@ -1,11 +1,11 @@
-//! Those who wait for a place: bounded for each environment, for the node and in bytes; in order;
+//! Requests that wait for a place: bounded for each environment, for the node and in bytes; in order;
 //! gone from the queue the moment their ticket is dropped.
 //!
 //! No wake-up is lost: a waiter is in the queue **before** it looks again, and the code that frees
 //! a place or publishes a snapshot looks at the queue after. A place that was given to a waiter that
 //! has left goes to the next.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -13,11 +13,11 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, Entropy};
 use crate::id::{AllocationId, Environment};
-use crate::lifecycle::place::{self, Choice, Placement, Wish};
+use crate::lifecycle::journey::{Choice, Placement, Wish, choose};
 use crate::lifecycle::trace::QueueBound;
-use crate::snapshot::{EnvView, Live, SnapshotReader};
+use crate::snapshot::{EnvCounters, EnvView, SnapshotReader};
 
-use super::machine::{self, Waiters};
+use vango_edge_core::wake::machine::{self, Waiters};
 
 /// Bounds of the whole node.
 #[derive(Debug, Clone, Copy)]
@@ -31,38 +31,12 @@ pub struct HoldLimits {
 /// What a waiter is told.
 #[derive(Debug)]
 pub enum Release {
-    /// A place was taken for it.
-    Granted(Grant),
+    /// A place was taken for it; if it never arrives, it goes to the next one.
+    Granted(Placement),
     /// It must decide again.
     Recheck,
     /// The edge stops.
     ShuttingDown,
-}
-
-/// A place on its way to a waiter. If it never arrives, the place goes to the next one.
-#[derive(Debug)]
-pub struct Grant {
-    placement: Option<Placement>,
-    environment: Environment,
-    queues: Weak<HoldQueues>,
-}
-
-impl Grant {
-    /// The place; from here on the caller gives it back.
-    pub fn take(mut self) -> Option<Placement> {
-        self.placement.take()
-    }
-}
-
-impl Drop for Grant {
-    fn drop(&mut self) {
-        if let Some(placement) = self.placement.take() {
-            drop(placement);
-            if let Some(queues) = self.queues.upgrade() {
-                queues.pump(&self.environment);
-            }
-        }
-    }
 }
 
 struct Waiter {
@@ -76,7 +50,7 @@ struct Queue {
     waiters: BTreeMap<u64, Waiter>,
     /// Where the newest snapshot counts them: another one when the environment had no owner for a
     /// while.
-    live: Arc<Live>,
+    counters: Arc<EnvCounters>,
 }
 
 type EnvQueue = Mutex<Queue>;
@@ -94,14 +68,14 @@ impl Queue {
 
     fn tell_all(&mut self, what: impl Fn() -> Release) {
         for waiter in std::mem::take(&mut self.waiters).into_values() {
-            // One that just left is told in vain.
+            // The waiter may have just left.
             let _ = waiter.release.send(what());
         }
         self.count();
     }
 
     fn count(&self) {
-        self.live.set_waiting(self.waiters.len());
+        self.counters.set_waiting(self.waiters.len());
     }
 }
 
@@ -118,13 +92,14 @@ pub struct HoldQueues {
     snapshots: SnapshotReader,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
-    environments: Mutex<HashMap<Environment, Arc<EnvQueue>>>,
+    /// In an order, so that a simulated edge stops in the same one each time.
+    environments: Mutex<BTreeMap<Environment, Arc<EnvQueue>>>,
     held: AtomicUsize,
     held_bytes: AtomicU64,
     /// From here on no request is held any more.
     stopping: AtomicBool,
-    /// The next waiter's number, of all queues: a queue that is empty goes, and one who was given a
-    /// place out of it must not leave the place of another in the queue that comes after it.
+    /// The next waiter's number, unique over all queues: an emptied queue is removed, and a new one may take
+    /// its place. With a count for each queue, an old ticket could remove a newer waiter.
     next: AtomicU64,
     /// Asked when waiters are left with nothing to wait for.
     wake_again: Box<dyn Fn(&Environment) + Send + Sync>,
@@ -185,7 +160,7 @@ impl HoldQueues {
         })
     }
 
-    /// Other bounds from now on. Those who wait already go on waiting.
+    /// Other bounds from now on. Requests that wait already go on waiting.
     pub fn set_limits(&self, limits: HoldLimits) {
         self.max_held.store(limits.max_held, Ordering::Relaxed);
         self.max_held_bytes.store(limits.max_held_bytes, Ordering::Relaxed);
@@ -256,9 +231,22 @@ impl HoldQueues {
 
     fn queue(&self, view: &EnvView) -> Arc<EnvQueue> {
         let mut all = lock(&self.environments);
-        let live = || Arc::clone(&view.live);
-        let new = || Arc::new(Mutex::new(Queue { waiters: BTreeMap::new(), live: live() }));
+        let counters = || Arc::clone(&view.counters);
+        let new = || {
+            self.follow(&view.counters, &view.environment);
+            Arc::new(Mutex::new(Queue { waiters: BTreeMap::new(), counters: counters() }))
+        };
         Arc::clone(all.entry(view.environment.clone()).or_insert_with(new))
+    }
+
+    /// Looks at the queue whenever a place becomes free that `counters` counts for.
+    fn follow(&self, counters: &EnvCounters, environment: &Environment) {
+        let (queues, environment) = (self.me.clone(), environment.clone());
+        counters.on_free_place(move || {
+            if let Some(queues) = queues.upgrade() {
+                queues.pump(&environment);
+            }
+        });
     }
 
     fn leave(&self, environment: &Environment, number: u64, bytes: u64) {
@@ -289,8 +277,9 @@ impl HoldQueues {
         if q.waiters.is_empty() {
             return;
         }
-        if let Some(view) = view.filter(|v| !Arc::ptr_eq(&v.live, &q.live)) {
-            q.live = Arc::clone(&view.live);
+        if let Some(view) = view.filter(|v| !Arc::ptr_eq(&v.counters, &q.counters)) {
+            self.follow(&view.counters, environment);
+            q.counters = Arc::clone(&view.counters);
         }
         if self.stopping.load(Ordering::SeqCst) {
             return q.tell_all(|| Release::ShuttingDown);
@@ -319,20 +308,18 @@ impl HoldQueues {
         while let Some((&number, waiter)) = q.waiters.range(from..).next() {
             from = number + 1;
             let pick = self.entropy.next_u64();
-            match place::choose(view, &waiter.wish, &waiter.excluded, pick, true) {
+            match choose(view, &waiter.wish, &waiter.excluded, pick, true) {
                 Choice::Place(placement) => {
-                    let Some(waiter) = q.waiters.remove(&number) else { continue };
-                    let grant = Grant {
-                        placement: Some(placement),
-                        environment: view.environment.clone(),
-                        queues: self.me.clone(),
+                    let Some(waiter) = q.waiters.remove(&number) else {
+                        placement.give_back_unseen();
+                        continue;
                     };
                     if let Err(Release::Granted(returned)) =
-                        waiter.release.send(Release::Granted(grant))
+                        waiter.release.send(Release::Granted(placement))
                     {
-                        // It left between two lines. Its place is free again for the next one;
-                        // taken out here, because dropping the grant would lock this queue again.
-                        drop(returned.take());
+                        // It left between two lines. Its place is free again for the next one; a
+                        // look at this queue would lock it again.
+                        returned.give_back_unseen();
                     }
                 }
                 Choice::Full if waiter.excluded.is_empty() => return,

@@ -3,7 +3,7 @@
 
 import assert from "node:assert/strict";
 import http from "node:http";
-import { readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { chromium } from "playwright-core";
@@ -212,6 +212,38 @@ describe("requests and their traces", () => {
     await page.getByRole("button", { name: "Explain", exact: true }).click();
     await page.getByRole("alert").waitFor();
     assert.deepEqual(wrong.filter((w) => !/status of 400/.test(w)), []);
+    await close();
+  });
+
+  test("what an app prints is shown as it comes, and as text", async () => {
+    await edge.send("GET", "/dashboard");
+    const { page, wrong, close } = await open(edge, "apps");
+    const card = page.locator('[data-environment="studylab/production"]');
+    await card.getByRole("link", { name: "its output" }).click();
+    await page.locator("#link[data-state=live]").waitFor();
+    const lines = page.locator(".output li");
+    await lines.filter({ hasText: /^.*web.*started: artifact/ }).last().waitFor();
+    const before = await lines.count();
+    // As its process would: into its pipe.
+    // Others may run beside it, in any order.
+    const id = JSON.parse(edge.cli("ps", "--json")).find((/** @type {any} */ a) => a.environment === "studylab/production").id;
+    const print = (/** @type {string} */ text) => appendFileSync(join(edge.dir, "state/run/allocations", id, "output"), `${text}\n`);
+    print("<img src=x onerror=alert(1)>\u001b[31m");
+    await lines.filter({ hasText: "<img src=x onerror=alert(1)>" }).waitFor();
+    assert.equal(await page.locator(".output img").count(), 0);
+    assert.equal(await lines.count(), before + 1, "a line is shown once");
+    if (process.env.SHOTS) await page.screenshot({ path: join(process.env.SHOTS, "logs.png") });
+    await page.getByRole("button", { name: "Pause" }).click();
+    print("meanwhile");
+    await page.getByText("paused; 1 line since").waitFor();
+    assert.equal(await lines.filter({ hasText: "meanwhile" }).count(), 0);
+    await page.getByRole("button", { name: "Go on" }).click();
+    await lines.filter({ hasText: "meanwhile" }).waitFor();
+    assert.equal(await lines.filter({ hasText: "meanwhile" }).count(), 1);
+    await page.getByLabel("Stream").selectOption("edge");
+    await lines.filter({ hasText: "started: artifact" }).first().waitFor();
+    assert.equal(await lines.filter({ hasText: "meanwhile" }).count(), 0);
+    assert.deepEqual(wrong, []);
     await close();
   });
 

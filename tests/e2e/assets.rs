@@ -146,6 +146,25 @@ fn damaged_and_missing_bytes_are_said_and_repaired_by_the_same_deploy() {
     checked(&edge.get("/assets/app.js"));
 }
 
+/// More than the buffers of a connection hold, so that its end is not read yet when its begin has come.
+#[test]
+fn a_file_that_is_damaged_while_it_is_sent_is_cut_off_and_said() {
+    let edge = Edge::start();
+    let artifact = Artifact::new();
+    let film: Vec<u8> =
+        (0..48 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(artifact.path().join("public/film.webm"), &film).unwrap();
+    edge.deploy(&artifact);
+    let mut connection = edge.connect();
+    connection.send_head("GET", "/assets/film.webm", &[]);
+    let head = connection.answer_to_head().unwrap();
+    let blob = edge.state().join("artifacts/blobs/sha256").join(hex(&film));
+    fs::File::options().write(true).open(blob).unwrap().set_len(1 << 20).unwrap();
+    assert!(connection.rest().len() < film.len());
+    assert_eq!(edge.trace(head.request_id())["outcome"], "cut-off");
+    assert!(edge.log().contains("a static file was cut off"), "{}", edge.log());
+}
+
 #[test]
 fn what_a_manifest_says_of_one_name_is_one_content() {
     let edge = Edge::start();

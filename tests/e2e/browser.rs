@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::support::{Artifact, Edge, eventually_some};
+use crate::tls::edge_with;
 
 /// A browser process and those it starts, ended with the test.
 struct Browser(Child);
@@ -31,7 +32,7 @@ fn chromium(url: &str, screenshot: Option<&Path>) -> String {
     let spawned = Command::new("chromium")
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        .arg("--disable-dev-shm-usage")
+        .args(["--disable-dev-shm-usage", "--ignore-certificate-errors"])
         .arg(format!("--user-data-dir={}", profile.path().join("profile").display()))
         .arg(shot.unwrap_or_else(|| "--dump-dom".into()))
         .arg(url)
@@ -80,4 +81,25 @@ fn a_browser_is_shown_a_page_when_the_edge_answers_itself() {
     let dom = chromium(&url, None);
     assert!(dom.contains("<h1>No app answers for this host and path</h1>"), "{dom}");
     assert!(dom.contains("404 · not forwarded"), "{dom}");
+}
+
+/// RFC 8441 is not there, and browsers do not need it: where the setting is not announced, they open a
+/// connection of HTTP/1.1 for a socket.
+#[test]
+fn a_page_over_http2_opens_its_socket_over_http1() {
+    let (edge, _dir) = edge_with("");
+    let artifact = Artifact::new();
+    // What it waits for keeps the page from being over before its socket is open.
+    let page = r#"<!doctype html><title>x</title><p id="by"></p><script>
+        document.getElementById("by").textContent = performance.getEntriesByType("navigation")[0].nextHopProtocol;
+        const socket = new WebSocket(`wss://${location.host}/vango/live`);
+        socket.onopen = socket.onclose = (e) => (document.title = e.type);
+        </script><img src="/debug/slow?ms=2000">"#;
+    fs::write(artifact.path().join("public/socket.html"), page).unwrap();
+    edge.deploy(&artifact);
+    let url = format!("https://studylab.localhost:{}/assets/socket.html", edge.tls.unwrap().port());
+    let dom = chromium(&url, None);
+    assert!(dom.contains("<p id=\"by\">h2</p>") && dom.contains("<title>open</title>"), "{dom}");
+    let sockets = edge.list(&["traces", "--class", "live"]);
+    assert!(sockets.iter().any(|t| t["status"] == 101), "{sockets:?}");
 }

@@ -157,7 +157,8 @@ fn cold_work_is_shed_before_hot_work() {
     assert!(open[0].answer().is_none(), "and gives its place away once it asks no more");
     edge.assert_sleeps_without_a_trace();
     open[1].send_head("GET", "/debug/echo", &[]);
-    open[1].answer().unwrap().retryable("hold-queue-full");
+    let details = open[1].answer().unwrap().retryable("hold-queue-full");
+    assert!(details["detail"].as_str().unwrap().contains("limits.client.max_connections"));
     drop(open);
     eventually("there is room", || edge.metric("vango_edge_client_connections") == 0);
     assert_eq!(edge.get("/debug/echo").status, 200, "and then it is woken");

@@ -67,8 +67,9 @@ fn body(stream: &mut std::net::TcpStream) -> Option<Vec<u8>> {
 fn text(span: &Span, key: &str) -> Option<String> {
     let found = span.attributes.iter().find(|a| a.key == key)?;
     match found.value.as_ref()?.value.as_ref()? {
-        Value::Text(text) => Some(text.clone()),
-        Value::Int(n) => Some(n.to_string()),
+        Value::StringValue(text) => Some(text.clone()),
+        Value::IntValue(n) => Some(n.to_string()),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -84,6 +84,7 @@ fn a_start_that_fails_is_said_backs_off_and_heals_by_itself() {
     let ops = edge.ops();
     let why = ops[0]["failure"]["detail"].as_str().unwrap();
     assert!(why.contains("exit code 3"), "the operator is told more: {why}");
+    assert!(why.contains("`vango-edge logs studylab/production --allocation al-"), "{why}");
     assert_eq!((ops.len(), &ops[0]["id"]), (1, &json!(operation)));
     assert_eq!((&ops[0]["state"], &ops[0]["failures"]), (&json!("failed"), &json!(1)));
 

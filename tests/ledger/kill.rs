@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use vango_edge::clock::{Clock, Entropy, SeededEntropy, SystemClock};
 use vango_edge::ledger::{Audit, AuditLimits, Ledger, LedgerLimits, Sending, Taken};
-use vango_edge::lifecycle::idempotency::{Came, Claim, Holder, Resolution, Seen as Met};
-use vango_edge::store::record::ledger::AttemptState;
+use vango_edge::lifecycle::idempotency::{
+    AttemptOutcome, Claim, ExistingRecord, Holder, Resolution,
+};
+use vango_edge::record::ledger::AttemptState;
 use vango_edge::store::{Options, RocksStore, StateStore};
 
 use super::history::{Answer, Ask, Client, Seen, State};
@@ -157,7 +159,7 @@ fn state(name: &str) -> State {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a child process: cargo test --test ledger what_was_recorded_over_kills_is_linearizable"]
+#[ignore = "the child process of another test, which starts it: cargo test --workspace --test ledger what_was_recorded_over_kills_is_linearizable"]
 async fn child_works() {
     let Some(dir) = process::dir() else { return };
     let seed: u64 = std::env::var(SEED).unwrap().parse().unwrap();
@@ -240,7 +242,7 @@ impl One {
         }
     }
 
-    fn met(&self, seen: &Met, heard: &mut u32) {
+    fn met(&self, seen: &ExistingRecord, heard: &mut u32) {
         *heard = seen.record.attempt;
         match seen.alive {
             true => self.answered("busy"),
@@ -289,7 +291,7 @@ impl One {
         // Seldom: that ends the key.
         if self.one_in(40) {
             self.asks("complete");
-            sending.ended(Came::Whole { status: 200 }, None).await;
+            sending.ended(AttemptOutcome::Whole { status: 200 }, None).await;
             self.answered("done true");
         } else {
             self.asks("let-go");

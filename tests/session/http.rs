@@ -103,7 +103,7 @@ impl Backend for Service {
 
 mod tests {
     use vango_edge::lifecycle::affinity::{FoundIn, SessionId};
-    use vango_edge::session::Ask;
+    use vango_edge::session::Question;
 
     use super::*;
 
@@ -111,7 +111,7 @@ mod tests {
     async fn yes_and_no_are_answers_and_everything_else_is_none() {
         let (service, id) = (start(), SessionId::new("s-1", FoundIn::Query).unwrap());
         let view = service.view();
-        let ask = Ask { view: &view, target: &view.ready[0], id: &id };
+        let ask = Question { view: &view, target: &view.ready[0], id: &id };
         for (said, wanted) in [
             ("HTTP/1.1 200 OK\r\n\r\n", Some(true)),
             ("HTTP/1.1 204 No Content\r\n\r\n", Some(true)),

@@ -202,7 +202,7 @@ impl Drop for Redis {
 
 mod tests {
     use vango_edge::lifecycle::affinity::{FoundIn, SessionId};
-    use vango_edge::session::{Ask, StoreFailure};
+    use vango_edge::session::{Question, StoreFailure};
 
     use super::*;
 
@@ -210,7 +210,7 @@ mod tests {
     async fn a_wrong_password_or_url_is_said_without_being_said() {
         let (redis, id) = (with_a_password(), SessionId::new("s-1", FoundIn::Query).unwrap());
         let view = redis.view();
-        let ask = Ask { view: &view, target: &view.ready[0], id: &id };
+        let ask = Question { view: &view, target: &view.ready[0], id: &id };
         for (url, configured) in [
             (redis.url.replace(PASSWORD, "falsches-passwort"), false),
             (redis.url.replace(&format!(":{PASSWORD}@"), ""), false),

@@ -9,9 +9,9 @@ use vango_edge::clock::{Clock, ManualClock, Mono, SystemClock, Wall};
 use vango_edge::id::{Digest, Environment, Epoch, Generation};
 use vango_edge::lifecycle::affinity::{FoundIn, SessionId};
 use vango_edge::lifecycle::resume::StoreAnswer;
-use vango_edge::session::{Ask, DEADLINE, DurableStore, StoreFailure, StoreSecrets, Stores};
+use vango_edge::record::{Allocation, AllocationState, Deployment, Record, RouteOwner, key};
+use vango_edge::session::{DEADLINE, DurableStore, Question, StoreFailure, StoreSecrets, Stores};
 use vango_edge::snapshot::{Change, EnvView, Publisher};
-use vango_edge::store::record::{Allocation, AllocationState, Deployment, Record, RouteOwner, key};
 
 /// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -108,7 +108,7 @@ async fn has(
     session: &str,
 ) -> Result<bool, StoreFailure> {
     let asked = id(session);
-    let ask = Ask { view, target: &view.ready[0], id: &asked };
+    let ask = Question { view, target: &view.ready[0], id: &asked };
     tokio::time::timeout(PATIENCE, store.has(&ask)).await.expect("an answer or a failure")
 }
 
@@ -117,7 +117,7 @@ struct Same(Arc<dyn DurableStore>);
 
 #[async_trait]
 impl DurableStore for Same {
-    async fn has(&self, ask: &Ask<'_>) -> Result<bool, StoreFailure> {
+    async fn has(&self, ask: &Question<'_>) -> Result<bool, StoreFailure> {
         self.0.has(ask).await
     }
 }
@@ -130,7 +130,7 @@ fn stores(backend: &impl Backend, clock: Arc<dyn Clock>) -> Stores {
 
 async fn ask(stores: &Stores, view: &EnvView, session: &str) -> StoreAnswer {
     let asked = id(session);
-    stores.ask(&Ask { view, target: &view.ready[0], id: &asked }, DEADLINE).await
+    stores.ask(&Question { view, target: &view.ready[0], id: &asked }, DEADLINE).await
 }
 
 pub async fn what_is_there_is_there_and_nothing_else_is(backend: impl Backend) {
@@ -208,7 +208,7 @@ pub async fn a_question_that_is_given_up_harms_no_other(mut backend: impl Backen
     assert!(has(&*store, &view, "s-1").await.unwrap());
     backend.fall_silent();
     let asked = id("s-1");
-    let ask = Ask { view: &view, target: &view.ready[0], id: &asked };
+    let ask = Question { view: &view, target: &view.ready[0], id: &asked };
     // Long enough to be on its way, and shorter than any deadline of an adapter's own.
     assert!(tokio::time::timeout(DEADLINE / 5, store.has(&ask)).await.is_err());
     backend.come_back();

@@ -1,525 +1,365 @@
-//! The shell around a journey, as `src/proxy/gate.rs` and `src/proxy/service.rs` are: the same
-//! calls in the same order, cut where another task may run in between.
+//! The edge, made of its own parts as `src/server/compose.rs` makes it; only the store's reach, the
+//! runner, trees, secrets, time and chance are the simulation's. When a part changes, this file follows.
 
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use futures_util::FutureExt;
-use vango_edge::clock::{Entropy, Wall};
-use vango_edge::id::{Environment, Generation, RequestId};
-use vango_edge::lifecycle::admit::{Journey, Next, Woke};
-use vango_edge::lifecycle::affinity::{Given, KnownBy, Prior};
-use vango_edge::lifecycle::classify::{Posture, classify};
-use vango_edge::lifecycle::facts::Facts;
-use vango_edge::lifecycle::place::Placement;
-use vango_edge::lifecycle::reply::{Problem, Reply};
-use vango_edge::lifecycle::retry::UpstreamFailure;
-use vango_edge::lifecycle::trace::{HoldEnd, Outcome};
-use vango_edge::snapshot::{EnvView, Live};
-use vango_edge::store::record::key;
-use vango_edge::wake::hold::{Release, Ticket};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use vango_edge::artifact::{ArtifactError, Artifacts, Tree, TreeSource};
+use vango_edge::config::{Config, Running, Secret, SecretSource, load, read_secret};
+use vango_edge::contract::Contract;
+use vango_edge::control::{
+    Collector, Counts, OneOffs, Owners, Previews, PromotionWork, Promotions, Retirer, Routing,
+    Sleeper,
+};
+use vango_edge::id::{AllocationId, Digest, Environment};
+use vango_edge::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
+use vango_edge::lifecycle::idempotency::Holder;
+use vango_edge::node::Node;
+use vango_edge::proxy::{
+    Attempts, BodyBudget, Exchanges, Gate, Places, ProxyLimits, UPGRADES, WebhookSecrets,
+};
+use vango_edge::record::Operation;
+use vango_edge::session::{
+    DurableStore, KeyRing, Question, SessionRoutes, Sessions, StoreFailure, Stores, Tokens,
+};
+use vango_edge::sockets::{Admission, Sockets};
+use vango_edge::telemetry::{Metrics, Ring, Telemetry};
+use vango_edge::wake::hold::{HoldLimits, HoldQueues};
+use vango_edge::wake::machine::BackoffPolicy;
+use vango_edge::wake::{
+    Allocations, Executor, Exits, Inheritance, Observer, Secrets, Starts, WakeWork, Wakes,
+};
 
-use crate::world::{HOSTS, Sim};
+use crate::follower::Between;
+use crate::machine::SimRunner;
+use crate::store::Reach;
+use crate::world::Sim;
 
-/// A place in an allocation, as the gate keeps it.
-pub struct Placed {
-    pub placement: Placement,
-    environment: Environment,
-    live: Arc<Live>,
+/// Bounds of the hold queue of the node.
+pub const HELD: HoldLimits = HoldLimits { max_held: 10, max_held_bytes: 1200 };
+
+/// How long an app may be silent.
+pub const RESPONSE: Duration = Duration::from_secs(2);
+
+const BACKOFF: BackoffPolicy =
+    BackoffPolicy { first: Duration::from_secs(1), max: Duration::from_secs(8) };
+
+/// What providers' deliveries are signed with.
+pub const WEBHOOK_SECRET: &str = "whsec_of_the_simulation";
+
+/// The edge that has the clients.
+pub struct Edge {
+    pub gate: Gate,
+    pub node: Node,
+    pub queues: Arc<HoldQueues>,
+    pub wakes: Arc<Wakes>,
+    pub sleeper: Arc<Sleeper>,
+    pub owners: Arc<Owners>,
+    pub routing: Arc<Routing>,
+    pub promotions: Arc<Promotions>,
+    pub previews: Arc<Previews>,
+    pub inheritance: Inheritance,
+    /// Told of apps that this edge does not run: none.
+    _externals: tokio::sync::watch::Sender<Arc<Vec<vango_edge::snapshot::ExternalApp>>>,
 }
 
-/// A ticket, and what it was told: looked at after every event, acted on when the request runs.
-pub struct Waiting {
-    pub ticket: Ticket,
-    pub told: Option<Release>,
-    pub environment: Environment,
+/// Files that are the same in every run: a configuration, a secret, an empty artifact store.
+struct Files {
+    config: Config,
+    secret: Secret,
+    artifacts: Arc<Artifacts>,
+    _dir: tempfile::TempDir,
 }
 
-/// Where a request is between two events.
-pub enum State {
-    /// About to decide; on this snapshot if it is pinned already.
-    Deciding { pinned: Option<Option<Arc<EnvView>>>, granted: Option<(Placement, Environment)> },
-    /// Waits for the answer of a wake it asked for, in the queue or not.
-    Asking { waiting: Option<Waiting>, environment: Environment, answer: Option<Woke> },
-    /// In the queue.
-    Held { waiting: Waiting },
-    /// About to connect.
-    Placed { placed: Placed },
-    /// Sent; the app has yet to answer.
-    Sent { placed: Placed, reused: bool },
-    /// Over.
-    Ended,
-}
+const EDGE_TOML: &str = r#"
+[server]
+listen = ["127.0.0.1:0"]
+[admin]
+listen = "127.0.0.1:0"
+[state]
+dir = "state"
+[apps]
+dir = "apps"
+"#;
 
-/// One request.
-pub struct Request {
-    pub journey: Journey,
-    pub state: State,
-    /// The client has left.
-    pub left: bool,
-    /// It left while it was held and could be seen to: it must not be forwarded any more.
-    pub seen_leaving: bool,
-    pub sent: u32,
-    /// Sends on a reused connection that broke.
-    pub resends: u32,
-    pub answered: bool,
-    /// It was decided to be refused because the app is cold.
-    pub refused_cold: bool,
-}
-
-impl Request {
-    pub fn waiting(&self) -> Option<&Waiting> {
-        match &self.state {
-            State::Asking { waiting, .. } => waiting.as_ref(),
-            State::Held { waiting } => Some(waiting),
-            _ => None,
-        }
-    }
-    fn waiting_mut(&mut self) -> Option<&mut Waiting> {
-        match &mut self.state {
-            State::Asking { waiting, .. } => waiting.as_mut(),
-            State::Held { waiting } => Some(waiting),
-            _ => None,
-        }
-    }
-    /// The place it has.
-    pub fn placement(&self) -> Option<&Placement> {
-        match &self.state {
-            State::Deciding { granted, .. } => granted.as_ref().map(|(p, _)| p),
-            State::Placed { placed } | State::Sent { placed, .. } => Some(&placed.placement),
-            _ => None,
-        }
-    }
-    /// Takes in what its ticket was told, so that it can be asked about.
-    pub fn listen(&mut self) {
-        if let Some(waiting) = self.waiting_mut()
-            && waiting.told.is_none()
-        {
-            waiting.told = waiting.ticket.released().now_or_never();
-        }
-    }
-}
-
-impl Sim {
-    /// A new request is classified: `early_request_filter`.
-    pub fn arrive(&mut self, host: &str, method: &str, path: &str, keyed: bool) {
-        let mut request = http::Request::builder().method(method).header("host", host);
-        let body = method == "POST" && !self.dice.one_in(3);
-        if body {
-            request = request.header("content-length", "5");
-        }
-        if keyed {
-            request = request.header("idempotency-key", "\"k1\"");
-        }
-        let (parts, ()) = request.body(()).unwrap().into_parts();
-        let id = RequestId::random(&*self.entropy);
-        let mut facts = Facts::parse(&parts, path.as_bytes(), id, self.now()).unwrap();
-        facts.affinity = self.some_prior();
-        let Ok(classified) = classify(&self.snapshots.load(), &facts) else {
-            self.note(|_| format!("{method} {path} at {host}: no owner"));
-            *self.story.endings.entry("no-route").or_default() += 1;
-            return;
+fn files() -> &'static Files {
+    static FILES: OnceLock<Files> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            path
         };
-        classified.view.live.touch(self.now());
-        let n = self.requests.len();
-        let posture = classified.posture;
-        self.requests.push(Request {
-            journey: Journey::begin(facts, classified),
-            state: State::Deciding { pinned: None, granted: None },
-            left: false,
-            seen_leaving: false,
-            sent: 0,
-            resends: 0,
-            answered: false,
-            refused_cold: false,
-        });
-        self.open.insert(n);
-        self.note(|_| format!("#{n} {method} {path} at {host}: {posture:?}"));
-    }
-
-    pub fn arrive_at_random(&mut self) {
-        let host = if self.dice.one_in(50) { "x.localhost" } else { *self.dice.pick(&HOSTS) };
-        let (method, path, keyed) = *self.dice.pick(&[
-            ("GET", "/dashboard", false),
-            ("GET", "/dashboard", false),
-            ("GET", "/", false),
-            ("GET", "/", false),
-            ("HEAD", "/vango/live", false),
-            ("GET", "/actions/save", false),
-            ("OPTIONS", "/actions/plain", false),
-            ("POST", "/actions/plain", false),
-            ("POST", "/actions/save", true),
-            ("POST", "/actions/save", false),
-            ("POST", "/dashboard", true),
-        ]);
-        self.arrive(host, method, path, keyed);
-    }
-
-    /// An affinity token may name anything that ever was.
-    /// What an affinity token may say: some allocation that runs, or the start before it.
-    fn some_prior(&self) -> Option<Prior> {
-        let all: Vec<_> = self.processes.keys().collect();
-        if all.is_empty() || !self.dice.one_in(4) {
-            return None;
-        }
-        let allocation = (*self.dice.pick(&all)).clone();
-        let view = self.snapshots.load();
-        let generation = view
-            .environments()
-            .flat_map(|e| e.ready.iter().chain(&e.others))
-            .find(|a| a.id == allocation)
-            .map_or(Generation(0), |a| a.generation);
-        let known_by = KnownBy::Token { expires: Wall(u64::MAX), given: Given::Page };
-        Some(Prior { allocation, generation, schema: None, known_by })
-    }
-
-    fn newest(&self, n: usize) -> Option<Arc<EnvView>> {
-        let host = &self.requests[n].journey.facts().host;
-        self.snapshots.load().host(host).cloned()
-    }
-
-    /// Pins the snapshot that the next decision stands on.
-    pub fn pin(&mut self, n: usize) {
-        let newest = self.newest(n);
-        if let State::Deciding { pinned, .. } = &mut self.requests[n].state {
-            *pinned = Some(newest);
-        }
-    }
-
-    /// One turn of `Gate::pass`, up to where it waits.
-    pub fn decide(&mut self, n: usize) {
-        let newest = self.newest(n);
-        let (now, pick) = (self.now(), self.entropy.next_u64());
-        let request = &mut self.requests[n];
-        let State::Deciding { pinned, granted } =
-            std::mem::replace(&mut request.state, State::Ended)
-        else {
-            panic!("deciding")
-        };
-        let stale = pinned
-            .as_ref()
-            .is_some_and(|p| p.as_ref().map(Arc::as_ptr) != newest.as_ref().map(Arc::as_ptr));
-        let view = pinned.unwrap_or(newest);
-        let (granted, from) = granted.unzip();
-        let granted_id = granted.as_ref().map(|p| p.allocation.id.clone());
-        let next = request.journey.decide(view.as_ref(), granted, now, pick);
-        let taken =
-            matches!(&next, Next::Forward(p) if Some(&p.allocation.id) == granted_id.as_ref());
-        if stale {
-            self.happened("a decision stood on a snapshot that was replaced meanwhile");
-        }
-        if from.is_some() && !taken {
-            self.happened("a place was granted and not taken up");
-        }
-        // If the grant was not taken up, its place is free again.
-        if let Some(environment) = &from {
-            self.pump(environment);
-        }
-        self.note(|_| format!("#{n} decides: {}", brief(&next)));
-        self.check_decision(n, view.as_deref(), &next);
-        match next {
-            Next::Forward(placement) => {
-                let view = self.requests[n].journey.view();
-                let placed = Placed {
-                    placement,
-                    environment: view.environment.clone(),
-                    live: Arc::clone(&view.live),
-                };
-                self.requests[n].state = State::Placed { placed };
-            }
-            Next::Reply(reply) => self.answer(n, &reply),
-            Next::Wake { hold: false } => {
-                self.requests[n].refused_cold = true;
-                self.ask_for(n, None);
-            }
-            Next::Wake { hold: true } => self.hold(n, true),
-            Next::Hold => self.hold(n, false),
-            Next::AskStore(_) => unreachable!("{NO_STORE}"),
-            Next::ReadBody { .. } | Next::Reserve | Next::Replay | Next::Acknowledge => {
-                unreachable!("no route of the simulation is kept on record")
-            }
-        }
-    }
-
-    /// `Gate::hold`: into the queue first, then asks.
-    fn hold(&mut self, n: usize, wake: bool) {
-        let journey = &self.requests[n].journey;
-        let (view, facts) = (Arc::clone(journey.view()), journey.facts());
-        let entered = self.queues.enter(
-            &view,
-            facts.header_bytes,
-            journey.wish(),
-            journey.excluded().to_vec(),
-            wake,
-            journey.waits_cold(),
+        write(
+            "apps/studylab.toml",
+            "app = \"studylab\"\nhosts = [\"a.localhost\", \"b.localhost\"]\n\
+             preview_hosts = [\"{preview}.p.localhost\"]\n",
         );
-        self.ask_again();
-        let ticket = match entered {
-            Ok(ticket) => ticket,
-            Err(bound) => return self.held(n, HoldEnd::QueueFull(bound), None),
-        };
-        let waiting = Waiting { ticket, told: None, environment: view.environment.clone() };
-        if wake {
-            self.ask_for(n, Some(waiting));
-        } else {
-            self.requests[n].state = State::Held { waiting };
+        write("apps/other.toml", "app = \"other\"\nhosts = [\"c.localhost\"]\n");
+        let config = load(&write("edge.toml", EDGE_TOML)).unwrap_or_else(|all| panic!("{all:?}"));
+        let source = SecretSource::File(write("secret", WEBHOOK_SECRET));
+        let at = |name: &str| dir.path().join(name);
+        let artifacts = Arc::new(Artifacts::local(&at("artifacts"), &at("trees")).unwrap());
+        Files { config, secret: read_secret(&source).unwrap(), artifacts, _dir: dir }
+    })
+}
+
+struct Told(Arc<Sim>);
+
+impl Observer for Told {
+    fn finished(&self, operation: &Operation) {
+        self.0.note(|| format!("{} is over: {}", operation.id, operation.state.name()));
+    }
+}
+
+struct NoSecrets;
+
+impl Secrets for NoSecrets {
+    fn of(
+        &self,
+        _: &Environment,
+        _: &AllocationId,
+        _: &Contract,
+    ) -> Result<Vec<(String, String)>, String> {
+        Ok(Vec::new())
+    }
+}
+
+struct Providers;
+
+impl WebhookSecrets for Providers {
+    fn of(&self, _: &Environment, _: &str) -> Vec<Secret> {
+        vec![files().secret.clone()]
+    }
+}
+
+/// Every artifact is there, unless it is damaged for once.
+struct SimTrees(Arc<Sim>);
+
+#[async_trait]
+impl TreeSource for SimTrees {
+    async fn tree(
+        &self,
+        digest: &Digest,
+        _in_use: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Tree, ArtifactError> {
+        let takes = self.0.dice.ms(&[1, 5, 30]);
+        tokio::time::sleep(takes).await;
+        if !self.0.is_calm() && self.0.dice.one_in(20) {
+            return Err(ArtifactError::Missing(*digest));
         }
+        Ok(Tree { root: Path::new("/nowhere").join(digest.hex()), wrote: None })
+    }
+}
+
+struct NoStore;
+
+#[async_trait]
+impl DurableStore for NoStore {
+    async fn has(&self, _: &Question<'_>) -> Result<bool, StoreFailure> {
+        Ok(false)
+    }
+}
+
+fn node(sim: &Arc<Sim>, name: &str, gone: &Arc<AtomicBool>, config: Arc<Running>) -> Node {
+    Node {
+        name: name.into(),
+        config,
+        store: Reach::new(Arc::clone(sim), Arc::clone(&sim.engine), Arc::clone(gone), true),
+        snapshots: sim.snapshots.clone(),
+        clock: Arc::clone(&sim.clock) as _,
+        entropy: Arc::clone(&sim.entropy) as _,
+        runtime: Handle::current(),
+    }
+}
+
+/// Wakes of one node: its runner, and its executor.
+struct Waker {
+    runner: Arc<SimRunner>,
+    allocations: Arc<Allocations>,
+    starts: Arc<Starts>,
+    wakes: Arc<Wakes>,
+    exits: Arc<Exits>,
+}
+
+fn waker(sim: &Arc<Sim>, node: &Node, gone: &Arc<AtomicBool>) -> Waker {
+    let n = || node.clone();
+    let runner = SimRunner::new(Arc::clone(sim), Arc::clone(gone));
+    let told = Arc::new(Told(Arc::clone(sim)));
+    let allocations = Allocations::new(n(), runner.clone());
+    let trees = Arc::new(SimTrees(Arc::clone(sim)));
+    let starts = Starts::new(n(), runner.clone(), trees, Arc::new(NoSecrets), 4);
+    let exits = Exits::new(n(), runner.clone(), allocations.clone(), BACKOFF);
+    let work =
+        WakeWork::new(n(), starts.clone(), allocations.clone(), exits.clone(), told, BACKOFF);
+    let wakes = Wakes::new(Executor::new(n(), work));
+    Waker { runner, allocations, starts, wakes, exits }
+}
+
+/// Another node over the same store, which takes up what it finds until it crashes.
+#[derive(Clone)]
+pub struct Peer {
+    pub wakes: Arc<Wakes>,
+    gone: Arc<AtomicBool>,
+}
+
+impl Peer {
+    pub fn start(sim: &Arc<Sim>, n: u32) -> Self {
+        let gone = Arc::new(AtomicBool::new(false));
+        let config = Arc::new(Running::from_pointee(files().config.clone()));
+        let node = node(sim, &format!("peer-{n}"), &gone, config);
+        let Waker { wakes, exits, .. } = waker(sim, &node, &gone);
+        tokio::spawn(exits.follow());
+        Self { wakes, gone }
     }
 
-    /// `Gate::wake`, up to where it waits for the answer.
-    fn ask_for(&mut self, n: usize, waiting: Option<Waiting>) {
-        let environment = self.requests[n].journey.view().environment.clone();
-        self.join(&environment, n);
-        self.requests[n].state = State::Asking { waiting, environment, answer: None };
+    /// It is gone, in the middle of whatever it does; its processes stay.
+    pub fn crash(&self) {
+        self.gone.store(true, Ordering::Relaxed);
     }
+}
 
-    /// The ask was answered, or its time is over.
-    pub fn asked(&mut self, n: usize) {
-        let now = self.now();
-        let state = std::mem::replace(&mut self.requests[n].state, State::Ended);
-        let State::Asking { waiting, environment, answer } = state else { panic!("asking") };
-        let woke = answer.unwrap_or(Woke::Unavailable);
-        self.note(|_| format!("#{n} is told of its ask: {woke:?}"));
-        if let Woke::Operation { created, .. } = &woke {
-            self.happened(if *created {
-                "a wake was made by a request"
-            } else {
-                "a wake was joined"
+impl Edge {
+    /// Makes it, and lets it run.
+    pub async fn start(sim: &Arc<Sim>) -> Arc<Self> {
+        let gone = Arc::new(AtomicBool::new(false));
+        let config = Arc::new(Running::from_pointee(files().config.clone()));
+        let node = node(sim, "node-0", &gone, config);
+        let n = || node.clone();
+        let woken = waker(sim, &node, &gone);
+        let Waker { runner, allocations, starts, wakes, exits } = woken;
+        let queues = {
+            let (wakes, sim) = (wakes.clone(), Arc::clone(sim));
+            let again = Box::new(move |e: &Environment| {
+                sim.happened("a wake was asked for again by those who wait");
+                wakes.wake_detached(e);
             });
-        }
-        let reply = self.requests[n].journey.woke(&woke, waiting.is_some(), now);
-        match (reply, waiting) {
-            (Some(reply), waiting) => {
-                self.let_go(waiting);
-                self.answer(n, &reply);
-            }
-            (None, Some(waiting)) => {
-                self.requests[n].state = State::Held { waiting };
-                if matches!(woke, Woke::Ready | Woke::BackingOff) {
-                    self.pump(&environment);
-                }
-            }
-            (None, None) => {
-                self.requests[n].state = State::Deciding { pinned: None, granted: None };
-            }
-        }
-    }
-
-    /// Leaves the queue; a place that was on its way goes to the next one.
-    fn let_go(&mut self, waiting: Option<Waiting>) {
-        if let Some(Waiting { ticket, told, .. }) = waiting {
-            drop(ticket);
-            drop(told);
-            self.ask_again();
-        }
-    }
-
-    /// Whether `Gate::wait` would see that its client is gone.
-    pub fn sees_leaving(&self, n: usize) -> bool {
-        let request = &self.requests[n];
-        matches!(request.state, State::Held { .. }) && request.seen_leaving
-    }
-
-    /// `Gate::wait` has something to tell.
-    pub fn released(&mut self, n: usize) {
-        let left = self.sees_leaving(n);
-        let (now, deadline) = (self.now(), self.requests[n].journey.deadline());
-        let state = std::mem::replace(&mut self.requests[n].state, State::Ended);
-        let State::Held { waiting: Waiting { ticket, told, environment } } = state else {
-            panic!("held")
+            HoldQueues::new(HELD, n().snapshots, n().clock, n().entropy, again)
         };
-        if now > deadline {
-            self.broken(format!("#{n} waited beyond its deadline"));
+        let sockets = Sockets::new(n().clock, n().entropy);
+        let artifacts = Arc::clone(&files().artifacts);
+        let routing =
+            Routing::new(n(), artifacts.clone(), wakes.clone(), queues.clone(), sockets.clone());
+        let sleeper =
+            Sleeper::new(n(), allocations.clone(), queues.clone(), sockets.clone(), wakes.clone());
+        let retirer = Retirer::new(n(), allocations.clone(), sockets.clone());
+        let owners = Owners::new(n(), routing.clone(), sleeper.clone());
+        let counts = Counts::new(n());
+        let collector = Collector::new(n(), artifacts);
+        let work = PromotionWork::new(
+            n(),
+            counts.clone(),
+            owners.clone(),
+            starts.clone(),
+            allocations.clone(),
+            wakes.clone(),
+            OneOffs::new(n(), starts.clone(), runner.clone(), 4),
+        );
+        let promotions = Promotions::new(n(), counts.clone(), collector, Executor::new(n(), work));
+        let previews = Previews::new(
+            n(),
+            counts.clone(),
+            owners.clone(),
+            sleeper.clone(),
+            routing.clone(),
+            Box::new(|_| {}),
+        );
+        let telemetry =
+            Arc::new(Telemetry { metrics: Metrics::new().unwrap(), ring: Ring::new(64) });
+        let gate = gate(sim, &node, &queues, &wakes, &exits, sockets, telemetry);
+        let inheritance = Inheritance::new(n(), runner.clone(), starts, allocations);
+
+        tokio::spawn(exits.follow());
+        let (ready, listed) = tokio::sync::oneshot::channel();
+        let (externals, apps) = tokio::sync::watch::channel(Arc::default());
+        let publisher = sim.publisher.lock().unwrap().take().unwrap();
+        {
+            let (sim, routing) = (Arc::clone(sim), routing.clone());
+            let following = Box::pin(async move { routing.follow(publisher, apps, ready).await });
+            tokio::spawn(async move { sim.follower.run(following).await });
         }
-        let (end, placement, dropped) = match told {
-            _ if left => {
-                if matches!(told, Some(Release::Granted(_))) {
-                    self.happened("the client left while its place was on its way");
-                }
-                (HoldEnd::ClientLeft, None, told)
-            }
-            Some(Release::Granted(grant)) => {
-                (HoldEnd::Released, grant.take().map(|p| (p, environment)), None)
-            }
-            Some(Release::Recheck) => (HoldEnd::Recheck, None, None),
-            Some(Release::ShuttingDown) => (HoldEnd::ShuttingDown, None, None),
-            None if now >= deadline => (HoldEnd::DeadlinePassed, None, None),
-            None => panic!("nothing to tell"),
-        };
-        drop(ticket);
-        drop(dropped);
-        self.ask_again();
-        self.held(n, end, placement);
-    }
-
-    /// `Gate::held`.
-    fn held(&mut self, n: usize, end: HoldEnd, granted: Option<(Placement, Environment)>) {
-        let view = self.newest(n);
-        let (now, pick) = (self.now(), self.entropy.next_u64());
-        self.note(|_| format!("#{n} was held: {end:?}"));
-        let reply = self.requests[n].journey.held(end, view.as_ref(), now, pick);
-        match reply {
-            Some(reply) => {
-                self.answer(n, &reply);
-                if let Some((placement, environment)) = granted {
-                    drop(placement);
-                    self.pump(&environment);
-                }
-            }
-            None if end == HoldEnd::ClientLeft => self.end(n),
-            None => self.requests[n].state = State::Deciding { pinned: None, granted },
-        }
-    }
-
-    /// Gives a place back and tells those who wait.
-    fn give_back(&mut self, placed: Placed) {
-        let Placed { placement, environment, live } = placed;
-        drop(placement);
-        if live.waiting() > 0 {
-            self.pump(&environment);
-        }
-    }
-
-    fn take_placed(&mut self, n: usize) -> Placed {
-        match std::mem::replace(&mut self.requests[n].state, State::Ended) {
-            State::Placed { placed } | State::Sent { placed, .. } => placed,
-            _ => panic!("placed"),
-        }
-    }
-
-    /// Connects; a closed port, or a connection that failed for reasons of its own.
-    pub fn connect(&mut self, n: usize) {
-        let placed = self.take_placed(n);
-        let id = placed.placement.allocation.id.clone();
-        let alive = self.processes.get(&id).is_some_and(|p| p.alive);
-        if !alive || (!self.calm && self.dice.one_in(12)) {
-            self.happened("a connection failed");
-            self.note(|_| format!("#{n} cannot connect to {id}"));
-            let now = self.now();
-            let refused = self.requests[n].journey.connect_failed(&placed.placement, now);
-            match refused {
-                Some(reply) => self.answer(n, &reply),
-                None => {
-                    self.requests[n].state = State::Deciding { pinned: None, granted: None };
-                }
-            }
-            self.give_back(placed);
-            return;
-        }
-        self.requests[n].sent += 1;
-        let reused = self.requests[n].sent == 1 && self.dice.one_in(2);
-        self.note(|_| format!("#{n} is sent to {id}"));
-        self.requests[n].state = State::Sent { placed, reused };
-        self.check_sent(n);
-    }
-
-    /// The app answers.
-    pub fn served(&mut self, n: usize) {
-        let placed = self.take_placed(n);
-        let now = self.now();
-        self.note(|_| format!("#{n} is served"));
-        self.requests[n].journey.served(Some(200), now);
-        self.requests[n].answered = true;
-        self.requests[n].journey.view().live.touch(now);
-        self.give_back(placed);
-        self.end(n);
-    }
-
-    /// The connection breaks, or the app is silent, after the request was sent.
-    pub fn upstream_failed(&mut self, n: usize, failure: UpstreamFailure) {
-        let reused = matches!(self.state(n), State::Sent { reused: true, .. });
-        let placed = self.take_placed(n);
-        self.note(|_| format!("#{n} fails after it was sent: {failure:?}, reused: {reused}"));
-        let broke = failure == UpstreamFailure::Closed;
-        if broke && self.requests[n].journey.may_resend(reused) {
-            if self.requests[n].journey.posture() != Posture::Safe {
-                self.broken(format!("#{n} is unsafe and may be sent again"));
-            }
-            self.happened("a safe request was sent again on a broken reused connection");
-            self.requests[n].resends += 1;
-            self.requests[n].state = State::Deciding { pinned: None, granted: None };
-            self.give_back(placed);
-            return;
-        }
-        let now = self.now();
-        let reply = self.requests[n].journey.upstream_failed(failure, now);
-        self.answer(n, &reply);
-        self.give_back(placed);
-    }
-
-    /// The client goes. While it is held that can be seen; while its request is with the app it
-    /// ends; in between it is not looked at.
-    pub fn leave(&mut self, n: usize) {
-        self.note(|_| format!("#{n}'s client leaves"));
-        self.requests[n].left = true;
-        if matches!(self.state(n), State::Sent { .. }) {
-            let placed = self.take_placed(n);
-            self.requests[n].journey.client_left();
-            self.give_back(placed);
-            self.end(n);
-        } else if !self.requests[n].journey.facts().body {
-            self.look(n);
-        }
-    }
-
-    /// The watch looks at the connection.
-    pub fn look(&mut self, n: usize) {
-        if matches!(self.state(n), State::Held { .. }) {
-            self.requests[n].seen_leaving = true;
-        }
-    }
-
-    fn answer(&mut self, n: usize, reply: &Reply) {
-        if self.requests[n].answered {
-            self.broken(format!("#{n} is answered twice"));
-        }
-        self.requests[n].answered = true;
-        self.note(|_| format!("#{n} is answered {} {}", reply.problem.name(), reply.status));
-        self.check_answer(n, reply);
-        self.end(n);
-    }
-
-    fn end(&mut self, n: usize) {
-        self.requests[n].state = State::Ended;
-        self.open.remove(&n);
-        self.check_trace(n);
-        self.hash_steps(n);
-        let outcome = self.requests[n].journey.trace.outcome;
-        *self.story.endings.entry(outcome.name()).or_default() += 1;
-    }
-
-    /// Whether it may not be held for a cold app.
-    pub fn is_plain_unsafe(&self, n: usize) -> bool {
-        self.requests[n].journey.posture() == Posture::Unsafe
-    }
-
-    /// Whether an operation of the environment is claimed by no executor.
-    pub fn unclaimed(&self, environment: &Environment) -> bool {
-        self.store.get(&key::executor(environment)).is_none()
+        listed.await.unwrap();
+        tokio::spawn(sleeper.clone().run());
+        tokio::spawn(retirer.run());
+        tokio::spawn(promotions.clone().run());
+        tokio::spawn(counts.run());
+        let audit = gate.audit.clone();
+        tokio::spawn(async move { audit.write().await });
+        tokio::spawn(gate.sessions.routes.clone().write());
+        Arc::new(Self {
+            gate,
+            node,
+            queues,
+            wakes,
+            sleeper,
+            owners,
+            routing,
+            promotions,
+            previews,
+            inheritance,
+            _externals: externals,
+        })
     }
 }
 
-/// Sessions that move have golden tests of their own.
-pub const NO_STORE: &str = "no contract here promises that a session may move";
-
-fn brief(next: &Next) -> String {
-    match next {
-        Next::Forward(p) => format!("forward to {}", p.allocation.id),
-        Next::Wake { hold } => format!("wake, hold: {hold}"),
-        Next::Hold => "hold".into(),
-        Next::AskStore(_) => unreachable!("{NO_STORE}"),
-        Next::ReadBody { .. } | Next::Reserve | Next::Replay | Next::Acknowledge => {
-            unreachable!("no route of the simulation is kept on record")
-        }
-        Next::Reply(r) => format!("answer {}", r.problem.name()),
+fn gate(
+    sim: &Arc<Sim>,
+    node: &Node,
+    queues: &Arc<HoldQueues>,
+    wakes: &Arc<Wakes>,
+    exits: &Arc<Exits>,
+    sockets: Arc<Sockets>,
+    telemetry: Arc<Telemetry>,
+) -> Gate {
+    let gone = Arc::new(AtomicBool::new(false));
+    let store = Reach::new(Arc::clone(sim), Arc::clone(&sim.ledger_engine), gone, false);
+    let clock = || node.clock.clone();
+    let limits = AuditLimits { max_rows: 10_000, max_age: Duration::from_secs(86_400) };
+    let audit = Audit::new(store.clone(), clock(), limits, node.entropy.next_u64() >> 1);
+    let holder = Holder { node: node.name.to_string(), run: "1".into() };
+    let limits = LedgerLimits { max_records: 1_000, max_response: 4096 };
+    let ledger = Ledger::new(store, clock(), holder, limits, Handle::current());
+    let ring = KeyRing::of(&[[7; 32]]);
+    let limits = ProxyLimits {
+        connect_timeout: Duration::from_secs(1),
+        response_timeout: RESPONSE,
+        max_route_timeout: RESPONSE,
+        idle_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(3),
+        sockets: 100,
+        socket_idle: Duration::from_secs(60),
+    };
+    let connections = Arc::new(Places::default());
+    connections.set_most(1_000);
+    Gate {
+        secrets: Arc::new(Providers),
+        ledger,
+        audit,
+        budget: BodyBudget::new(400),
+        exchanges: Arc::new(Exchanges::default()),
+        attempts: Attempts::default(),
+        limits: Arc::new(ArcSwap::from_pointee(limits)),
+        snapshots: sim.snapshots.clone(),
+        queues: queues.clone(),
+        wakes: wakes.clone(),
+        exits: exits.clone(),
+        clock: Arc::new(Between(Arc::clone(sim))),
+        entropy: Arc::new(Between(Arc::clone(sim))),
+        sessions: Arc::new(Sessions {
+            tokens: Tokens::new(ring, Duration::from_secs(3600), node.entropy.clone()),
+            routes: SessionRoutes::new(node.store.clone(), clock()),
+            stores: Stores::new(Box::new(NoStore), Box::new(NoStore), clock()),
+        }),
+        connections,
+        sockets,
+        upgrades: Admission::new(UPGRADES),
+        telemetry,
     }
-}
-
-/// Answers after which a client must be able to believe that nothing was sent.
-pub fn says_not_sent(problem: Problem) -> bool {
-    !matches!(problem, Problem::UpstreamClosed | Problem::UpstreamTimeout | Problem::OutcomeUnknown)
-}
-
-/// The outcomes of requests that the app answered.
-pub fn by_the_app(outcome: Outcome) -> bool {
-    matches!(outcome, Outcome::Hot | Outcome::Woken | Outcome::Held)
 }

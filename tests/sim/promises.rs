@@ -1,364 +1,301 @@
-//! What is promised, checked after every event and at the end.
+//! What is promised, checked whenever something happened and at the end.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use vango_edge::id::{AllocationId, Environment, OperationId};
-use vango_edge::lifecycle::admit::Next;
-use vango_edge::lifecycle::classify::Posture;
-use vango_edge::lifecycle::facts::IdempotencyKey;
-use vango_edge::lifecycle::reply::{Forwarded, Reply};
-use vango_edge::lifecycle::trace::{Outcome, StepKind};
-use vango_edge::snapshot::EnvView;
-use vango_edge::store::record::{Allocation, AllocationState, Operation, Record, WakeState, key};
+use vango_edge::clock::Clock;
+use vango_edge::contract::Posture;
+use vango_edge::id::{AllocationId, Epoch};
+use vango_edge::lifecycle::enter::under;
+use vango_edge::lifecycle::fields::IdempotencyKey;
+use vango_edge::lifecycle::journey::{Go, Journey};
+use vango_edge::lifecycle::reply::{Forwarded, Problem};
+use vango_edge::lifecycle::trace::{Outcome, Step, StepKind};
+use vango_edge::telemetry::TraceRecord;
 
-use crate::edge::{NO_STORE, State, by_the_app, says_not_sent};
+use crate::client::is_safe;
+use crate::edge::{Edge, HELD};
 use crate::world::Sim;
 
+/// What is known of a request.
+#[derive(Default)]
+pub struct Row {
+    pub open: bool,
+    pub host: String,
+    pub posture: Option<Posture>,
+    /// It waits in the hold queue.
+    pub waits: bool,
+    /// Its host's epoch when it was told to wait no longer.
+    pub told_under: Option<Epoch>,
+    /// A place was taken for it while it waited.
+    pub granted: bool,
+    /// A place was taken for it, and it waits again.
+    pub passed_over: bool,
+    /// Places that it did not take up.
+    pub not_taken: u32,
+    /// Where it has a place, and how many that takes.
+    pub on: Option<(AllocationId, u32)>,
+    /// Allocations that it could not connect to.
+    pub excluded: Vec<AllocationId>,
+    /// How often it was sent.
+    pub sent: u32,
+    /// The edge knows that its client has left.
+    pub known_left: bool,
+    pub outcome: Option<Outcome>,
+}
+
+/// What the driver may take beyond a request's deadline: a ledger and a body have bounds of their own.
+const SLACK: Duration = Duration::from_secs(6);
+
+/// What a wait may take longer than its budget: a timer's tick, and a look at the connection.
+const TICK: Duration = Duration::from_millis(40);
+
 impl Sim {
-    /// After every event.
-    pub fn check(&mut self) {
-        for n in self.open.clone() {
-            self.requests[n].listen();
+    /// Whenever something happened.
+    pub fn check(&self, edge: &Edge) {
+        let queues = &edge.queues;
+        if queues.held() > HELD.max_held || queues.held_bytes() > HELD.max_held_bytes {
+            let (n, bytes) = (queues.held(), queues.held_bytes());
+            self.broken(format!("{n} requests of {bytes} bytes are held"));
         }
-        for environment in self.environments.clone() {
-            self.check_queue(&environment);
-        }
-        let tickets = self.open.iter().filter_map(|n| {
-            self.requests[*n].waiting().map(|_| self.requests[*n].journey.facts().header_bytes)
-        });
-        let (held, bytes) = tickets.fold((0, 0), |(n, b), bytes| (n + 1, b + bytes as u64));
-        if (self.queues.held(), self.queues.held_bytes()) != (held, bytes) {
-            self.broken(format!(
-                "{held} hold {bytes} bytes; the queues count {} and {}",
-                self.queues.held(),
-                self.queues.held_bytes()
-            ));
-        }
+        self.check_queues();
         self.check_places();
-        if self.checked < self.store.revision() {
-            self.checked = self.store.revision();
-            self.check_allocations();
-        }
     }
 
     /// No request waits for what is there, and none waits that must not.
-    fn check_queue(&self, environment: &Environment) {
-        let mine = |n: &&usize| {
-            self.requests[**n]
-                .waiting()
-                .is_some_and(|w| w.environment == *environment && w.told.is_none())
-        };
-        let waiting: Vec<usize> = self.open.iter().filter(mine).copied().collect();
-        let snapshot = self.snapshots.load();
-        let Some(view) = snapshot.environment(environment) else {
-            if !waiting.is_empty() {
-                self.broken(format!("{waiting:?} wait for {environment}, which has no owner"));
+    fn check_queues(&self) {
+        let snapshot = Arc::clone(&self.snapshots.load());
+        for environment in crate::events::environments() {
+            let Some(view) = snapshot.environment(environment) else { continue };
+            let waiting = view.counters.waiting();
+            if waiting == 0 {
+                continue;
             }
-            return;
-        };
-        if view.live.waiting() != waiting.len() {
-            let counted = view.live.waiting();
-            self.broken(format!("{waiting:?} wait for {environment}, {counted} are counted"));
-        }
-        if self.stopping && !waiting.is_empty() {
-            self.broken(format!("{waiting:?} wait for {environment} while the edge stops"));
-        }
-        for n in waiting {
-            let excluded = self.requests[n].journey.excluded();
-            let free = view
-                .ready
-                .iter()
-                .find(|a| a.load.in_flight() < a.concurrency && !excluded.contains(&a.id));
-            if let Some(free) = free {
-                self.broken(format!("#{n} waits although {} has a place: a lost wake-up", free.id));
+            if self.is_stopping() {
+                self.broken(format!("{waiting} wait for {environment} while the edge stops"));
             }
-            if view.ready.is_empty() && self.is_plain_unsafe(n) {
-                self.broken(format!("#{n} is unsafe and is held for a cold app"));
+            for a in &view.ready {
+                let shunned = self.rows().values().any(|r| r.open && r.excluded.contains(&a.id));
+                // Dropped at once, unseen: a look at the queue is not caused by looking.
+                if !shunned && a.load.reserve(a.concurrency).is_some() {
+                    let id = &a.id;
+                    self.broken(format!(
+                        "{waiting} wait for {environment} although {id} has a place: a lost wake-up"
+                    ));
+                }
             }
-            let backing_off = view.operation.as_ref().is_some_and(|o| {
-                o.epoch == view.owner.epoch && o.backoff_until.is_some_and(|t| self.now() < t)
-            });
-            // A back-off that began on the snapshot is told to all; one may only end while they
-            // wait.
-            if view.ready.is_empty() && backing_off {
-                self.broken(format!("#{n} waits although the start failed and is paused"));
+            if view.ready.is_empty()
+                && let Some(paused) = self.is_paused(environment)
+            {
+                self.broken(format!(
+                    "{waiting} wait for {environment} although {paused} is paused"
+                ));
             }
         }
     }
 
     /// No allocation has more than its concurrency.
     fn check_places(&self) {
-        let mut taken: BTreeMap<&AllocationId, (u32, u32)> = BTreeMap::new();
-        for placement in self.open.iter().filter_map(|n| self.requests[*n].placement()) {
-            let a = &placement.allocation;
-            let (n, most) = taken.entry(&a.id).or_insert((0, a.concurrency));
+        let mut taken: BTreeMap<AllocationId, (u32, u32)> = BTreeMap::new();
+        for (id, most) in self.rows().values().filter_map(|r| r.on.clone()) {
+            let (n, of) = taken.entry(id).or_default();
             *n += 1;
-            *most = (*most).max(a.concurrency);
+            *of = (*of).max(most);
         }
-        for (id, (n, most)) in taken {
-            if n > most {
-                self.broken(format!("{id} has {n} requests at once, more than {most}"));
-            }
+        if let Some((id, (n, _))) = taken.iter().find(|(_, (n, most))| n > most) {
+            self.broken(format!("{id} has {n} requests at once"));
         }
     }
 
-    /// One allocation at most for each operation.
-    fn check_allocations(&self) {
-        let mut started: BTreeMap<OperationId, AllocationId> = BTreeMap::new();
-        for (_, entry) in self.store.list(key::ALLOCATIONS) {
-            let a = Allocation::decode(&entry.value).unwrap();
-            if a.state != AllocationState::Draining
-                && let Some(other) = started.insert(a.operation.clone(), a.id.clone())
-            {
-                self.broken(format!("{} started {} and {other}", a.operation, a.id));
-            }
-        }
+    /// The epoch under which a request's host is owned now.
+    pub fn epoch_of(&self, n: u64) -> Option<Epoch> {
+        let host = self.row(n, |r| r.host.clone());
+        self.snapshots.load().host(&host).map(|v| v.owner.epoch)
     }
 
-    /// Before a key is changed.
-    pub fn check_change(&self, at: &str, value: Option<&[u8]>) {
-        if let (Some(environment), Some(value)) = (at.strip_prefix(key::OPERATIONS), value) {
-            let next = Operation::decode(value).unwrap();
-            if next.environment.to_string() != environment {
-                self.broken(format!("{at} is to hold an operation of {}", next.environment));
-            }
-            let environment: Environment = environment.parse().unwrap();
-            self.check_failures(&environment, &next);
-            if let Some((before, _)) = self.stored_operation(&environment)
-                && before.state.in_progress()
-                && before.epoch == next.epoch
-                && before.id != next.id
-            {
-                self.broken(format!("{} replaces {}, which is in progress", next.id, before.id));
-            }
+    /// The driver came to an end for now.
+    pub fn check_driven(&self, n: u64, journey: &Journey, go: Go) {
+        let now = self.clock.now();
+        let late = now.since(journey.deadline());
+        if late > SLACK {
+            self.broken(format!("#{n} is {late:?} late"));
         }
-        if let (true, Some(value)) = (at.starts_with(key::ALLOCATIONS), value) {
-            let a = Allocation::decode(value).unwrap();
-            let known = self.store.get(at).is_some();
-            let new = matches!(a.state, AllocationState::Planned)
-                || a.generation.0 >= 1_000 && a.state == AllocationState::Ready;
-            if !known && !new {
-                self.broken(format!("{} comes back as {:?}", a.id, a.state));
-            }
+        let budget = journey.deadline().since(journey.facts().received);
+        if journey.held_for() > budget + TICK {
+            let held = journey.held_for();
+            self.broken(format!(
+                "#{n} was held for {held:?}, longer than its budget of {budget:?}"
+            ));
         }
-    }
-
-    /// Failures in a row of one digest add up until a start has succeeded.
-    fn check_failures(&self, environment: &Environment, next: &Operation) {
-        let failed = u32::from(next.state == WakeState::Failed);
-        let expected = match self.stored_operation(environment) {
-            Some((before, _)) if before.id == next.id => before.failures + failed,
-            Some((before, _)) if before.digest == next.digest => match before.state {
-                WakeState::Hot => 0,
-                _ => before.failures,
-            },
-            _ => 0,
+        if go != Go::Connect {
+            return;
+        }
+        let (view, Some(placement)) = (journey.view(), journey.placement()) else {
+            self.broken(format!("#{n} has no place"))
         };
-        if next.failures != expected {
-            let counted = next.failures;
-            self.broken(format!("{} counts {counted} failures, not {expected}", next.id));
+        let a = &placement.allocation;
+        self.note(|| format!("#{n} is placed on {}", a.id));
+        let inside = a.epoch == view.owner.epoch
+            && a.digest == view.owner.digest
+            && view.ready.iter().any(|r| r.id == a.id);
+        if !inside {
+            self.broken(format!("#{n} goes to {}, outside the owner's authority", a.id));
         }
-    }
-
-    /// An operation is about to be made: not while a failure's pause is seen to run.
-    pub fn check_no_start_in_backoff(&self, environment: &Environment) {
-        let snapshot = self.snapshots.load();
-        let Some(view) = snapshot.environment(environment) else { return };
-        let Some((stored, _)) = self.stored_operation(environment) else { return };
-        if let Some(o) = &view.operation
-            && o.id == stored.id
-            && o.epoch == view.owner.epoch
-            && self.owners(environment).iter().all(|w| w.epoch == o.epoch)
-            && o.backoff_until.is_some_and(|t| self.now() < t)
-        {
-            self.broken(format!("{environment} is to start while {} is paused", o.id));
+        let (told_under, excluded, left) =
+            self.row(n, |r| (r.told_under.take(), r.excluded.contains(&a.id), r.known_left));
+        if told_under.is_some_and(|epoch| a.epoch < epoch) {
+            self.broken(format!("#{n} goes to {} by an older owner than it was told under", a.id));
         }
-    }
-
-    pub fn check_epochs(&mut self) {
-        for environment in self.environments.clone() {
-            let epoch = self.snapshots.load().environment(&environment).map(|v| v.owner.epoch.0);
-            let Some(epoch) = epoch else { continue };
-            let before = self.epochs_seen.insert(environment.clone(), epoch).unwrap_or(0);
-            if epoch < before {
-                self.broken(format!("{environment} went from epoch {before} to {epoch}"));
-            }
+        if excluded || journey.excluded().contains(&a.id) {
+            self.broken(format!("#{n} goes to {} again, which it excluded", a.id));
         }
-    }
-
-    /// A decision on `view`.
-    pub fn check_decision(&self, n: usize, view: Option<&EnvView>, next: &Next) {
-        let request = &self.requests[n];
-        match next {
-            Next::Forward(placed) => {
-                let Some(view) = view else {
-                    self.broken(format!("#{n} is forwarded without an owner"))
-                };
-                let a = &placed.allocation;
-                let inside = a.epoch == view.owner.epoch
-                    && a.digest == view.owner.digest
-                    && view.ready.iter().any(|r| r.id == a.id);
-                if !inside {
-                    self.broken(format!("#{n} goes to {}, outside the owner's authority", a.id));
-                }
-                if request.journey.excluded().contains(&a.id) {
-                    self.broken(format!("#{n} goes to {} again, which it excluded", a.id));
-                }
-                self.check_may_be_sent(n, view);
-            }
-            Next::Hold | Next::Wake { hold: true } => {
-                if self.now() >= request.journey.deadline() {
-                    self.broken(format!("#{n} is held past its deadline"));
-                }
-                let cold = view.is_some_and(|v| v.ready.is_empty());
-                if cold && self.is_plain_unsafe(n) {
-                    self.broken(format!("#{n} is unsafe and is held for a cold app"));
-                }
-            }
-            Next::Wake { hold: false } | Next::Reply(_) => {}
-            Next::AskStore(_) => unreachable!("{NO_STORE}"),
-            Next::ReadBody { .. } | Next::Reserve | Next::Replay | Next::Acknowledge => {
-                unreachable!("no route of the simulation is kept on record")
-            }
+        if left {
+            self.broken(format!("#{n} is forwarded, and its client has left"));
         }
+        self.check_rules(n, journey);
     }
 
     /// By the contract of the owner that gets it, not by one that was replaced.
-    fn check_may_be_sent(&self, n: usize, view: &EnvView) {
-        let request = &self.requests[n];
-        if request.refused_cold || request.answered || request.seen_leaving {
-            self.broken(format!("#{n} is forwarded after it was over"));
-        }
-        let facts = request.journey.facts();
-        let snapshot = self.snapshots.load();
-        // The class by the contract it is forwarded under.
-        let class =
-            view.contract.route(&facts.path, facts.sent(), true).map(|(_, r)| r.class.clone());
-        let Ok(class) = class else { self.broken(format!("#{n} has no route there")) };
-        drop(snapshot);
-        use vango_edge::contract::{Idempotency, RouteClass};
-        let posture = match class {
-            _ if matches!(facts.method.as_str(), "GET" | "HEAD" | "OPTIONS") => Posture::Safe,
-            RouteClass::Action(a) if a.idempotency == Idempotency::App => Posture::AppIdempotent,
-            RouteClass::Action(_) => Posture::Unsafe,
-            _ => Posture::Unsafe,
+    fn check_rules(&self, n: u64, journey: &Journey) {
+        let (facts, view) = (journey.facts(), journey.view());
+        let Ok((_, posture)) = under(view, facts) else {
+            self.broken(format!("#{n} has no route there"))
         };
-        if posture != request.journey.posture() {
-            let now = request.journey.posture();
+        if posture != journey.posture() {
+            let now = journey.posture();
             self.broken(format!("#{n} is {posture:?} for its owner, and treated as {now:?}"));
         }
-        if posture == Posture::AppIdempotent && !matches!(facts.key, IdempotencyKey::Present(_)) {
+        let keyed = matches!(posture, Posture::AppIdempotent | Posture::EdgeIdempotent);
+        if keyed && !matches!(facts.key, IdempotencyKey::Present(_)) {
             self.broken(format!("#{n} goes without the key its owner requires"));
         }
-        if posture != Posture::Safe && request.sent > 0 {
-            self.broken(format!("#{n} is unsafe and is to be sent again"));
+        if matches!(posture, Posture::EdgeIdempotent | Posture::Webhook)
+            && journey.claim().is_none()
+        {
+            self.broken(format!("#{n} goes, and is to be on no record"));
         }
     }
 
-    /// It has just been sent.
-    pub fn check_sent(&self, n: usize) {
-        let request = &self.requests[n];
-        if request.sent > 1 + request.resends {
-            self.broken(format!("#{n} is sent {} times", request.sent));
+    /// The app gets its bytes now.
+    pub fn check_sent(&self, n: u64, journey: &Journey) {
+        let (sent, left) = self.row(n, |r| {
+            r.sent += 1;
+            r.posture = Some(journey.posture());
+            (r.sent, r.known_left)
+        });
+        self.note(|| format!("#{n} is sent"));
+        if left {
+            self.broken(format!("#{n} is sent, and its client has left"));
         }
-        if request.sent > 1 && request.journey.posture() != Posture::Safe {
-            self.broken(format!("#{n} is unsafe and is sent again"));
-        }
-        if request.answered || request.seen_leaving {
-            self.broken(format!("#{n} is sent after it was over"));
+        let most = if is_safe(Some(journey.posture())) { 2 } else { 1 };
+        if sent > most {
+            self.broken(format!("#{n} is {:?} and is sent {sent} times", journey.posture()));
         }
     }
 
-    pub fn check_answer(&self, n: usize, reply: &Reply) {
-        let request = &self.requests[n];
-        let told = reply.forwarded == Forwarded::No && says_not_sent(reply.problem);
-        if told && request.sent > 0 && request.journey.posture() != Posture::Safe {
+    /// The edge answers it.
+    pub fn check_told(&self, n: u64, journey: &Journey) {
+        let Some(reply) = journey.reply() else { return };
+        self.note(|| format!("#{n} is answered {} {}", reply.problem.name(), reply.status));
+        let sent = self.row(n, |r| r.sent);
+        let unsafe_and_sent = sent > 0 && !is_safe(Some(journey.posture()));
+        if reply.forwarded == Forwarded::No && says_not_sent(reply.problem) && unsafe_and_sent {
             self.broken(format!("#{n} was sent, and its client is told that it was not"));
         }
         if reply.status == 503 && reply.retry_after.is_none() {
             self.broken(format!("#{n} is told to come back, and not when"));
         }
-        let budget = request.journey.deadline().since(request.journey.facts().received);
-        if request.journey.held_for() > budget {
-            self.broken(format!("#{n} was held for longer than its budget"));
-        }
     }
 
-    pub fn check_trace(&self, n: usize) {
-        let request = &self.requests[n];
-        let trace = &request.journey.trace;
-        if trace.outcome == Outcome::Open {
+    /// It is over, and its trace closed.
+    pub fn check_trace(&self, n: u64, record: &TraceRecord, preview: bool) {
+        let (trace, outcome) = (&record.trace, record.trace.outcome);
+        let (sent, not_taken) = self.row(n, |r| {
+            r.outcome = Some(outcome);
+            (r.sent, r.not_taken)
+        });
+        for step in &trace.steps {
+            let text = Step::text(step);
+            self.note(|| format!("#{n}   {} {} {}", text.action, text.value, text.detail));
+            if let StepKind::Wake { created, operation: Some(_), .. } = step.kind {
+                self.happened(if created {
+                    "a wake was made by a request"
+                } else {
+                    "a wake was joined"
+                });
+            }
+        }
+        self.note(|| format!("#{n} is over: {}", outcome.name()));
+        self.ended(outcome.name());
+        if not_taken > 0 {
+            self.happened("a place was granted and not taken up");
+        }
+        if preview && by_the_app(outcome) {
+            self.happened("a preview was served");
+        }
+        if outcome == Outcome::Open {
             self.broken(format!("#{n} ended without an outcome"));
         }
         if trace.steps.is_empty() || trace.steps.len() > 32 {
             self.broken(format!("#{n} has {} steps", trace.steps.len()));
         }
-        if by_the_app(trace.outcome) && request.sent == 0 {
+        if by_the_app(outcome) && sent == 0 {
             self.broken(format!("#{n} was served without being sent"));
         }
         let selected = trace.steps.iter().filter(|s| matches!(s.kind, StepKind::Select(..)));
-        if trace.dropped() == 0 && selected.count() < request.sent as usize {
+        if trace.dropped() == 0 && selected.count() < sent as usize {
             self.broken(format!("#{n} was sent more often than its trace selects"));
         }
     }
 
-    /// All that was due has happened, and no deadline has passed.
-    pub fn check_no_request_is_stuck(&self) {
-        for n in &self.open {
-            let excluded = self.requests[*n].journey.excluded();
-            let only_excluded = self.requests[*n].waiting().is_some_and(|w| {
-                let snapshot = self.snapshots.load();
-                let view = snapshot.environment(&w.environment);
-                view.is_some_and(|v| v.ready.iter().all(|a| excluded.contains(&a.id)))
-            });
-            if !only_excluded || excluded.is_empty() {
-                self.broken(format!("#{n} is stuck"));
-            }
+    /// Every request has ended, and nothing goes on.
+    pub fn check_the_end(&self, edge: &Edge) {
+        self.check(edge);
+        let open: Vec<_> = self.rows().iter().filter(|(_, r)| r.open).map(|(n, _)| *n).collect();
+        if !open.is_empty() {
+            self.broken(format!("{open:?} have not ended"));
         }
-    }
-
-    /// Requests from `first` on came to an app that starts, after every pause.
-    pub fn check_healed(&self, first: usize) {
-        for n in first..self.requests.len() {
-            let outcome = self.requests[n].journey.trace.outcome;
-            if !by_the_app(outcome) {
-                self.broken(format!("#{n} ended {} although all is well", outcome.name()));
-            }
+        if (edge.queues.held(), edge.queues.held_bytes()) != (0, 0) {
+            let (n, bytes) = (edge.queues.held(), edge.queues.held_bytes());
+            self.broken(format!("the queues count {n} requests and {bytes} bytes"));
         }
-    }
-
-    pub fn check_the_end(&mut self) {
-        self.check();
-        if !self.open.is_empty() {
-            self.broken(format!("{:?} have not ended", self.open));
-        }
-        if self.queues.held() != 0 || self.queues.held_bytes() != 0 {
-            self.broken("the queues are not empty");
-        }
-        for environment in self.environments.clone() {
+        let going = self.truth().operations().find(|o| o.state.in_progress()).cloned();
+        if let Some(o) = going {
+            // One of an owner that is gone is nobody's.
             let snapshot = self.snapshots.load();
-            let Some(view) = snapshot.environment(&environment) else { continue };
-            if view.live.waiting() != 0 {
-                self.broken(format!("{environment} counts {} who wait", view.live.waiting()));
-            }
-            for a in view.ready.iter().chain(&view.others) {
-                if a.load.in_flight() != 0 {
-                    self.broken(format!("{} has {} in flight", a.id, a.load.in_flight()));
-                }
-            }
-            let Some((operation, _)) = self.stored_operation(&environment) else { continue };
-            if operation.state.in_progress() && operation.epoch == view.owner.epoch {
-                self.broken(format!("{} is still {}", operation.id, operation.state.name()));
-            }
-            if operation.state == WakeState::Hot && operation.phases.ready_us.is_none() {
-                self.broken(format!("{} is hot without having been ready", operation.id));
+            if snapshot.environment(&o.environment).is_some_and(|v| v.owner.epoch == o.epoch) {
+                self.broken(format!("{} of {} does not end", o.id, o.environment));
             }
         }
-        if self.starts.len() as u64 > self.attempts {
-            self.broken(format!("{} starts of {} attempts", self.starts.len(), self.attempts));
+        if edge.gate.ledger.at_work() != 0 || edge.gate.exchanges.open() != 0 {
+            self.broken("the ledger is at work for no request");
         }
-        if self.requests.iter().any(|r| !matches!(r.state, State::Ended)) {
-            self.broken("a request is left");
+        let snapshot = Arc::clone(&self.snapshots.load());
+        if let Some(view) = snapshot.environments().find(|v| v.counters.no_room()) {
+            self.broken(format!("no start waits, and {} is told of a full node", view.environment));
+        }
+        if edge.gate.budget.used() != 0 {
+            self.broken("bodies are kept for no request");
         }
     }
+
+    /// A request came to an app that starts, after every pause.
+    pub fn check_healed(&self, n: u64) {
+        let outcome = self.row(n, |r| r.outcome);
+        if !outcome.is_some_and(by_the_app) {
+            let outcome = outcome.map_or("open", Outcome::name);
+            self.broken(format!("#{n} ended {outcome} although all is well"));
+        }
+    }
+}
+
+/// Answers after which a client must be able to believe that nothing was sent.
+fn says_not_sent(problem: Problem) -> bool {
+    !matches!(problem, Problem::UpstreamClosed | Problem::UpstreamTimeout | Problem::OutcomeUnknown)
+}
+
+/// The outcomes of requests that the app answered.
+pub fn by_the_app(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Hot | Outcome::Woken | Outcome::Held)
 }

@@ -1,111 +1,171 @@
-//! The store's rules, synchronously: one revision for each transaction whose checks hold, and a
-//! log of revisions that snapshots follow with a lag.
+//! The store as a node reaches it: the real engine over memory, each call taking its time, with answers
+//! that are lost, outages, and nodes that are gone in the middle of a call.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
 
-use bytes::Bytes;
+use async_trait::async_trait;
+use tokio::task::unconstrained;
+use tokio::time::{Instant, sleep, sleep_until};
+use vango_edge::store::{
+    Entry, Event, EventSource, LeaseId, MemoryStore, Page, StateStore, StoreError, Txn, Watch,
+};
 
-/// A key's value and the revisions of its making and its last change.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    pub value: Bytes,
-    pub create_revision: u64,
-    pub mod_revision: u64,
+use crate::world::Sim;
+
+/// How one node reaches the store.
+pub struct Reach {
+    sim: Arc<Sim>,
+    inner: Arc<MemoryStore>,
+    /// Its node is gone: none of its calls goes on.
+    gone: Arc<AtomicBool>,
+    /// What it changes is checked: it is shared truth, and not the ledger.
+    truth: bool,
 }
 
-/// A transaction: the revisions its keys must have (`None`: absent), and what it changes
-/// (`None`: deletes).
-#[derive(Debug, Clone, Default)]
-pub struct Txn {
-    checks: Vec<(String, Option<u64>)>,
-    changes: Vec<(String, Option<Bytes>)>,
+impl Reach {
+    pub fn new(
+        sim: Arc<Sim>,
+        inner: Arc<MemoryStore>,
+        gone: Arc<AtomicBool>,
+        truth: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self { sim, inner, gone, truth })
+    }
+
+    async fn there(&self) {
+        if self.gone.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// On its way to the store.
+    async fn go(&self, scales: &[usize]) -> Result<(), StoreError> {
+        self.there().await;
+        let takes = self.sim.dice.ms(scales);
+        if takes.is_zero() {
+            tokio::task::yield_now().await;
+        } else {
+            sleep(takes).await;
+        }
+        self.there().await;
+        if self.sim.store_is_away() {
+            return Err(match self.sim.dice.below(3) {
+                0 => StoreError::Busy,
+                1 => StoreError::NotWritable("the disk is away".into()),
+                _ => StoreError::Unavailable("the disk is away".into()),
+            });
+        }
+        Ok(())
+    }
+
+    /// On its way back, where an answer may be lost.
+    async fn back<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        let takes = self.sim.dice.ms(&[1, 1, 3]);
+        if !takes.is_zero() {
+            sleep(takes).await;
+        }
+        self.there().await;
+        if answer.is_ok() && !self.sim.is_calm() && self.sim.dice.one_in(80) {
+            self.sim.happened("an answer of the store was lost");
+            self.sim.note(|| "the store's answer is lost".into());
+            return Err(StoreError::Unavailable("no answer from the disk".into()));
+        }
+        answer
+    }
 }
 
-impl Txn {
-    pub fn new() -> Self {
-        Self::default()
+const READ: &[usize] = &[1, 1, 3];
+const WRITE: &[usize] = &[1, 3, 6, 30];
+
+#[async_trait]
+impl StateStore for Reach {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.go(READ).await?;
+        unconstrained(self.inner.get(key)).await
     }
-    pub fn unchanged(mut self, key: impl Into<String>, revision: u64) -> Self {
-        self.checks.push((key.into(), Some(revision)));
-        self
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
+        self.go(READ).await?;
+        unconstrained(self.inner.list(prefix, after, limit)).await
     }
-    pub fn absent(mut self, key: impl Into<String>) -> Self {
-        self.checks.push((key.into(), None));
-        self
-    }
-    pub fn replaces(self, key: impl Into<String>, revision: Option<u64>) -> Self {
-        match revision {
-            Some(revision) => self.unchanged(key, revision),
-            None => self.absent(key),
+
+    async fn txn(&self, txn: Txn) -> Result<u64, StoreError> {
+        self.go(WRITE).await?;
+        if !self.truth {
+            let answer = unconstrained(self.inner.txn(txn)).await;
+            return self.back(answer).await;
         }
+        self.sim.about_to_change(&txn).await;
+        let answer = unconstrained(self.inner.txn(txn.clone())).await;
+        self.sim.changed(&txn, &answer);
+        self.back(answer).await
     }
-    pub fn put(mut self, key: impl Into<String>, value: Bytes) -> Self {
-        self.changes.push((key.into(), Some(value)));
-        self
+
+    async fn watch(&self, prefix: &str, from: u64) -> Result<Watch, StoreError> {
+        self.go(READ).await?;
+        let inner = self.inner.watch(prefix, from).await?;
+        let source =
+            Late { sim: Arc::clone(&self.sim), inner, next: None, gone: Arc::clone(&self.gone) };
+        Ok(Watch::new(source))
     }
-    pub fn delete(mut self, key: impl Into<String>) -> Self {
-        self.changes.push((key.into(), None));
-        self
+
+    async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.go(WRITE).await?;
+        unconstrained(self.inner.lease_grant(ttl)).await
     }
-    pub fn changes(&self) -> &[(String, Option<Bytes>)] {
-        &self.changes
+
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.go(READ).await?;
+        unconstrained(self.inner.lease_keep_alive(lease)).await
+    }
+
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.go(WRITE).await?;
+        unconstrained(self.inner.lease_revoke(lease)).await
+    }
+
+    async fn revision(&self) -> Result<u64, StoreError> {
+        self.go(READ).await?;
+        unconstrained(self.inner.revision()).await
     }
 }
 
-/// Some check did not hold; nothing was changed.
-#[derive(Debug)]
-pub struct Conflict;
-
-#[derive(Debug, Default)]
-pub struct Store {
-    rows: BTreeMap<String, Entry>,
-    log: Vec<Vec<(String, Option<Bytes>)>>,
+/// Events that come a while after they happened, unless the node that follows them is in a hurry.
+struct Late {
+    sim: Arc<Sim>,
+    inner: Watch,
+    /// What came, and when it is given out.
+    next: Option<(Vec<Event>, Instant)>,
+    gone: Arc<AtomicBool>,
 }
 
-impl Store {
-    pub fn get(&self, key: &str) -> Option<&Entry> {
-        self.rows.get(key)
-    }
-    pub fn list<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Entry)> {
-        self.rows.range(prefix.to_owned()..).take_while(move |(k, _)| k.starts_with(prefix))
-    }
-    pub fn revision(&self) -> u64 {
-        self.log.len() as u64
-    }
-    /// What the revision after `published` changed.
-    pub fn after(&self, published: u64) -> Option<&Vec<(String, Option<Bytes>)>> {
-        self.log.get(usize::try_from(published).ok()?)
-    }
-    pub fn holds(&self, txn: &Txn) -> bool {
-        txn.checks.iter().all(|(k, want)| self.rows.get(k).map(|e| e.mod_revision) == *want)
-    }
-    pub fn txn(&mut self, txn: Txn) -> Result<u64, Conflict> {
-        if !self.holds(&txn) {
-            return Err(Conflict);
+#[async_trait]
+impl EventSource for Late {
+    async fn next(&mut self) -> Result<Vec<Event>, StoreError> {
+        if self.gone.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
         }
-        let revision = self.revision() + 1;
-        let mut events = Vec::new();
-        for (key, value) in txn.changes {
-            match &value {
-                Some(value) => {
-                    let create_revision =
-                        self.rows.get(&key).map_or(revision, |e| e.create_revision);
-                    let entry =
-                        Entry { value: value.clone(), create_revision, mod_revision: revision };
-                    self.rows.insert(key.clone(), entry);
-                }
-                None => {
-                    if self.rows.remove(&key).is_none() {
-                        continue;
-                    }
-                }
-            }
-            events.push((key, value));
+        if self.next.is_none() {
+            let events = unconstrained(self.inner.next()).await?;
+            let lag = self.sim.dice.ms(&[1, 1, 4, 4, 40]);
+            self.next = Some((events, Instant::now() + lag));
         }
-        if events.is_empty() {
-            return Ok(self.revision());
+        if let Some((_, at)) = &self.next {
+            let mut due = std::pin::pin!(sleep_until(*at));
+            std::future::poll_fn(|cx| match due.as_mut().poll(cx) {
+                Poll::Pending if self.sim.follower.is_in_a_hurry() => Poll::Ready(()),
+                polled => polled,
+            })
+            .await;
         }
-        self.log.push(events);
-        Ok(revision)
+        Ok(self.next.take().map(|(events, _)| events).unwrap_or_default())
     }
 }

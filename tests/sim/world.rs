@@ -1,445 +1,304 @@
-//! What there is: a store, one edge with its snapshot and queues, processes, and requests.
+//! What there is: shared truth, the machine, requests that are under way, and what was promised to them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use vango_edge::clock::{Clock, Entropy, ManualClock, Mono, SeededEntropy};
-use vango_edge::control::plan;
-use vango_edge::id::{AllocationId, DeploymentId, Digest, Environment, Host, OperationId};
-use vango_edge::lifecycle::trace::Step;
-use vango_edge::snapshot::{Change, Publisher, SnapshotReader};
-use vango_edge::store::record::{Deployment, Operation, Record, Retired, RouteOwner, key};
-use vango_edge::wake::hold::{HoldLimits, HoldQueues};
+use tokio::time::Instant;
+use vango_edge::clock::{Clock, SeededEntropy};
+use vango_edge::id::{AllocationId, Digest};
+use vango_edge::snapshot::{Publisher, SnapshotReader};
+use vango_edge::store::memory::Memory;
+use vango_edge::store::{Engine, MemoryStore, Options};
 
-use crate::edge::{Request, State};
-use crate::plane::{Ask, Executor, Process, Sleeper};
-use crate::store::{Store, Txn};
+use crate::app::App;
+use crate::dice::{Dice, SimClock};
+use crate::follower::Follower;
+use crate::machine::Machine;
+use crate::promises::Row;
+use crate::story::{Diary, Story};
+use crate::truth::Truth;
 
 /// Contracts by digest: they differ in routes, budgets and bounds, so that a promotion changes
 /// what a request in the middle of its journey is allowed to do.
-const CONTRACTS: [&str; 3] = [
+pub const CONTRACTS: [&str; 4] = [
     r#"
 [app]
-name = "studylab"
+name = "APP"
 [process]
-command = ["./studylab"]
+command = ["./app"]
 drain_timeout = "2s"
 [wake]
 budget = "6s"
 max_held = 6
+start_timeout = "3s"
 [sleep]
 after = "3s"
+mode = "freeze"
+freeze_for = "6s"
 [scale]
 concurrency = 2
-max = 2
 [[route]]
 path = "/actions/plain"
 class = "action"
 idempotency = "none"
 [[route]]
+path = "/actions/keyed"
+class = "action"
+idempotency = "edge"
+principal = "cookie:session"
+[[route]]
 path = "/actions/*"
 class = "action"
 idempotency = "app"
+[[route]]
+path = "/webhooks/*"
+class = "webhook"
+provider = "stripe"
+secret = "STRIPE"
 [[route]]
 path = "/*"
 class = "page"
 "#,
     r#"
 [app]
-name = "studylab"
+name = "APP"
 [process]
-command = ["./studylab"]
+command = ["./app"]
 drain_timeout = "1s"
 [wake]
 budget = "2s"
 max_held = 3
+start_timeout = "3s"
 [sleep]
 after = "2s"
 [scale]
 concurrency = 1
-max = 2
+[[route]]
+path = "/actions/keyed"
+class = "action"
+idempotency = "edge"
+principal = "cookie:session"
+[[route]]
+path = "/*"
+class = "page"
+cold = "hold"
+"#,
+    r#"
+[app]
+name = "APP"
+[process]
+command = ["./app"]
+[wake]
+budget = "10s"
+max_held = 8
+start_timeout = "3s"
+[sleep]
+after = "never"
+[scale]
+concurrency = 3
+[[route]]
+path = "/live"
+class = "live"
+[[route]]
+path = "/actions/plain"
+class = "action"
+idempotency = "none"
+[[route]]
+path = "/actions/keyed"
+class = "action"
+idempotency = "edge"
+principal = "cookie:session"
+[[route]]
+path = "/dashboard"
+class = "action"
+idempotency = "app"
+[[route]]
+path = "/webhooks/*"
+class = "webhook"
+provider = "stripe"
+secret = "STRIPE"
+when_cold = "defer"
 [[route]]
 path = "/*"
 class = "page"
 "#,
     r#"
 [app]
-name = "studylab"
+name = "APP"
 [process]
-command = ["./studylab"]
+command = ["./app"]
+drain_timeout = "1s"
 [wake]
-budget = "10s"
-max_held = 8
+budget = "5s"
+max_held = 5
+start_timeout = "3s"
 [sleep]
-after = "never"
+after = "1s"
+mode = "freeze"
+freeze_for = "3s"
 [scale]
-concurrency = 3
-max = 2
+concurrency = 1
 [[route]]
-path = "/vango/live"
-class = "live"
-[[route]]
-path = "/actions/*"
+path = "/actions/plain"
 class = "action"
 idempotency = "none"
 [[route]]
-path = "/dashboard"
+path = "/actions/keyed"
 class = "action"
-idempotency = "app"
+idempotency = "edge"
+principal = "cookie:session"
+[[route]]
+path = "/webhooks/*"
+class = "webhook"
+provider = "stripe"
+secret = "STRIPE"
 [[route]]
 path = "/*"
 class = "page"
 "#,
 ];
 
-pub const HOSTS: [&str; 3] = ["a.localhost", "b.localhost", "c.localhost"];
-
-fn environments() -> [Environment; 2] {
-    ["studylab".parse().unwrap(), "studylab/pr-1".parse().unwrap()]
-}
-
-fn digest(n: usize) -> Digest {
+pub fn digest(n: usize) -> Digest {
     Digest::from_bytes([n as u8 + 1; 32])
 }
 
-/// What all runs came to.
-#[derive(Debug, Default)]
-pub struct Story {
-    pub events: u64,
-    pub endings: BTreeMap<&'static str, u64>,
-    pub happenings: BTreeMap<&'static str, u64>,
-    /// Of every step of every request, as text.
-    pub steps_hash: u64,
-}
-
-impl Story {
-    pub fn add(&mut self, other: Story) {
-        self.events += other.events;
-        for (name, n) in other.endings {
-            *self.endings.entry(name).or_default() += n;
-        }
-        for (name, n) in other.happenings {
-            *self.happenings.entry(name).or_default() += n;
-        }
-    }
-}
-
-/// Chooses what happens; apart from the entropy that the edge itself draws on, so that a change of
-/// the one does not shift the other.
-pub struct Dice(SeededEntropy);
-
-impl Dice {
-    pub fn below(&self, n: usize) -> usize {
-        (self.0.next_u64() % n as u64) as usize
-    }
-    /// True once in `n` times.
-    pub fn one_in(&self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-    pub fn pick<'a, T>(&self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-}
-
+/// One run's world.
 pub struct Sim {
-    pub seed: u64,
-    pub step: u64,
-    verbose: bool,
-    last: VecDeque<String>,
-    pub story: Story,
-    hasher: DefaultHasher,
     pub dice: Dice,
-
-    pub clock: Arc<ManualClock>,
+    pub clock: Arc<SimClock>,
     pub entropy: Arc<SeededEntropy>,
-    pub environments: [Environment; 2],
-    pub store: Store,
-    /// Operations as the store has them, read once for each revision.
-    operations: BTreeMap<Environment, (Operation, u64)>,
-    /// Up to which revision the registry has been checked.
-    pub checked: u64,
-    publisher: Publisher,
-    pub published: u64,
+    /// Shared truth itself, for what looks at it from outside.
+    pub engine: Arc<MemoryStore>,
+    pub ledger_engine: Arc<MemoryStore>,
+    pub machine: Machine,
+    pub app: App,
+    pub follower: Follower,
     pub snapshots: SnapshotReader,
-    pub queues: Arc<HoldQueues>,
-    wake_again: Arc<Mutex<Vec<Environment>>>,
-
-    pub requests: Vec<Request>,
-    /// Requests that have not ended.
-    pub open: BTreeSet<usize>,
-    pub asking: BTreeMap<Environment, Ask>,
-    pub executors: BTreeMap<u32, Executor>,
-    /// Environments that each of two nodes executes for.
-    pub executing: [BTreeSet<Environment>; 2],
-    pub processes: BTreeMap<AllocationId, Process>,
-    pub exits: Vec<(Environment, AllocationId)>,
-    pub sleepers: BTreeMap<Environment, Sleeper>,
-    pub up_since: BTreeMap<AllocationId, Mono>,
-
-    pub stopping: bool,
-    /// Nothing fails and no new client comes any more.
-    pub calm: bool,
-    pub next_executor: u32,
-    /// Starts of processes, by the operation and attempt they belong to.
-    pub starts: BTreeSet<(OperationId, u32)>,
-    /// Attempts that operations counted, and starts of generations.
-    pub attempts: u64,
-    pub epochs_seen: BTreeMap<Environment, u64>,
-}
-
-impl Drop for Sim {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("seed {} broke at step {}; its last events:", self.seed, self.step);
-            for line in &self.last {
-                eprintln!("{line}");
-            }
-            eprintln!(
-                "replay: VANGO_EDGE_TEST_SEED={} cargo test --workspace --test sim thousands",
-                self.seed
-            );
-        }
-    }
+    /// Taken by the one that follows the store.
+    pub publisher: Mutex<Option<Publisher>>,
+    rows: Mutex<BTreeMap<u64, Row>>,
+    truth: Mutex<Truth>,
+    diary: Mutex<Diary>,
+    away_until: Mutex<Option<Instant>>,
+    calm: AtomicBool,
+    stopping: AtomicBool,
+    next_request: AtomicU64,
+    added: Mutex<Vec<AllocationId>>,
 }
 
 impl Sim {
-    fn new(seed: u64, verbose: bool) -> Self {
-        let clock = Arc::new(ManualClock::new());
-        let entropy = Arc::new(SeededEntropy::new(seed ^ 0xe17a_0917));
-        let publisher = Publisher::new();
-        let snapshots = publisher.reader();
-        let wake_again: Arc<Mutex<Vec<Environment>>> = Arc::default();
-        let queues = {
-            let wake_again = Arc::clone(&wake_again);
-            HoldQueues::new(
-                HoldLimits { max_held: 10, max_held_bytes: 400 },
-                snapshots.clone(),
-                Arc::clone(&clock) as _,
-                Arc::clone(&entropy) as _,
-                Box::new(move |e| wake_again.lock().unwrap().push(e.clone())),
-            )
+    pub fn new(seed: u64, verbose: bool) -> Arc<Self> {
+        let clock = Arc::new(SimClock::new());
+        let engine = || {
+            let options = Options { watch_revisions: 10_000, ..Options::default() };
+            Arc::new(Engine::inline(Memory::new(), Arc::clone(&clock) as _, options).unwrap())
         };
-        Self {
-            seed,
-            step: 0,
-            verbose,
-            last: VecDeque::new(),
-            story: Story::default(),
-            hasher: DefaultHasher::new(),
-            dice: Dice(SeededEntropy::new(seed)),
+        let publisher = Publisher::new();
+        Arc::new(Self {
+            dice: Dice::new(seed),
+            entropy: Arc::new(SeededEntropy::new(seed ^ 0xe17a_0917)),
+            engine: engine(),
+            ledger_engine: engine(),
+            machine: Machine::default(),
+            app: App::default(),
+            follower: Follower::default(),
+            snapshots: publisher.reader(),
+            publisher: Mutex::new(Some(publisher)),
+            rows: Mutex::default(),
+            truth: Mutex::default(),
+            diary: Mutex::new(Diary::new(seed, verbose)),
+            away_until: Mutex::default(),
+            calm: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            next_request: AtomicU64::new(0),
+            added: Mutex::default(),
             clock,
-            entropy,
-            environments: environments(),
-            store: Store::default(),
-            operations: BTreeMap::new(),
-            checked: 0,
-            publisher,
-            published: 0,
-            snapshots,
-            queues,
-            wake_again,
-            requests: Vec::new(),
-            open: BTreeSet::new(),
-            asking: BTreeMap::new(),
-            executors: BTreeMap::new(),
-            executing: Default::default(),
-            processes: BTreeMap::new(),
-            exits: Vec::new(),
-            sleepers: BTreeMap::new(),
-            up_since: BTreeMap::new(),
-            stopping: false,
-            calm: false,
-            next_executor: 0,
-            starts: BTreeSet::new(),
-            attempts: 0,
-            epochs_seen: BTreeMap::new(),
-        }
+        })
     }
 
-    /// One whole run: a random part, then calm until every request has ended.
-    pub fn run(seed: u64, verbose: bool) -> Story {
-        let mut sim = Self::new(seed, verbose);
-        let [production, preview] = sim.environments.clone();
-        sim.deploy(&production, 0, &HOSTS[..2]);
-        sim.deploy(&preview, sim.dice.below(CONTRACTS.len()), &HOSTS[2..]);
-        while sim.publish_next() {}
-        let events = 150 + sim.dice.below(250);
-        for _ in 0..events {
-            sim.random_event();
-            sim.check();
-        }
-        sim.calm_down();
-        sim.check_the_end();
-        let mut story = std::mem::take(&mut sim.story);
-        story.events = sim.step;
-        story.steps_hash = sim.hasher.finish();
-        story
+    pub fn truth(&self) -> MutexGuard<'_, Truth> {
+        self.truth.lock().unwrap()
     }
 
-    pub fn now(&self) -> Mono {
-        self.clock.now()
+    pub fn rows(&self) -> MutexGuard<'_, BTreeMap<u64, Row>> {
+        self.rows.lock().unwrap()
     }
 
-    /// Notes an event, for when a promise breaks.
-    pub fn note(&mut self, text: impl FnOnce(&Self) -> String) {
-        let line = format!("{:>4} {:>9.3}s {}", self.step, self.elapsed(), text(self));
-        if self.verbose {
-            eprintln!("{line}");
-        }
-        self.last.push_back(line);
-        if self.last.len() > 60 {
-            self.last.pop_front();
-        }
+    /// Changes what is known of a request.
+    pub fn row<T>(&self, n: u64, f: impl FnOnce(&mut Row) -> T) -> T {
+        f(self.rows().entry(n).or_default())
     }
 
-    fn elapsed(&self) -> f64 {
-        self.now().since(Mono(1_000_000_000_000)).as_secs_f64()
+    pub fn next_request(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub fn happened(&mut self, what: &'static str) {
-        *self.story.happenings.entry(what).or_default() += 1;
+    /// Nothing fails and no new client comes any more.
+    pub fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    pub fn calm_down(&self) {
+        self.note(|| "calm".into());
+        self.calm.store(true, Ordering::Relaxed);
+    }
+
+    /// The edge takes its leave.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub fn stop(&self) {
+        self.note(|| "the edge stops".into());
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// The store does not answer for a while.
+    pub fn store_goes_away(&self, by: Duration) {
+        self.note(|| format!("the store is away for {by:?}"));
+        *self.away_until.lock().unwrap() = Some(Instant::now() + by);
+    }
+
+    pub fn store_is_away(&self) -> bool {
+        !self.is_calm() && self.away_until.lock().unwrap().is_some_and(|t| Instant::now() < t)
+    }
+
+    /// An allocation that no wake of this edge started.
+    pub fn add(&self, id: &AllocationId) {
+        self.added.lock().unwrap().push(id.clone());
+    }
+
+    pub fn is_added(&self, id: &AllocationId) -> bool {
+        self.added.lock().unwrap().contains(id)
+    }
+
+    pub fn happened(&self, what: &'static str) {
+        *self.diary().story.happenings.entry(what).or_default() += 1;
+    }
+
+    pub fn ended(&self, how: &'static str) {
+        *self.diary().story.endings.entry(how).or_default() += 1;
+    }
+
+    fn diary(&self) -> MutexGuard<'_, Diary> {
+        self.diary.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Notes an event.
+    pub fn note(&self, text: impl FnOnce() -> String) {
+        let at = self.clock.now().0 as f64 / 1e9 - 1_000.0;
+        let line = format!("{at:>8.3}s {}", text());
+        self.diary().note(line);
     }
 
     /// A promise is broken.
     pub fn broken(&self, what: impl AsRef<str>) -> ! {
-        panic!("seed {} step {}: {}", self.seed, self.step, what.as_ref());
+        self.diary().broken(what.as_ref());
     }
 
-    pub fn hash_steps(&mut self, n: usize) {
-        for step in &self.requests[n].journey.trace.steps {
-            let text = Step::text(step);
-            format!("{text:?}").hash(&mut self.hasher);
-        }
-        self.requests[n].journey.trace.outcome.name().hash(&mut self.hasher);
-    }
-
-    /// Moves both clocks.
-    pub fn advance(&mut self, by: Duration) {
-        self.clock.advance(by);
-    }
-
-    /// Makes a deployment of digest `n` for `environment`, owning `hosts` and what it owns already.
-    pub fn deploy(&mut self, environment: &Environment, n: usize, hosts: &[&str]) {
-        let deployment = Deployment {
-            id: DeploymentId::random(&*self.entropy),
-            environment: environment.clone(),
-            digest: digest(n),
-            contract: CONTRACTS[n].into(),
-            created: self.clock.wall(),
-            files: 1,
-            bytes: 1,
-            assets: None,
-            replaced: None,
-            promoted_from: None,
-            schema: None,
-        };
-        let at = key::deployment(environment, &deployment.id);
-        let txn = Txn::new().absent(&at).put(&at, deployment.encode());
-        self.own(&deployment, hosts, txn);
-    }
-
-    /// Which digest `environment`'s owner has, as [`Self::deploy`] counts them.
-    pub fn digest_of(&self, environment: &Environment) -> Option<usize> {
-        let owner = self.owners(environment).into_iter().next()?;
-        (0..CONTRACTS.len()).find(|n| digest(*n) == owner.digest)
-    }
-
-    pub fn contracts() -> usize {
-        CONTRACTS.len()
-    }
-
-    /// The owner records of `environment`, as the store has them.
-    pub fn owners(&self, environment: &Environment) -> Vec<RouteOwner> {
-        let all = self.store.list(key::OWNERS).map(|(_, e)| RouteOwner::decode(&e.value).unwrap());
-        all.filter(|o| o.environment == *environment).collect()
-    }
-
-    fn own(&mut self, deployment: &Deployment, hosts: &[&str], mut txn: Txn) {
-        let mut all: BTreeSet<Host> = hosts.iter().map(|h| h.parse().unwrap()).collect();
-        all.extend(self.owners(&deployment.environment).into_iter().map(|o| o.host));
-        let hosts: Vec<Host> = all.into_iter().collect();
-        let seen = hosts
-            .iter()
-            .map(|h| {
-                let entry = self.store.get(&key::owner(h, "/"));
-                let owner = entry.map(|e| (RouteOwner::decode(&e.value).unwrap(), e.mod_revision));
-                (h.clone(), owner)
-            })
-            .collect();
-        let owners = plan::take_hosts(deployment, &hosts, &seen, &Retired::default()).unwrap();
-        for (owner, replaces) in owners {
-            let at = key::owner(&owner.host, &owner.path);
-            txn = txn.replaces(&at, replaces).put(&at, owner.encode());
-        }
-        self.commit(txn).unwrap_or_else(|_| self.broken("an owner changed in between"));
-    }
-
-    /// A transaction, with what is promised of every one.
-    pub fn commit(&mut self, txn: Txn) -> Result<u64, crate::store::Conflict> {
-        if !self.store.holds(&txn) {
-            return Err(crate::store::Conflict);
-        }
-        let mut operations = Vec::new();
-        for (key, value) in txn.changes() {
-            self.check_change(key, value.as_deref());
-            if let (Some(environment), Some(value)) = (key.strip_prefix(key::OPERATIONS), value) {
-                operations.push((environment.parse().unwrap(), Operation::decode(value).unwrap()));
-            }
-        }
-        let revision = self.store.txn(txn)?;
-        for (environment, operation) in operations {
-            self.operations.insert(environment, (operation, revision));
-        }
-        Ok(revision)
-    }
-
-    /// Publishes the next revision, and tells those it concerns, as `src/control/follow.rs` does.
-    pub fn publish_next(&mut self) -> bool {
-        let Some(changes) = self.store.after(self.published).cloned() else { return false };
-        self.published += 1;
-        let events = changes.iter().map(|(key, v)| Change { key, value: v.as_deref() });
-        let (touched, read) = self.publisher.publish(events, self.published, self.clock.now());
-        read.unwrap();
-        self.check_epochs();
-        for environment in &touched {
-            self.consider(environment);
-            self.pump(environment);
-        }
-        for (key, value) in &changes {
-            if value.is_none()
-                && let Some(environment) = key.strip_prefix(key::EXECUTORS)
-            {
-                self.consider(&environment.parse().unwrap());
-            }
-        }
-        true
-    }
-
-    pub fn pump(&mut self, environment: &Environment) {
-        self.queues.pump(environment);
-        self.ask_again();
-    }
-
-    /// Performs what the queues asked for: at once, as the worker takes it.
-    pub fn ask_again(&mut self) {
-        let asked: Vec<_> = std::mem::take(&mut *self.wake_again.lock().unwrap());
-        for environment in asked {
-            self.ask(&environment);
-        }
-    }
-
-    pub fn stored_operation(&self, environment: &Environment) -> Option<(Operation, u64)> {
-        self.operations.get(environment).cloned()
-    }
-
-    /// Whether the environment's operation is in progress, as the store has it.
-    pub fn in_progress(&self, environment: &Environment) -> bool {
-        self.operations.get(environment).is_some_and(|(o, _)| o.state.in_progress())
-    }
-
-    pub fn state(&self, n: usize) -> &State {
-        &self.requests[n].state
+    pub fn close(&self) -> Story {
+        self.diary().close()
     }
 }

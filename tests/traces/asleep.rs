@@ -1,11 +1,13 @@
 //! Requests that their contract declares not worth a wake: health checks, crawlers.
 
-use vango_edge::lifecycle::admit::{Journey, Next};
+use vango_edge::lifecycle::facts::ErrorForm;
+use vango_edge::lifecycle::journey::Journey;
+use vango_edge::lifecycle::page::Brand;
 use vango_edge::lifecycle::reply::{Forwarded, Problem, Reply};
 use vango_edge::lifecycle::trace::Outcome;
-use vango_edge::store::record::WakeState;
+use vango_edge::record::WakeState;
 
-use crate::given::{World, explain, lines};
+use crate::given::{Next, World, explain, lines};
 
 fn contract() -> String {
     let routes = "[[route]]\npath = \"/healthz\"\nwakes = false\nasleep_status = 200\n\
@@ -25,7 +27,7 @@ fn get(agent: &str) -> http::request::Builder {
 
 fn answered(world: &World, agent: &str, path: &str) -> (Journey, Reply) {
     let mut journey = world.begin(get(agent), path);
-    assert!(!journey.wakes());
+    assert!(!journey.may_wake());
     match world.decide(&mut journey) {
         Next::Reply(reply) => (journey, reply),
         next => panic!("{next:?}"),
@@ -54,7 +56,7 @@ fn a_health_check_is_told_what_its_contract_says() {
     let (_, reply) = answered(&asleep(), "kube-probe/1.30", "/healthz");
     assert_eq!((reply.status, reply.retry_after), (200, None));
     let id = vango_edge::id::RequestId::random(&vango_edge::clock::SeededEntropy::new(1));
-    let (kind, body) = reply.body(vango_edge::lifecycle::facts::ErrorForm::Problem, id);
+    let (kind, body) = reply.body(ErrorForm::Problem, id, Brand::plain());
     assert_eq!((kind, body.as_str()), ("text/plain; charset=utf-8", "asleep\n"));
     assert!(reply.headers("vango-edge").iter().all(|(name, _)| *name != "proxy-status"));
 }
@@ -67,7 +69,7 @@ fn a_declared_client_wakes_nothing_by_any_route_and_joins_no_wake() {
     world.operation(WakeState::ReadinessWait, 0);
     assert_eq!(answered(&world, bot, "/dashboard").1.problem, Problem::Asleep);
     let mut other = world.begin(get("Mozilla/5.0"), "/dashboard");
-    assert!(other.wakes() && matches!(world.decide(&mut other), Next::Hold));
+    assert!(other.may_wake() && matches!(world.decide(&mut other), Next::Hold));
 }
 
 #[test]
@@ -77,10 +79,8 @@ fn when_it_is_up_they_are_served_and_never_held() {
     let mut served: Vec<_> = Vec::new();
     for _ in 0..2 {
         let mut journey = world.begin(get("curl/8"), "/status");
-        match world.decide(&mut journey) {
-            Next::Forward(placed) => served.push(placed),
-            next => panic!("{next:?}"),
-        }
+        assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
+        served.push(journey);
     }
     let (_, reply) = answered(&world, "curl/8", "/status");
     assert_eq!((reply.status, reply.problem), (503, Problem::Saturated));

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use vango_edge::id::Epoch;
-use vango_edge::lifecycle::admit::{Journey, Next, Woke};
+use vango_edge::lifecycle::journey::{Ask, Command, Event, Go, Journey, Look, Woke};
 use vango_edge::lifecycle::reply::{Forwarded, Problem};
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome, QueueBound, Risk};
-use vango_edge::store::record::{AllocationState, WakeState};
+use vango_edge::record::{AllocationState, WakeState};
 
-use crate::given::{WALL, World, al, explain, lines, steps};
+use crate::given::{Happens, Next, WALL, World, al, explain, lines, steps};
 use crate::seed;
 
 const TITLE: &str = "GET Page While Sleeping";
@@ -25,7 +25,7 @@ fn created() -> Woke {
 fn held(world: &World) -> Journey {
     let mut journey = world.begin(get(), "/dashboard");
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
-    assert_eq!(journey.woke(&created(), true, world.now), None);
+    assert_eq!(journey.woke(&created(), world.now), None);
     journey
 }
 
@@ -40,7 +40,7 @@ fn a_sleeping_page_is_woken_held_and_served() {
     assert_eq!(journey.held(HoldEnd::Released, Some(&world.view()), world.now, 0), None);
     let Next::Forward(placed) = world.decide(&mut journey) else { panic!("forward") };
     world.after(Duration::from_millis(1));
-    journey.served(Some(200), world.now);
+    journey.served(200, world.now);
 
     assert_eq!(placed.allocation.id, al('a'));
     assert_eq!(
@@ -157,10 +157,15 @@ fn an_operation_of_another_epoch_says_nothing() {
 
 #[test]
 fn a_full_queue_is_answered_and_names_its_bound() {
-    for bound in [QueueBound::Environment, QueueBound::Node, QueueBound::Bytes] {
+    for bound in
+        [QueueBound::Environment, QueueBound::Node, QueueBound::Bytes, QueueBound::Connections]
+    {
         let world = World::asleep();
         let mut journey = world.begin(get(), "/dashboard");
-        assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
+        assert_eq!(journey.next_command(), Command::Look);
+        let look = Look { view: Some(world.view()), pick: 0, reserves: true };
+        let enter = journey.on(Event::Look(look), world.now);
+        assert_eq!(enter, Command::Do(Ask::Enter { wakes: true }));
         let end = HoldEnd::QueueFull(bound);
         let reply = journey.held(end, Some(&world.view()), world.now, 0).unwrap();
         assert_eq!((reply.problem, reply.status), (Problem::HoldQueueFull, 503));
@@ -173,6 +178,8 @@ fn a_client_that_left_is_never_forwarded() {
     let world = World::asleep();
     let mut journey = held(&world);
     assert_eq!(journey.held(HoldEnd::ClientLeft, Some(&world.view()), world.now, 0), None);
+    assert!(journey.is_gone());
+    assert_eq!(journey.next_command(), Command::Go(Go::Stop));
     assert_eq!(journey.trace.outcome, Outcome::ClientLeft);
     assert!(lines(&journey).last().unwrap().contains("not forwarded"));
 }
@@ -181,12 +188,18 @@ fn a_client_that_left_is_never_forwarded() {
 fn a_grant_outside_the_owners_authority_is_not_used() {
     let mut world = World::hot();
     let mut journey = world.begin(get(), "/dashboard");
-    let Next::Forward(granted) = world.decide(&mut journey) else { panic!("forward") };
+    assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
+    journey.on(Event::Connected, world.now);
+    let granted = journey.take_placement();
+    assert!(granted.is_some());
+    world.view().counters.set_waiting(1);
+    let mut other = world.begin(get(), "/dashboard");
+    assert!(matches!(world.decide(&mut other), Next::Hold));
     // Promoted while the grant was on its way.
     world.deploy(2, Epoch(2));
-    let mut other = world.begin(get(), "/dashboard");
-    let next = other.decide(Some(&world.view()), Some(granted), world.now, 0);
-    assert!(matches!(next, Next::Wake { hold: true }));
+    let look = Look { view: Some(world.view()), pick: 0, reserves: true };
+    other.on(Event::Held { end: HoldEnd::Released, granted, look }, world.now);
+    assert!(matches!(world.decide(&mut other), Next::Wake { hold: true }));
 }
 
 /// The methods of IANA's registry that are safe, on every class of route: no key, no signature, held
@@ -204,8 +217,8 @@ fn what_is_safe_by_its_method_is_safe_on_every_class() {
             assert!(matches!(next, Next::Wake { hold: true }), "{method} {path}: {next:?}");
             assert_eq!(journey.secret_wanted(), None, "{method} {path} is no delivery");
             assert!(!journey.reads_whole_body() && journey.claim().is_none());
-            assert_eq!(journey.evidence_of(None, Some(200), world.now, WALL), None);
-            assert_eq!(journey.counted(Some(503)), None);
+            assert_eq!(journey.evidence_of(Some(200), world.now, WALL), None);
+            assert_eq!(journey.delivery_metric(Some(503)), None);
         }
     }
 }

@@ -4,18 +4,15 @@ use std::time::Duration;
 
 use vango_edge::clock::Wall;
 use vango_edge::id::Epoch;
-use vango_edge::lifecycle::admit::{Journey, Next, Woke};
-use vango_edge::lifecycle::delivery::Counted;
-use vango_edge::lifecycle::idempotency::{self, Came, Holder, Seen};
-use vango_edge::lifecycle::recorded::BodyRefusal;
-use vango_edge::lifecycle::reply::{Forwarded, Problem, Reply};
-use vango_edge::lifecycle::retry::UpstreamFailure;
-use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk};
+use vango_edge::lifecycle::idempotency::{self, AttemptOutcome, ExistingRecord, Holder};
+use vango_edge::lifecycle::journey::{BodyRefusal, DeliveryMetric, Journey, Woke};
+use vango_edge::lifecycle::reply::{Forwarded, Problem};
+use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk, UpstreamFailure};
 use vango_edge::lifecycle::webhook::Refusal;
-use vango_edge::store::record::ledger::Attempted;
-use vango_edge::store::record::{AllocationState, WakeState};
+use vango_edge::record::ledger::Attempted;
+use vango_edge::record::{AllocationState, WakeState};
 
-use crate::given::{T0, World, lines, steps};
+use crate::given::{Happens, Next, T0, World, lines, steps};
 use crate::seed;
 
 const PATH: &str = "/webhooks/stripe";
@@ -38,25 +35,25 @@ fn created() -> Woke {
 /// A delivery whose body was read and believed.
 fn verified(world: &World, path: &str) -> Journey {
     let mut journey = world.begin(delivery(SIGNED), path);
-    assert!(matches!(world.decide(&mut journey), Next::ReadBody { granted: None, .. }));
+    assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
     assert_eq!(journey.body_read(BODY, &[SECRET], world.now), None);
-    assert_eq!(journey.event(), Some("evt_1"));
+    assert_eq!(journey.event_id(), Some("evt_1"));
     journey
 }
 
-fn record(world: &World, came: Option<Came>) -> Attempted {
+fn record(world: &World, came: Option<AttemptOutcome>) -> Attempted {
     let journey = verified(world, PATH);
     let claim = journey.claim().unwrap();
     let holder = Holder { node: "n".into(), run: "1".into() };
     let reserved = idempotency::reserved(claim, &holder, None, Wall(1));
-    let sent = idempotency::forwarded(&reserved, &claim.print, None, Wall(2));
+    let sent = idempotency::forwarded(&reserved, &claim.fingerprint, None, Wall(2));
     came.map_or(sent.clone(), |came| idempotency::ended(&sent, came, Wall(3)))
 }
 
 /// What a delivery that meets `record` comes to.
 fn meets(world: &World, path: &str, record: Attempted, alive: bool) -> (Journey, Next) {
     let mut journey = verified(world, path);
-    let seen = Box::new(Seen { record, alive });
+    let seen = Box::new(ExistingRecord { record, alive });
     match world.decide(&mut journey) {
         Next::Reserve => journey.reserved(Some(seen), world.now),
         Next::Forward(_) => journey.found(seen, world.now),
@@ -73,7 +70,7 @@ fn a_cold_delivery_is_verified_held_and_given_to_the_app_once() {
     assert!(matches!(world.decide(&mut journey), Next::Reserve));
     journey.reserved(None, world.now);
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
-    assert_eq!(journey.woke(&created(), true, world.now), None);
+    assert_eq!(journey.woke(&created(), world.now), None);
     // Within the provider's own patience, which is shorter than the wake budget.
     assert_eq!(journey.deadline(), T0 + Duration::from_secs(9));
     world.operation(WakeState::Hot, 0);
@@ -81,12 +78,12 @@ fn a_cold_delivery_is_verified_held_and_given_to_the_app_once() {
     assert_eq!(journey.held(HoldEnd::Released, Some(&world.view()), world.now, 0), None);
     assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
     journey.forwarding(1, world.now);
-    journey.served(Some(200), world.now);
+    journey.served(200, world.now);
     seed::assert_contains("Payment Webhook While Cold", &steps(&journey));
     let (risk, decision) = seed::verdict("Payment Webhook While Cold");
     assert_eq!((journey.trace.risk().name(), journey.trace.decision()), (&*risk, &*decision));
     assert_eq!(journey.trace.outcome, Outcome::Woken);
-    assert_eq!(journey.counted(Some(200)), None);
+    assert_eq!(journey.delivery_metric(Some(200)), None);
 }
 
 #[test]
@@ -102,7 +99,7 @@ fn what_is_not_believed_by_its_head_is_refused_unread_and_wakes_nothing() {
             let Next::Reply(reply) = world.decide(&mut journey) else { panic!("{signature}") };
             assert_eq!((reply.problem, reply.status), (Problem::WebhookSignatureInvalid, 403));
             assert_eq!((reply.forwarded, reply.retry_after), (Forwarded::No, None));
-            assert_eq!(journey.counted(Some(403)), Some(Counted::Refused(why)));
+            assert_eq!(journey.delivery_metric(Some(403)), Some(DeliveryMetric::Refused(why)));
             assert_eq!(journey.trace.risk(), Risk::High);
         }
     }
@@ -123,8 +120,11 @@ fn a_signature_that_does_not_match_is_refused_before_anything_wakes() {
             assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
             let reply = journey.body_read(body, secrets, world.now).unwrap();
             assert_eq!((reply.problem, reply.status), (Problem::WebhookSignatureInvalid, 403));
-            assert_eq!(journey.counted(Some(403)), Some(Counted::Refused(Refusal::Wrong)));
-            assert!(journey.claim().is_none() && journey.event().is_none());
+            assert_eq!(
+                journey.delivery_metric(Some(403)),
+                Some(DeliveryMetric::Refused(Refusal::Wrong))
+            );
+            assert!(journey.claim().is_none() && journey.event_id().is_none());
         }
         // Rotation: any of the list.
         let mut journey = world.begin(delivery(SIGNED), PATH);
@@ -154,14 +154,14 @@ fn without_a_secret_it_is_put_off_and_without_room_refused() {
 #[test]
 fn an_event_that_was_accepted_is_answered_without_a_wake_or_passed_on_with_a_header() {
     for world in [World::asleep(), World::hot()] {
-        let accepted = record(&world, Some(Came::Whole { status: 200 }));
+        let accepted = record(&world, Some(AttemptOutcome::Whole { status: 200 }));
         let (journey, next) = meets(&world, PATH, accepted.clone(), false);
         assert!(matches!(next, Next::Acknowledge), "{next:?}");
         assert_eq!(journey.trace.outcome, Outcome::Duplicate);
         assert!(!lines(&journey).iter().any(|l| l.contains("| Wake operation |")));
         let (journey, next) = meets(&world, "/webhooks/again", accepted, false);
         assert!(journey.passes_unrecorded());
-        assert_eq!(journey.told(), Some("duplicate"));
+        assert_eq!(journey.webhook_verdict(), Some("duplicate"));
         assert!(matches!(next, Next::Forward(_) | Next::Wake { hold: true }), "{next:?}");
     }
 }
@@ -213,8 +213,8 @@ fn a_handshake_is_no_event() {
             assert_eq!(journey.body_read(body.as_bytes(), &[SECRET], world.now), None);
             let next = world.decide(&mut journey);
             assert!(matches!(next, Next::Forward(_) | Next::Wake { hold: true }), "{next:?}");
-            assert_eq!((journey.told(), journey.event()), (Some("handshake"), None));
-            assert_eq!(journey.counted(Some(500)), None);
+            assert_eq!((journey.webhook_verdict(), journey.event_id()), (Some("handshake"), None));
+            assert_eq!(journey.delivery_metric(Some(500)), None);
             assert!(lines(&journey).iter().any(|l| l.contains("verified, a handshake")));
         }
     }
@@ -227,7 +227,7 @@ fn a_handshake_is_no_event() {
     let mut journey = world.begin(signed("/slack", event), "/slack");
     assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
     assert_eq!(journey.body_read(event.as_bytes(), &[SECRET], world.now), None);
-    assert_eq!((journey.told(), journey.event()), (Some("verified"), Some("E")));
+    assert_eq!((journey.webhook_verdict(), journey.event_id()), (Some("verified"), Some("E")));
 }
 
 #[test]
@@ -237,7 +237,10 @@ fn a_method_that_the_provider_does_not_use_is_not_the_providers() {
         let mut journey = world.begin(delivery(SIGNED).method(method), PATH);
         let Next::Reply(reply) = world.decide(&mut journey) else { panic!("{method}") };
         assert_eq!((reply.problem, reply.status), (Problem::WebhookSignatureInvalid, 403));
-        assert_eq!(journey.counted(Some(403)), Some(Counted::Refused(Refusal::Method)));
+        assert_eq!(
+            journey.delivery_metric(Some(403)),
+            Some(DeliveryMetric::Refused(Refusal::Method))
+        );
     }
     let world = World::asleep_with(HANDSHAKES);
     let mut journey = world.begin(signed("/zoom", "{}").method("PUT"), "/zoom");
@@ -261,24 +264,31 @@ fn a_body_may_be_as_long_as_the_providers_own_bound() {
     let mut journey = world.begin(sized(MB25 + 1), "/webhooks/lost");
     let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
     assert_eq!((reply.problem, reply.status), (Problem::ContentTooLarge, 413));
-    let evidence = |journey: &Journey, reply: &Reply| {
-        assert_eq!(journey.counted(Some(413)), Some(Counted::Refused(Refusal::Unread)));
-        journey.evidence_of(Some(reply), Some(413), world.now, Wall(1)).unwrap().why
+    let evidence = |journey: &Journey| {
+        assert_eq!(
+            journey.delivery_metric(Some(413)),
+            Some(DeliveryMetric::Refused(Refusal::Unread))
+        );
+        journey.evidence_of(Some(413), world.now, Wall(1)).unwrap().why
     };
-    let why = evidence(&journey, &reply);
+    let why = evidence(&journey);
     assert!(why.contains("lost unless redelivered by hand"), "{why}");
     for why in [BodyRefusal::TooLong, BodyRefusal::TooSlow, BodyRefusal::NoRoom] {
         let mut journey = world.begin(delivery(SIGNED), PATH);
         assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
-        let reply = journey.body_refused(why, world.now);
-        assert!(!evidence(&journey, &reply).contains("lost"), "Stripe delivers again");
+        journey.body_refused(why, world.now);
+        assert!(!evidence(&journey).contains("lost"), "Stripe delivers again");
     }
 }
 
 #[test]
 fn an_event_that_was_not_accepted_goes_to_the_app_again() {
     let world = World::hot();
-    for came in [Came::Whole { status: 500 }, Came::Whole { status: 404 }, Came::Nothing] {
+    for came in [
+        AttemptOutcome::Whole { status: 500 },
+        AttemptOutcome::Whole { status: 404 },
+        AttemptOutcome::Nothing,
+    ] {
         let (_, next) = meets(&world, PATH, record(&world, Some(came)), false);
         assert!(matches!(next, Next::Forward(_)), "{came:?}: {next:?}");
     }
@@ -298,7 +308,7 @@ fn when_cold_it_is_held_deferred_or_blocked_as_the_contract_says() {
     assert!(matches!(world.decide(&mut journey), Next::Reserve));
     journey.reserved(None, world.now);
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: false }));
-    let reply = journey.woke(&created(), false, world.now).unwrap();
+    let reply = journey.woke(&created(), world.now).unwrap();
     assert_eq!((reply.problem, reply.status), (Problem::WakeDeferred, 503));
     assert!(reply.retry_after.is_some() && reply.operation.is_some());
     assert!(
@@ -321,12 +331,12 @@ fn a_hold_ends_in_the_providers_time_and_the_last_chance_is_counted() {
     assert!(matches!(world.decide(&mut journey), Next::Reserve));
     journey.reserved(None, world.now);
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
-    assert_eq!(journey.woke(&created(), true, world.now), None);
+    assert_eq!(journey.woke(&created(), world.now), None);
     world.after(Duration::from_secs(9));
     let view = world.view();
     let reply = journey.held(HoldEnd::DeadlinePassed, Some(&view), world.now, 0).unwrap();
     assert_eq!((reply.problem, reply.status), (Problem::WakeDeferred, 503));
-    assert_eq!(journey.counted(Some(503)), None);
+    assert_eq!(journey.delivery_metric(Some(503)), None);
 
     let github = || {
         let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
@@ -342,10 +352,11 @@ fn a_hold_ends_in_the_providers_time_and_the_last_chance_is_counted() {
     assert!(matches!(world.decide(&mut journey), Next::Reserve));
     journey.reserved(None, world.now);
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
+    assert_eq!(journey.woke(&created(), world.now), None);
     let reply = journey.held(HoldEnd::DeadlinePassed, Some(&view), world.now, 0).unwrap();
     assert!(reply.detail.contains("lost unless it is redelivered by hand"), "{}", reply.detail);
-    assert_eq!(journey.counted(Some(503)), Some(Counted::Lost));
-    assert_eq!(journey.counted(Some(200)), None);
+    assert_eq!(journey.delivery_metric(Some(503)), Some(DeliveryMetric::Lost));
+    assert_eq!(journey.delivery_metric(Some(200)), None);
 }
 
 #[test]
@@ -355,15 +366,19 @@ fn no_provider_is_told_what_ends_its_endpoint() {
         let mut journey = verified(&world, PATH);
         assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
         journey.forwarding(1, world.now);
-        let reply = journey.withheld(status, world.now).unwrap();
+        let reply = journey.answers(status, world.now).unwrap();
         assert_eq!((reply.problem, reply.status), (Problem::WebhookRefused, 502));
         assert_eq!(reply.forwarded, Forwarded::Answered);
     }
+    for status in [200, 204, 400, 404, 500] {
+        let mut journey = verified(&world, PATH);
+        assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
+        journey.forwarding(1, world.now);
+        assert_eq!(journey.answers(status, world.now), None);
+    }
     let mut journey = verified(&world, PATH);
     assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
-    for status in [200, 204, 400, 404, 500] {
-        assert_eq!(journey.withheld(status, world.now), None);
-    }
+    journey.forwarding(1, world.now);
     let reply = journey.upstream_failed(UpstreamFailure::Closed, world.now);
     assert_eq!((reply.problem, reply.status), (Problem::OutcomeUnknown, 502));
 }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vango_edge::clock::Wall;
-use vango_edge::lifecycle::access::{Answer, Guess, HEADER, PreviewPolicy};
-use vango_edge::lifecycle::enter::{Arrival, Entered, Policies, enter};
+use vango_edge::lifecycle::access::{Guess, HEADER, PreviewPolicy};
+use vango_edge::lifecycle::enter::{Arrival, Entered, HttpsRedirect, Policies, enter};
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::origin::Origin;
-use vango_edge::lifecycle::reply::{Problem, Reply};
+use vango_edge::lifecycle::reply::{Answer, Problem, Reply};
+use vango_edge::lifecycle::validation::Validations;
 
 use crate::given::{PREVIEW, World};
 
@@ -18,7 +19,7 @@ const PRODUCTION: &str = "studylab.localhost";
 fn policies() -> Policies {
     let policy = PreviewPolicy { tokens: vec![b"right".to_vec()], noindex: true };
     let previews = [("studylab".parse().unwrap(), policy)].into();
-    Policies { redirect: Some(Some(8443)), previews }
+    Policies { redirect: HttpsRedirect::ToPort(8443), previews, ..Policies::default() }
 }
 
 struct Ask<'a> {
@@ -51,7 +52,13 @@ fn entered(ask: Ask<'_>) -> Entered {
     let client = std::net::Ipv4Addr::new(192, 0, 2, 1).into();
     facts.origin = Some(Arc::new(Origin::new(client, ask.secure)));
     let (headers, refused) = (&parts.headers, ask.refused);
-    let arrival = Arrival { facts, headers, refused, locked: &|_| ask.locked };
+    let arrival = Arrival {
+        facts,
+        headers,
+        refused,
+        locked: &|_| ask.locked,
+        validations: &Validations::default(),
+    };
     let snapshot = world.publisher.reader().load().clone();
     enter(arrival, &snapshot, &policies(), world.now, Wall(0))
 }

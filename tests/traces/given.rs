@@ -7,18 +7,22 @@ use vango_edge::clock::{Mono, SeededEntropy, Wall};
 use vango_edge::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId,
 };
-use vango_edge::lifecycle::admit::{Journey, Next};
 use vango_edge::lifecycle::affinity::{Given, KnownBy, Prior};
-use vango_edge::lifecycle::classify::classify;
-use vango_edge::lifecycle::enter::{Arrival, Policies, enter};
+use vango_edge::lifecycle::enter::{Arrival, Policies, classify, enter};
 use vango_edge::lifecycle::facts::Facts;
-use vango_edge::lifecycle::resume::Lookup;
-use vango_edge::lifecycle::trace::{Step, StepText, Trace};
-use vango_edge::snapshot::{Change, EnvView, Publisher, Snapshot};
-use vango_edge::store::record::{
+use vango_edge::lifecycle::idempotency::ExistingRecord;
+use vango_edge::lifecycle::journey::{
+    Ask, BodyRefusal, Command, Event, Go, Journey, LedgerFailed, Look, Recorded, Woke,
+};
+use vango_edge::lifecycle::reply::{Answer, Reply};
+use vango_edge::lifecycle::resume::{Lookup, StoreAnswer};
+use vango_edge::lifecycle::trace::{HoldEnd, Step, StepText, Trace, UpstreamFailure};
+use vango_edge::lifecycle::validation::Validations;
+use vango_edge::record::{
     Allocation, AllocationState, Deployment, Failure, Operation, Record, RouteOwner, WakePhases,
     WakeState, key,
 };
+use vango_edge::snapshot::{AllocationView, Change, EnvView, Publisher, Snapshot};
 
 /// The wall clock of every request.
 pub const WALL: Wall = Wall(1_700_000_000_000);
@@ -303,7 +307,165 @@ impl World {
     }
 
     pub fn decide(&self, journey: &mut Journey) -> Next {
-        journey.decide(Some(&self.view()), None, self.now, 0)
+        journey.decide(Some(&self.view()), self.now, 0)
+    }
+}
+
+/// What a decision comes to; the hold queue has room for it.
+#[derive(Debug)]
+pub enum Next {
+    Forward(Placed),
+    Wake { hold: bool },
+    Hold,
+    AskStore,
+    ReadBody { limit: u64 },
+    Reserve,
+    Replay,
+    Acknowledge,
+    Reply(Reply),
+}
+
+/// Where it was placed.
+#[derive(Debug)]
+pub struct Placed {
+    pub allocation: Arc<AllocationView>,
+}
+
+/// A journey in a test: what happens to it, and what comes of that.
+pub trait Happens {
+    fn decide(&mut self, view: Option<&Arc<EnvView>>, now: Mono, pick: u64) -> Next;
+    /// The edge's own answer, where `event` leads to one.
+    fn happens(&mut self, event: Event, now: Mono) -> Option<Reply>;
+
+    fn report(&mut self, event: Event, now: Mono) -> Command;
+
+    fn recorded(&mut self, found: Lookup);
+    fn woke(&mut self, woke: &Woke, now: Mono) -> Option<Reply> {
+        self.happens(Event::Woke(woke.clone()), now)
+    }
+    fn held(
+        &mut self,
+        end: HoldEnd,
+        view: Option<&Arc<EnvView>>,
+        now: Mono,
+        pick: u64,
+    ) -> Option<Reply> {
+        let look = Look { view: view.cloned(), pick, reserves: true };
+        self.happens(Event::Held { end, granted: None, look }, now)
+    }
+    fn store_answered(&mut self, answer: StoreAnswer, now: Mono) {
+        assert_eq!(self.happens(Event::Store(answer), now), None);
+    }
+    fn body_read(&mut self, body: &[u8], secrets: &[&[u8]], now: Mono) -> Option<Reply>;
+    fn body_refused(&mut self, why: BodyRefusal, now: Mono) -> Reply {
+        self.happens(Event::BodyRefused(why), now).unwrap()
+    }
+    fn reserved(&mut self, found: Option<Box<ExistingRecord>>, now: Mono) {
+        assert_eq!(self.happens(Event::Reserved(Ok(found)), now), None);
+    }
+    /// A record is in the way of what was about to be sent.
+    fn found(&mut self, seen: Box<ExistingRecord>, now: Mono) {
+        assert_eq!(self.report(Event::Connected, now), Command::Go(Go::Record));
+        let found = self.report(Event::Recorded(Ok(Recorded::InTheWay(seen))), now);
+        assert_eq!(found, Command::Look);
+    }
+    /// It is on record as this attempt, and sent.
+    fn forwarding(&mut self, attempt: u32, now: Mono) {
+        assert_eq!(self.report(Event::Connected, now), Command::Go(Go::Record));
+        let recorded = self.report(Event::Recorded(Ok(Recorded::Attempt(attempt))), now);
+        assert_eq!(recorded, Command::Go(Go::Send));
+    }
+    fn ledger_failed(&mut self, event: fn(LedgerFailed) -> Event, now: Mono) -> Reply {
+        self.happens(event(LedgerFailed), now).unwrap()
+    }
+    fn connect_failed(&mut self, now: Mono) -> Option<Reply> {
+        self.happens(Event::ConnectFailed, now)
+    }
+    /// The app's answer begins. What is on no record is sent just before.
+    fn answers(&mut self, status: u16, now: Mono) -> Option<Reply>;
+    fn upstream_failed(&mut self, failure: UpstreamFailure, now: Mono) -> Reply;
+    fn served(&mut self, status: u16, now: Mono);
+}
+
+impl Happens for Journey {
+    fn decide(&mut self, view: Option<&Arc<EnvView>>, now: Mono, pick: u64) -> Next {
+        let look = || Event::Look(Look { view: view.cloned(), pick, reserves: true });
+        let mut command = self.next_command();
+        loop {
+            command = match command {
+                Command::Look => self.on(look(), now),
+                Command::Do(Ask::FindSession) => self.on(Event::Session(Lookup::NotAsked), now),
+                Command::Do(Ask::Enter { .. }) => match self.on(Event::Entered, now) {
+                    Command::Do(Ask::Wake) => return Next::Wake { hold: true },
+                    Command::Do(Ask::Wait) => return Next::Hold,
+                    other => panic!("{other:?}"),
+                },
+                Command::Do(Ask::Wake) => return Next::Wake { hold: false },
+                Command::Do(Ask::AskStore) => return Next::AskStore,
+                Command::Do(Ask::ReadBody { limit }) => return Next::ReadBody { limit },
+                Command::Do(Ask::Reserve) => return Next::Reserve,
+                Command::Do(Ask::ReadStored) => return Next::Replay,
+                Command::Go(Go::Connect) => {
+                    let allocation = Arc::clone(&self.placement().unwrap().allocation);
+                    return Next::Forward(Placed { allocation });
+                }
+                Command::Go(Go::Tell) => {
+                    return match self.answer().unwrap() {
+                        Answer::Reply(reply) => Next::Reply(reply.clone()),
+                        Answer::Acknowledge => Next::Acknowledge,
+                        other => panic!("{other:?}"),
+                    };
+                }
+                other => panic!("{other:?}"),
+            };
+        }
+    }
+
+    fn happens(&mut self, event: Event, now: Mono) -> Option<Reply> {
+        match self.on(event, now) {
+            Command::Go(Go::Tell) => self.reply().cloned(),
+            Command::Go(Go::Stop) => {
+                assert!(self.is_gone(), "only a client that has left is given up");
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn report(&mut self, event: Event, now: Mono) -> Command {
+        self.on(event, now)
+    }
+
+    fn recorded(&mut self, found: Lookup) {
+        // One without an id has no record to look for.
+        if self.session().is_some() {
+            assert_eq!(self.next_command(), Command::Do(Ask::FindSession));
+            assert_eq!(self.on(Event::Session(found), T0), Command::Look);
+        }
+    }
+
+    fn body_read(&mut self, body: &[u8], secrets: &[&[u8]], now: Mono) -> Option<Reply> {
+        let examined = self.examine(body, secrets);
+        self.happens(Event::Body(examined), now)
+    }
+
+    fn answers(&mut self, status: u16, now: Mono) -> Option<Reply> {
+        if self.ledger_attempt() == 0 {
+            assert_eq!(self.on(Event::Connected, now), Command::Go(Go::Send));
+        }
+        self.happens(Event::Answered { status }, now)
+    }
+
+    fn upstream_failed(&mut self, failure: UpstreamFailure, now: Mono) -> Reply {
+        if self.ledger_attempt() == 0 {
+            assert_eq!(self.on(Event::Connected, now), Command::Go(Go::Send));
+        }
+        self.happens(Event::Failed(failure), now).unwrap()
+    }
+
+    fn served(&mut self, status: u16, now: Mono) {
+        assert_eq!(self.answers(status, now), None);
+        self.over(Some(status), None, now);
     }
 }
 
@@ -315,7 +477,13 @@ pub fn explain(
     now: Mono,
     wall: Wall,
 ) -> Trace {
-    let arrival = Arrival { facts, headers, refused: None, locked: &|_| None };
+    let arrival = Arrival {
+        facts,
+        headers,
+        refused: None,
+        locked: &|_| None,
+        validations: &Validations::default(),
+    };
     let entered = enter(arrival, snapshot, &Policies::default(), now, wall);
     vango_edge::lifecycle::explain::explain(entered, headers, Lookup::NotAsked, now, wall)
 }

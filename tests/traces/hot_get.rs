@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use vango_edge::id::Epoch;
-use vango_edge::lifecycle::admit::Next;
 use vango_edge::lifecycle::reply::Problem;
-use vango_edge::lifecycle::trace::{Outcome, Risk};
-use vango_edge::store::record::AllocationState;
+use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk};
+use vango_edge::record::AllocationState;
 
-use crate::given::{World, al, explain, lines, prior, steps};
+use crate::given::{Happens, Next, World, al, explain, lines, prior, steps};
 use crate::seed;
 
 const TITLE: &str = "GET Page While Hot";
@@ -23,7 +22,7 @@ fn a_hot_page_is_served_directly() {
     let mut journey = world.begin(get(), "/dashboard");
 
     let Next::Forward(placed) = world.decide(&mut journey) else { panic!("forward") };
-    journey.served(Some(200), world.now);
+    journey.served(200, world.now);
 
     assert_eq!(placed.allocation.id, al('a'));
     assert_eq!(
@@ -37,6 +36,20 @@ fn a_hot_page_is_served_directly() {
     );
     let taken: Vec<_> = steps(&journey).into_iter().map(|s| (s.actor, s.action, s.truth)).collect();
     assert_eq!(taken, seed::trace(TITLE), "step for step as the seed has it");
+    let named: Vec<_> = steps(&journey).into_iter().map(|s| (s.kind, s.values)).collect();
+    let named = serde_json::to_value(named).unwrap();
+    let artifact = vango_edge::id::Digest::from_bytes([1; 32]).to_string();
+    let (owner, at) = ("studylab/production", "al-aaaaaaaaaaaaaaaa");
+    assert_eq!(
+        named,
+        serde_json::json!([
+            ["load-owner", {"environment": owner, "epoch": 1, "artifact": artifact, "ready": 1}],
+            ["select", {"allocation": at, "generation": 1, "address": "127.0.0.1:4000"}],
+            ["run", {"status": 200}],
+            ["no-mutation", {"epoch": 1}],
+        ]),
+        "what programs read of it"
+    );
     assert_eq!(journey.trace.outcome, Outcome::Hot);
     assert_eq!(
         (journey.trace.risk().name().into(), journey.trace.decision().into()),
@@ -70,9 +83,9 @@ fn the_session_keeps_its_allocation_and_is_placed_again_when_that_is_gone() {
         let mut facts = world.facts(get(), "/dashboard");
         facts.affinity = Some(prior('b'));
         let classified =
-            vango_edge::lifecycle::classify::classify(&world.publisher.reader().load(), &facts)
+            vango_edge::lifecycle::enter::classify(&world.publisher.reader().load(), &facts)
                 .unwrap();
-        let mut journey = vango_edge::lifecycle::admit::Journey::begin(facts, classified);
+        let mut journey = vango_edge::lifecycle::journey::Journey::begin(facts, classified);
         let Next::Forward(placed) = world.decide(&mut journey) else { panic!("forward") };
         assert_eq!(placed.allocation.id, al('b'));
         assert!(lines(&journey)[1].ends_with("the session's own"));
@@ -81,9 +94,8 @@ fn the_session_keeps_its_allocation_and_is_placed_again_when_that_is_gone() {
     let mut facts = world.facts(get(), "/dashboard");
     facts.affinity = Some(prior('b'));
     let classified =
-        vango_edge::lifecycle::classify::classify(&world.publisher.reader().load(), &facts)
-            .unwrap();
-    let mut journey = vango_edge::lifecycle::admit::Journey::begin(facts, classified);
+        vango_edge::lifecycle::enter::classify(&world.publisher.reader().load(), &facts).unwrap();
+    let mut journey = vango_edge::lifecycle::journey::Journey::begin(facts, classified);
     let Next::Forward(placed) = world.decide(&mut journey) else { panic!("forward") };
     assert_eq!(placed.allocation.id, al('a'));
     assert!(lines(&journey)[1].ends_with("gone; placed again"));
@@ -121,17 +133,18 @@ fn over_the_concurrency_requests_are_held_and_released_in_order() {
     let mut placed = Vec::new();
     for _ in 0..2 {
         let mut journey = world.begin(get(), "/dashboard");
-        let Next::Forward(p) = world.decide(&mut journey) else { panic!("forward") };
-        placed.push(p);
+        assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
+        placed.push(journey);
     }
     let mut third = world.begin(get(), "/dashboard");
     assert!(matches!(world.decide(&mut third), Next::Hold));
     // One waits: a newcomer does not overtake it, even when a place is free.
-    world.view().live.set_waiting(1);
+    world.view().counters.set_waiting(1);
     placed.pop();
     let mut fourth = world.begin(get(), "/dashboard");
     assert!(matches!(world.decide(&mut fourth), Next::Hold));
     // The one that waited may.
+    assert_eq!(third.held(HoldEnd::Recheck, Some(&world.view()), world.now, 0), None);
     assert!(matches!(world.decide(&mut third), Next::Forward(_)));
 }
 
@@ -141,14 +154,14 @@ fn a_refused_connection_is_tried_elsewhere_and_then_answered() {
     world.allocation('b', Epoch(1), 1, AllocationState::Ready);
     let mut journey = world.begin(get(), "/dashboard");
     let Next::Forward(first) = world.decide(&mut journey) else { panic!("forward") };
-    assert!(journey.connect_failed(&first, world.now).is_none());
+    assert!(journey.connect_failed(world.now).is_none());
     let Next::Forward(second) = world.decide(&mut journey) else { panic!("forward") };
     assert_ne!(first.allocation.id, second.allocation.id);
-    assert!(journey.connect_failed(&second, world.now).is_none());
+    assert!(journey.connect_failed(world.now).is_none());
     // Both refused: it waits for the registry to change, within its deadline.
     assert!(matches!(world.decide(&mut journey), Next::Hold));
     world.after(Duration::from_secs(11));
-    let end = vango_edge::lifecycle::trace::HoldEnd::DeadlinePassed;
+    let end = HoldEnd::DeadlinePassed;
     let reply = journey.held(end, Some(&world.view()), world.now, 0).unwrap();
     assert_eq!((reply.problem, reply.status), (Problem::NotForwarded, 503));
     assert!(reply.retry_after.is_some());

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use vango_edge::assets::{AssetIndex, Coding, Encoded, Entry};
 use vango_edge::clock::Wall;
 use vango_edge::id::{Digest, Epoch};
-use vango_edge::lifecycle::admit::Next;
 use vango_edge::lifecycle::asset::{Action, Body, Plan, Visit};
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::trace::{Outcome, Step};
 
-use crate::given::{CONTRACT, World, digest, explain};
+use crate::given::{CONTRACT, Next, World, digest, explain};
 use crate::seed;
 
 const TITLE: &str = "Immutable Asset Request";
@@ -20,7 +19,7 @@ fn contract(prefix: &str) -> String {
 }
 
 fn entry(path: &str, n: u8) -> Entry {
-    let encoded = |coding, n, size| Encoded { coding, digest: digest(n), size };
+    let encoded = |coding, n, size| Encoded { coding, digest: digest(n), size, given: false };
     Entry {
         path: path.into(),
         media_type: "text/css; charset=utf-8".into(),
@@ -109,7 +108,7 @@ fn an_asset_is_served_without_the_app() {
         (visit.trace.risk().name().into(), visit.trace.decision().into()),
         seed::verdict(TITLE)
     );
-    assert!(world.view().live.idle(world.now).is_none(), "an asset is no activity");
+    assert!(world.view().counters.idle(world.now).is_none(), "an asset is no activity");
 }
 
 #[test]
@@ -266,10 +265,8 @@ fn an_old_page_finds_its_files_after_a_deploy_and_the_newest_wins() {
     assert_eq!(served(&world.visit("GET", "/static/x.css", &[]).unwrap()), Some(digest(70)));
     // Their time is over: the names are gone, not the app's.
     for n in [1, 2] {
-        let at = vango_edge::store::record::key::deployment(
-            &crate::given::environment(),
-            &crate::given::dp(n),
-        );
+        let at =
+            vango_edge::record::key::deployment(&crate::given::environment(), &crate::given::dp(n));
         world.put(&at, None);
     }
     assert!(world.visit("GET", "/assets/mark.0de621e9.svg", &[]).is_none());

@@ -2,16 +2,14 @@
 
 use vango_edge::clock::Wall;
 use vango_edge::id::Epoch;
-use vango_edge::lifecycle::admit::{Journey, Next, Woke};
-use vango_edge::lifecycle::idempotency::{self, Came, Holder, Seen};
-use vango_edge::lifecycle::recorded::BodyRefusal;
+use vango_edge::lifecycle::idempotency::{self, AttemptOutcome, ExistingRecord, Holder};
+use vango_edge::lifecycle::journey::{BodyRefusal, Command, Event, Examined, Go, Journey, Woke};
 use vango_edge::lifecycle::reply::{Forwarded, Problem, Reply};
-use vango_edge::lifecycle::retry::UpstreamFailure;
-use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk};
-use vango_edge::store::record::ledger::{AttemptState, Attempted};
-use vango_edge::store::record::{AllocationState, WakeState};
+use vango_edge::lifecycle::trace::{HoldEnd, Outcome, Risk, UpstreamFailure};
+use vango_edge::record::ledger::{AttemptState, Attempted, StoredHead, StoredResponse};
+use vango_edge::record::{AllocationState, WakeState};
 
-use crate::given::{World, lines, steps};
+use crate::given::{CONTRACT, Happens, Next, World, lines, steps};
 use crate::seed;
 
 const PATH: &str = "/actions/edge";
@@ -30,18 +28,19 @@ fn holder() -> Holder {
 
 /// The record that a first request with `body` left in `state`.
 fn first(world: &World, body: &[u8], state: AttemptState) -> Attempted {
-    let mut journey = world.begin(keyed(), PATH);
-    assert_eq!(journey.body_read(body, &[], world.now), None);
-    let claim = journey.claim().unwrap();
-    let reserved = idempotency::reserved(claim, &holder(), None, Wall(1));
-    let sent = idempotency::forwarded(&reserved, &claim.print, None, Wall(2));
+    let journey = world.begin(keyed(), PATH);
+    let Examined::Action(Some(claim)) = journey.examine(body, &[]) else { panic!("a claim") };
+    let reserved = idempotency::reserved(&claim, &holder(), None, Wall(1));
+    let sent = idempotency::forwarded(&reserved, &claim.fingerprint, None, Wall(2));
     let record = match state {
         AttemptState::Reserved => reserved,
-        AttemptState::Completed => idempotency::ended(&sent, Came::Whole { status: 201 }, Wall(3)),
-        AttemptState::CompletedUnreplayable => {
-            idempotency::ended(&sent, Came::NotStored { status: 201 }, Wall(3))
+        AttemptState::Completed => {
+            idempotency::ended(&sent, AttemptOutcome::Whole { status: 201 }, Wall(3))
         }
-        AttemptState::Unknown => idempotency::ended(&sent, Came::Nothing, Wall(3)),
+        AttemptState::CompletedUnreplayable => {
+            idempotency::ended(&sent, AttemptOutcome::NotStored { status: 201 }, Wall(3))
+        }
+        AttemptState::Unknown => idempotency::ended(&sent, AttemptOutcome::Nothing, Wall(3)),
         _ => sent,
     };
     Attempted { state, ..record }
@@ -55,10 +54,14 @@ fn repeat(world: &World, body: &[u8], record: Attempted, alive: bool) -> (Journe
         match next {
             Next::ReadBody { .. } => assert_eq!(journey.body_read(body, &[], world.now), None),
             Next::Reserve => {
-                journey.reserved(Some(Box::new(Seen { record: record.clone(), alive })), world.now);
+                journey.reserved(
+                    Some(Box::new(ExistingRecord { record: record.clone(), alive })),
+                    world.now,
+                );
             }
             Next::Forward(_) => {
-                journey.found(Box::new(Seen { record: record.clone(), alive }), world.now);
+                journey
+                    .found(Box::new(ExistingRecord { record: record.clone(), alive }), world.now);
             }
             end => return (journey, end),
         }
@@ -78,7 +81,7 @@ fn answered(world: &World, body: &[u8], state: AttemptState, alive: bool) -> Rep
 fn a_hot_first_request_is_read_recorded_and_sent() {
     let world = World::hot();
     let mut journey = world.begin(keyed(), PATH);
-    let Next::ReadBody { limit, granted: None } = world.decide(&mut journey) else {
+    let Next::ReadBody { limit } = world.decide(&mut journey) else {
         panic!("the body belongs to the fingerprint")
     };
     assert_eq!(limit, 1024 * 1024);
@@ -86,7 +89,7 @@ fn a_hot_first_request_is_read_recorded_and_sent() {
     assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
     // The shell has written the record when it says so.
     journey.forwarding(1, world.now);
-    journey.served(Some(200), world.now);
+    journey.served(200, world.now);
     assert_eq!(journey.trace.outcome, Outcome::Hot);
     assert_eq!(journey.trace.risk(), Risk::High);
     let taken = lines(&journey);
@@ -103,7 +106,7 @@ fn a_cold_first_request_reserves_and_waits_with_its_body_unread() {
     journey.reserved(None, world.now);
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
     let woke = Woke::Operation { id: "op-aaaaaaaaaaaaaaaa".parse().unwrap(), created: true };
-    assert_eq!(journey.woke(&woke, true, world.now), None);
+    assert_eq!(journey.woke(&woke, world.now), None);
     assert!(!journey.body_is_read());
     world.operation(WakeState::Hot, 0);
     world.allocation('a', Epoch(1), 1, AllocationState::Ready);
@@ -112,7 +115,7 @@ fn a_cold_first_request_reserves_and_waits_with_its_body_unread() {
     assert_eq!(journey.body_read(b"hello", &[], world.now), None);
     assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
     journey.forwarding(1, world.now);
-    journey.served(Some(200), world.now);
+    journey.served(200, world.now);
     seed::assert_contains("POST Action While Cold", &steps(&journey));
     let (risk, decision) = seed::verdict("POST Action While Cold");
     assert_eq!((journey.trace.risk().name(), journey.trace.decision()), (&*risk, &*decision));
@@ -142,7 +145,9 @@ fn every_record_has_its_answer_cold_and_hot() {
         let record = first(&world, b"hello", S::Completed);
         let (mut journey, next) = repeat(&world, b"hello", record, false);
         assert!(matches!(next, Next::Replay));
-        journey.replayed();
+        let head = StoredHead { status: 201, headers: Vec::new(), trailers: Vec::new() };
+        let stored = StoredResponse { head, body: bytes::Bytes::new() };
+        assert_eq!(journey.on(Event::Stored(Ok(Some(stored))), world.now), Command::Go(Go::Tell));
         assert_eq!(journey.trace.outcome, Outcome::Replayed);
         assert!(!lines(&journey).iter().any(|l| l.contains("Wake operation")), "nothing wakes");
     }
@@ -167,7 +172,7 @@ fn another_payload_under_the_key_is_422_whatever_became_of_the_first() {
     let record = first(&world, b"hello", S::Completed);
     let mut journey = world.begin(keyed(), "/actions/edge?to=bob");
     assert!(matches!(world.decide(&mut journey), Next::Reserve));
-    journey.reserved(Some(Box::new(Seen { record, alive: false })), world.now);
+    journey.reserved(Some(Box::new(ExistingRecord { record, alive: false })), world.now);
     let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
     assert_eq!(reply.problem, Problem::IdempotencyKeyReused);
 }
@@ -210,8 +215,16 @@ fn without_the_contracts_principal_it_is_refused_cold_and_hot() {
 fn when_the_ledger_is_away_it_fails_closed_and_says_so() {
     for world in [World::asleep(), World::hot()] {
         let mut journey = world.begin(keyed(), PATH);
-        let _ = world.decide(&mut journey);
-        let reply = journey.ledger_failed(world.now);
+        let reply = match world.decide(&mut journey) {
+            Next::Reserve => journey.ledger_failed(|f| Event::Reserved(Err(f)), world.now),
+            Next::ReadBody { .. } => {
+                assert_eq!(journey.body_read(b"hello", &[], world.now), None);
+                assert!(matches!(world.decide(&mut journey), Next::Forward(_)));
+                assert_eq!(journey.on(Event::Connected, world.now), Command::Go(Go::Record));
+                journey.ledger_failed(|f| Event::Recorded(Err(f)), world.now)
+            }
+            other => panic!("{other:?}"),
+        };
         assert_eq!((reply.problem, reply.status), (Problem::LedgerUnavailable, 503));
         assert_eq!((reply.forwarded, reply.retry_after), (Forwarded::No, Some(1)));
     }
@@ -263,11 +276,106 @@ fn what_an_operator_released_is_sent_again() {
     let record = first(&world, b"hello", AttemptState::Released);
     let mut journey = world.begin(keyed(), PATH);
     assert!(matches!(world.decide(&mut journey), Next::Reserve));
-    journey.reserved(Some(Box::new(Seen { record, alive: false })), world.now);
+    journey.reserved(Some(Box::new(ExistingRecord { record, alive: false })), world.now);
     // The first one's body is known: this one's has to be, before it can be the same.
     assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
     assert_eq!(journey.body_read(b"hello", &[], world.now), None);
     assert!(matches!(world.decide(&mut journey), Next::Reserve));
     journey.reserved(None, world.now);
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
+}
+
+/// The route's key in a field of its form.
+fn by_field() -> String {
+    let edge = "path = \"/actions/edge\"\nclass = \"action\"\n";
+    let app = "path = \"/actions/*\"\nclass = \"action\"\n";
+    assert!(CONTRACT.contains(edge) && CONTRACT.contains(app));
+    let field = |lines: &str| format!("{lines}key = \"field:k\"\n");
+    CONTRACT.replace(edge, &field(edge)).replace(app, &field(app))
+}
+
+fn a_form() -> http::request::Builder {
+    http::Request::builder()
+        .method("POST")
+        .header("content-length", "5")
+        .header("content-type", "application/x-www-form-urlencoded")
+        .header("cookie", "vango_session=ada")
+}
+
+#[test]
+fn a_key_in_a_form_is_read_before_anything_is_decided_cold_and_hot() {
+    let mut hot = World::asleep_with(&by_field());
+    hot.ready('a');
+    for (world, cold) in [(World::asleep_with(&by_field()), true), (hot, false)] {
+        for path in ["/actions/edge", "/actions/save"] {
+            let begin = || {
+                let mut journey = world.begin(a_form(), path);
+                assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }), "{path}");
+                journey
+            };
+            for (body, problem) in [
+                (&b"a=1"[..], Problem::IdempotencyKeyMissing),
+                (b"k=", Problem::IdempotencyKeyInvalid),
+                (b"k=1&k=2", Problem::IdempotencyKeyInvalid),
+            ] {
+                let reply = begin().body_read(body, &[], world.now).unwrap();
+                assert_eq!((reply.problem, reply.status), (problem, 400), "{path}");
+                assert_eq!(reply.forwarded, Forwarded::No);
+            }
+            let mut journey = begin();
+            assert_eq!(journey.body_read(b"k=1&a=2", &[], world.now), None);
+            let next = world.decide(&mut journey);
+            match (path, cold) {
+                ("/actions/edge", true) => assert!(matches!(next, Next::Reserve), "{next:?}"),
+                (_, true) => assert!(matches!(next, Next::Wake { hold: true }), "{next:?}"),
+                (_, false) => assert!(matches!(next, Next::Forward(_)), "{next:?}"),
+            }
+            assert_eq!(journey.claim().is_some(), path == "/actions/edge");
+            assert!(journey.is_sent_apart() && journey.body_is_read());
+        }
+    }
+}
+
+/// The same key, wherever it stands, is the same record.
+#[test]
+fn a_key_in_a_form_and_the_same_in_the_header_are_one() {
+    let world = World::asleep_with(&by_field());
+    let place = |request: http::request::Builder, body: &[u8]| {
+        let mut journey = world.begin(request, "/actions/edge");
+        assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
+        assert_eq!(journey.body_read(body, &[], world.now), None);
+        journey.claim().unwrap().at.clone()
+    };
+    let one = place(a_form(), b"k=1");
+    assert_eq!(one, place(a_form().header("idempotency-key", "\"1\""), b"k=1"));
+    assert_eq!(one, place(a_form().header("idempotency-key", "1"), b"a=2"));
+    assert_ne!(one, place(a_form(), b"k=2"));
+    let mut differ = world.begin(a_form().header("idempotency-key", "2"), "/actions/edge");
+    assert!(matches!(world.decide(&mut differ), Next::ReadBody { .. }));
+    let reply = differ.body_read(b"k=1", &[], world.now).unwrap();
+    assert_eq!(reply.problem, Problem::IdempotencyKeyInvalid);
+}
+
+/// Its key was read by another contract's rules, or not read where this one has it.
+#[test]
+fn a_key_that_is_elsewhere_under_the_next_owner_is_told_to_come_again() {
+    let app = "path = \"/actions/*\"\nclass = \"action\"\n";
+    let query = CONTRACT.replace(app, &format!("{app}key = \"query:once\"\n"));
+    for (before, after, path) in [
+        (CONTRACT, &*query, "/actions/save"),
+        (&query, CONTRACT, "/actions/save?once=1"),
+        (CONTRACT, &*by_field(), "/actions/save"),
+    ] {
+        let mut world = World::asleep_with(before);
+        let request =
+            if path.contains("once") { a_form() } else { a_form().header("idempotency-key", "1") };
+        let mut journey = world.begin(request, path);
+        assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
+        let created = Woke::Operation { id: "op-aaaaaaaaaaaaaaaa".parse().unwrap(), created: true };
+        assert_eq!(journey.woke(&created, world.now), None);
+        world.deploy_with(2, vango_edge::id::Epoch(2), after, None);
+        assert_eq!(journey.held(HoldEnd::Recheck, Some(&world.view()), world.now, 0), None);
+        let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+        assert_eq!((reply.problem, reply.forwarded), (Problem::NotForwarded, Forwarded::No));
+    }
 }

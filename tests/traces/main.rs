@@ -13,6 +13,7 @@ mod immutable_asset;
 mod keyed_post;
 mod preview;
 mod seed;
+mod standing;
 mod static_pool;
 mod thaw;
 mod websocket_reconnect;

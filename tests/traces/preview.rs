@@ -1,14 +1,14 @@
 //! Trace 7: `GET` of a preview's URL, beside a production that is hot.
 
 use vango_edge::id::Epoch;
-use vango_edge::lifecycle::admit::{Journey, Next};
-use vango_edge::lifecycle::classify::classify;
+use vango_edge::lifecycle::enter::classify;
 use vango_edge::lifecycle::facts::Facts;
+use vango_edge::lifecycle::journey::Journey;
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::trace::Outcome;
-use vango_edge::store::record::{Allocation, AllocationState, Record, key};
+use vango_edge::record::{Allocation, AllocationState, Record, key};
 
-use crate::given::{PREVIEW, World, al, digest, dp, explain, lines, preview, steps};
+use crate::given::{Happens, Next, PREVIEW, World, al, digest, dp, explain, lines, preview, steps};
 use crate::seed;
 
 const TITLE: &str = "Preview Deploy Request";
@@ -52,7 +52,7 @@ fn decide(world: &World, host: &str) -> (Journey, Next) {
     let snapshot = world.publisher.reader().load().clone();
     let classified = classify(&snapshot, &facts(world, host)).unwrap();
     let mut journey = Journey::begin(facts(world, host), classified);
-    let next = journey.decide(snapshot.host(host), None, world.now, 0);
+    let next = journey.decide(snapshot.host(host), world.now, 0);
     (journey, next)
 }
 
@@ -62,7 +62,7 @@ fn a_preview_is_served_by_its_own_artifact_and_leaves_evidence() {
     let (mut journey, next) = decide(&world, PREVIEW);
     let Next::Forward(placed) = next else { panic!("forward") };
     assert_eq!((placed.allocation.id.clone(), placed.allocation.digest), (al('p'), digest(2)));
-    journey.served(Some(200), world.now);
+    journey.served(200, world.now);
     assert_eq!(
         lines(&journey),
         [
@@ -95,9 +95,9 @@ fn a_preflight_is_no_evidence() {
     assert!(asked.is_preflight());
     let snapshot = world.publisher.reader().load().clone();
     let mut journey = Journey::begin(asked.clone(), classify(&snapshot, &asked).unwrap());
-    assert!(matches!(journey.decide(snapshot.host(PREVIEW), None, world.now, 0), Next::Forward(_)));
-    journey.served(Some(500), world.now);
-    assert_eq!(journey.counts(Some(500)), None);
+    assert!(matches!(journey.decide(snapshot.host(PREVIEW), world.now, 0), Next::Forward(_)));
+    journey.served(500, world.now);
+    assert_eq!(journey.preview_evidence(Some(500)), None);
     let said = lines(&journey).into_iter().find(|l| l.contains("Deployment record"));
     assert!(said.unwrap().ends_with("says nothing of the artifact"));
 }
@@ -158,19 +158,19 @@ fn what_says_nothing_of_the_artifact_is_no_evidence() {
 #[test]
 fn a_missing_artifact_is_said_and_nothing_else_is_served() {
     let mut world = world(false);
-    let operation = vango_edge::store::record::Operation {
+    let operation = vango_edge::record::Operation {
         id: "op-bbbbbbbbbbbbbbbb".parse().unwrap(),
         environment: preview(),
         epoch: Epoch(1),
         digest: digest(2),
         deployment: dp(7),
-        state: vango_edge::store::record::WakeState::Failed,
+        state: vango_edge::record::WakeState::Failed,
         attempt: 1,
         requested: vango_edge::clock::Wall(0),
         changed: vango_edge::clock::Wall(0),
         phases: Default::default(),
         allocation: None,
-        failure: Some(vango_edge::store::record::Failure {
+        failure: Some(vango_edge::record::Failure {
             safe: "the artifact is missing".into(),
             detail: "no blob".into(),
             artifact: true,

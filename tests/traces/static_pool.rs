@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vango_edge::clock::SeededEntropy;
-use vango_edge::contract::Contract;
+use vango_edge::contract::{Contract, Protocol};
 use vango_edge::id::{Epoch, RequestId};
-use vango_edge::lifecycle::admit::{Journey, Next};
-use vango_edge::lifecycle::classify::classify;
+use vango_edge::lifecycle::enter::classify;
 use vango_edge::lifecycle::facts::Facts;
+use vango_edge::lifecycle::journey::Journey;
 use vango_edge::lifecycle::reply::{Forwarded, Problem};
 use vango_edge::lifecycle::trace::Outcome;
 use vango_edge::snapshot::{EnvView, ExternalApp};
 
-use crate::given::{CONTRACT, World, explain, lines};
+use crate::given::{CONTRACT, Happens, Next, World, explain, lines};
 
 const ADDRESSES: [&str; 2] = ["127.0.0.1:3000", "127.0.0.1:3001"];
 
@@ -23,7 +23,13 @@ fn app(addresses: &[&str], hosts: &[&str], checked: bool) -> ExternalApp {
     ExternalApp {
         environment: "legacy".parse().unwrap(),
         hosts: hosts.iter().map(|h| h.parse().unwrap()).collect(),
-        contract: Arc::new(Contract::external(name, parsed.routes, 2, addresses.len() as u32)),
+        contract: Arc::new(Contract::external(
+            name,
+            Protocol::Http1,
+            parsed.routes,
+            2,
+            addresses.len() as u32,
+        )),
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         checked,
     }
@@ -52,7 +58,7 @@ fn begin(world: &World, method: &str, path: &str) -> Journey {
 }
 
 fn decide(world: &World, journey: &mut Journey) -> Next {
-    journey.decide(Some(&view(world)), None, world.now, 0)
+    journey.decide(Some(&view(world)), world.now, 0)
 }
 
 #[test]
@@ -60,7 +66,7 @@ fn a_page_is_served_from_the_pool() {
     let world = world(false);
     let mut journey = begin(&world, "GET", "/dashboard");
     let Next::Forward(placed) = decide(&world, &mut journey) else { panic!("forward") };
-    journey.served(Some(200), world.now);
+    journey.served(200, world.now);
     let (id, address) = (&placed.allocation.id, placed.allocation.address.unwrap());
     assert_eq!(
         lines(&journey),
@@ -86,7 +92,7 @@ fn what_was_not_looked_at_yet_or_is_down_gets_nothing() {
     view(&world).ready[1].load.set_down(false);
     for pick in 0..16 {
         let mut journey = begin(&world, "POST", "/actions/plain");
-        match journey.decide(Some(&view(&world)), None, world.now, pick) {
+        match journey.decide(Some(&view(&world)), world.now, pick) {
             Next::Forward(placed) => {
                 assert_eq!(placed.allocation.address.unwrap().to_string(), ADDRESSES[1]);
             }
@@ -100,10 +106,10 @@ fn who_refuses_a_connection_is_passed_over_for_any_method_and_all_refusing_is_sa
     let world = world(false);
     let mut journey = begin(&world, "POST", "/actions/plain");
     let Next::Forward(first) = decide(&world, &mut journey) else { panic!("forward") };
-    assert_eq!(journey.connect_failed(&first, world.now), None);
+    assert_eq!(journey.connect_failed(world.now), None);
     let Next::Forward(second) = decide(&world, &mut journey) else { panic!("forward") };
     assert_ne!(first.allocation.id, second.allocation.id);
-    assert_eq!(journey.connect_failed(&second, world.now), None);
+    assert_eq!(journey.connect_failed(world.now), None);
     let Next::Reply(reply) = decide(&world, &mut journey) else { panic!("answer") };
     assert_eq!((reply.problem, reply.forwarded), (Problem::NotForwarded, Forwarded::No));
 }
@@ -121,8 +127,9 @@ fn a_full_pool_holds_and_one_that_is_down_at_the_deadline_says_so() {
     let mut world = world(false);
     let mut placed = Vec::new();
     for _ in 0..4 {
-        let Next::Forward(p) = decide(&world, &mut begin(&world, "GET", "/x")) else { panic!() };
-        placed.push(p);
+        let mut journey = begin(&world, "GET", "/x");
+        assert!(matches!(decide(&world, &mut journey), Next::Forward(_)));
+        placed.push(journey);
     }
     let mut journey = begin(&world, "GET", "/x");
     assert!(matches!(decide(&world, &mut journey), Next::Hold));

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use vango_edge::id::Epoch;
-use vango_edge::lifecycle::admit::{Next, Woke};
+use vango_edge::lifecycle::journey::Woke;
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome};
-use vango_edge::store::record::{AllocationState, WakePhases, WakeState};
+use vango_edge::record::{AllocationState, WakePhases, WakeState};
 
-use crate::given::{World, al, explain, lines, steps};
+use crate::given::{Happens, Next, World, al, explain, lines, steps};
 
 fn get() -> http::request::Builder {
     http::Request::builder().method("GET")
@@ -29,7 +29,7 @@ fn a_frozen_app_is_taken_back_and_serves() {
     let mut world = frozen();
     let mut journey = world.begin(get(), "/dashboard");
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
-    assert_eq!(journey.woke(&wake(), true, world.now), None);
+    assert_eq!(journey.woke(&wake(), world.now), None);
 
     world.after(Duration::from_micros(900));
     let phases = WakePhases { reserve_us: Some(200), thaw_us: Some(300), ..Default::default() };
@@ -37,7 +37,7 @@ fn a_frozen_app_is_taken_back_and_serves() {
     world.allocation('a', Epoch(1), 1, AllocationState::Ready);
     assert_eq!(journey.held(HoldEnd::Released, Some(&world.view()), world.now, 0), None);
     let Next::Forward(placed) = world.decide(&mut journey) else { panic!("forward") };
-    journey.served(Some(200), world.now);
+    journey.served(200, world.now);
 
     assert_eq!(placed.allocation.id, al('a'));
     assert_eq!(journey.trace.outcome, Outcome::Woken);

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use vango_edge::clock::Wall;
 use vango_edge::id::{Digest, Epoch};
-use vango_edge::lifecycle::admit::{Journey, Next, Woke};
 use vango_edge::lifecycle::affinity::{FoundIn, Given, KnownBy, Prior, SessionId, session_id};
-use vango_edge::lifecycle::classify::classify;
+use vango_edge::lifecycle::enter::classify;
 use vango_edge::lifecycle::facts::Facts;
+use vango_edge::lifecycle::journey::{Journey, Woke};
 use vango_edge::lifecycle::reply::Problem;
 use vango_edge::lifecycle::resume::{Lookup, StoreAnswer, Verdict, Why};
 use vango_edge::lifecycle::trace::{HoldEnd, Outcome};
-use vango_edge::store::record::{AllocationState, WakeState};
+use vango_edge::record::{AllocationState, WakeState};
 
-use crate::given::{World, explain, lines, prior, steps};
+use crate::given::{Happens, Next, World, explain, lines, prior, steps};
 use crate::seed;
 
 const TITLE: &str = "WebSocket Reconnect";
@@ -98,12 +98,12 @@ fn begin(world: &World, facts: Facts) -> Journey {
 /// Drives a journey to its placement, with `store` as the durable store's answer.
 fn place(world: &World, journey: &mut Journey, store: StoreAnswer) -> char {
     let mut next = world.decide(journey);
-    if let Next::AskStore(placement) = next {
-        journey.store_answered(store);
-        next = journey.decide(Some(&world.view()), Some(placement), world.now, 0);
+    if let Next::AskStore = next {
+        journey.store_answered(store, world.now);
+        next = world.decide(journey);
     }
     let Next::Forward(placed) = next else { panic!("forward") };
-    journey.served(Some(101), world.now);
+    journey.served(101, world.now);
     placed.allocation.id.as_str().chars().last().unwrap()
 }
 
@@ -277,7 +277,7 @@ fn a_sleeping_environment_is_woken_for_a_reconnect_within_the_budget() {
     let mut journey = begin(&world, reconnect(&world, Some('a'), Some(OURS)));
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
     let id = "op-aaaaaaaaaaaaaaaa".parse().unwrap();
-    assert_eq!(journey.woke(&Woke::Operation { id, created: true }, true, world.now), None);
+    assert_eq!(journey.woke(&Woke::Operation { id, created: true }, world.now), None);
     world.after(Duration::from_millis(22));
     world.operation(WakeState::Hot, 0);
     world.allocation('b', Epoch(1), 1, AllocationState::Ready);
@@ -290,6 +290,7 @@ fn a_sleeping_environment_is_woken_for_a_reconnect_within_the_budget() {
     let world = promised();
     let mut journey = begin(&world, reconnect(&world, Some('a'), Some(OURS)));
     assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
+    assert_eq!(journey.woke(&Woke::BackingOff, world.now), None);
     let end = HoldEnd::DeadlinePassed;
     let late = world.now + Duration::from_secs(10);
     let reply = journey.held(end, Some(&world.view()), late, 0).unwrap();
@@ -331,12 +332,10 @@ fn the_store_is_asked_once_even_when_the_target_refuses_the_connection() {
     world.allocation('b', Epoch(1), 1, AllocationState::Ready);
     world.allocation('c', Epoch(1), 1, AllocationState::Ready);
     let mut journey = begin(&world, reconnect(&world, Some('a'), Some(OURS)));
-    let Next::AskStore(placement) = world.decide(&mut journey) else { panic!("asks") };
-    journey.store_answered(StoreAnswer::Present);
-    let view = world.view();
-    let next = journey.decide(Some(&view), Some(placement), world.now, 0);
-    let Next::Forward(first) = next else { panic!("forward") };
-    assert_eq!(journey.connect_failed(&first, world.now), None);
+    assert!(matches!(world.decide(&mut journey), Next::AskStore));
+    journey.store_answered(StoreAnswer::Present, world.now);
+    let Next::Forward(first) = world.decide(&mut journey) else { panic!("forward") };
+    assert_eq!(journey.connect_failed(world.now), None);
     let Next::Forward(second) = world.decide(&mut journey) else { panic!("not asked again") };
     assert_ne!(first.allocation.id, second.allocation.id);
     assert_eq!(journey.verdict(), Some(Verdict::Hydrate));
@@ -358,8 +357,7 @@ fn edges_agree_where_a_session_goes_and_a_loaded_one_is_passed_over() {
             let mut facts = upgrade(world);
             facts.session = SessionId::new(&format!("s-{n}"), FoundIn::Query);
             let mut journey = begin(world, facts);
-            let Next::Forward(placed) = journey.decide(Some(&world.view()), None, world.now, pick)
-            else {
+            let Next::Forward(placed) = journey.decide(Some(&world.view()), world.now, pick) else {
                 panic!("forward")
             };
             placed.allocation.id.as_str().chars().last().unwrap()
@@ -372,8 +370,8 @@ fn edges_agree_where_a_session_goes_and_a_loaded_one_is_passed_over() {
 
     let mut facts = upgrade(&one);
     facts.session = SessionId::new("s-1", FoundIn::Query);
-    let mut journey = begin(&one, facts.clone());
-    let Next::Forward(first) = one.decide(&mut journey) else { panic!("forward") };
+    let mut holds_a_place = begin(&one, facts.clone());
+    let Next::Forward(first) = one.decide(&mut holds_a_place) else { panic!("forward") };
     let mut journey = begin(&one, facts);
     let Next::Forward(second) = one.decide(&mut journey) else { panic!("forward") };
     assert_ne!(first.allocation.id, second.allocation.id, "above its share");
@@ -394,8 +392,7 @@ fn the_sessions_of_one_that_died_spread_over_all_survivors_before_it_is_taken_of
         let mut journey = begin(&world, facts);
         let Next::Forward(placed) = world.decide(&mut journey) else { panic!("forward") };
         assert_eq!(placed.allocation.id.as_str().chars().last(), Some('c'), "its own");
-        assert_eq!(journey.connect_failed(&placed, world.now), None);
-        drop(placed);
+        assert_eq!(journey.connect_failed(world.now), None);
         *counts.entry(place(&world, &mut journey, StoreAnswer::Present)).or_default() += 1;
         assert_eq!(journey.verdict(), Some(Verdict::Hydrate));
     }

@@ -6,8 +6,9 @@ import { fill, h } from "./dom.js";
 /** @typedef {Schemas["TraceRow"]} Trace */
 /** @typedef {Schemas["StepText"]} Step */
 /** @typedef {Schemas["TraceBatch"]} TraceBatch */
+/** @typedef {Schemas["LogRow"]} LogLine */
+/** @typedef {Schemas["LogBatch"]} LogBatch */
 /** @typedef {Schemas["EnvironmentRow"]} Environment */
-/** @typedef {Schemas["AllocationRow"]} Allocation */
 /** @typedef {Schemas["OperationRow"]} Operation */
 /** @typedef {Schemas["DeploymentRow"]} Deployment */
 /** @typedef {Schemas["Explanation"]} Explanation */
@@ -132,9 +133,6 @@ export async function page(path) {
   return { rows: await response.json(), more };
 }
 
-/** @param {string} path */
-export const text = async (path) => (await call(path)).text();
-
 /**
  * @template T
  * @param {string} path
@@ -151,14 +149,14 @@ export const post = async (path, body = {}) =>
 /**
  * Follows server-sent events until `signal` says to stop, and begins again when the edge was away.
  * `EventSource` cannot send a token; this reads the same format (WHATWG HTML, section 9.2.6).
- * @param {string} path
- * @param {(data: any) => void} take
+ * @param {string | (() => string)} path asked for each time, so that it can go on where it was
+ * @param {(data: any, id: string) => void} take the `id` of an event is the place to go on after
  * @param {AbortSignal} signal
  */
 export async function follow(path, take, signal) {
   while (!signal.aborted) {
     try {
-      const response = await call(path, { signal });
+      const response = await call(typeof path === "string" ? path : path(), { signal });
       link("live");
       await read(response, take);
     } catch (e) {
@@ -173,7 +171,7 @@ export async function follow(path, take, signal) {
 
 /**
  * @param {Response} response
- * @param {(data: any) => void} take
+ * @param {(data: any, id: string) => void} take
  */
 async function read(response, take) {
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
@@ -186,8 +184,10 @@ async function read(response, take) {
     const events = rest.split("\n\n");
     rest = events.pop() ?? "";
     for (const event of events) {
-      const data = event.split("\n").filter((l) => l.startsWith("data:")).map((l) => l.slice(5).trimStart());
-      if (data.length > 0) take(JSON.parse(data.join("\n")));
+      const field = (/** @type {string} */ name) =>
+        event.split("\n").filter((l) => l.startsWith(`${name}:`)).map((l) => l.slice(name.length + 1).trimStart());
+      const data = field("data");
+      if (data.length > 0) take(JSON.parse(data.join("\n")), field("id")[0] ?? "");
     }
   }
 }

@@ -1,13 +1,13 @@
 /** Environments: who owns each, what runs, and the commands that change it, said before they are done. */
 
-import { follow, get, offers, post, text } from "./api.js";
+import { follow, get, offers, post } from "./api.js";
 import { badge, confirmed, fill, h, table } from "./dom.js";
+import { address } from "./logs.js";
 import { move } from "./releases.js";
 import { fact } from "./traces.js";
 import { count, duration, outcomeMeans, outcomeTone, short, stateTone } from "./words.js";
 
 /** @typedef {import("./api.js").Environment} Environment */
-/** @typedef {import("./api.js").Allocation} Allocation */
 
 /** Counters move without a revision. */
 const EVERY = 2000;
@@ -111,7 +111,7 @@ function card(e, moves, act) {
       e.typical_wake_ms != null && fact("Wakes in about", duration(e.typical_wake_ms)),
       e.operation && fact("Last wake", h("a", { href: `#/operations?operation=${e.operation}` }, e.operation)),
     ),
-    e.failure && h("p", { class: "problem" }, `The last start failed: ${e.failure.detail}`),
+    e.failure && h("p", { class: "problem" }, `The last start failed: ${e.failure.detail} `, h("a", { href: address({ of: e.environment }) }, "What it printed")),
     h(
       "p",
       { class: "row served" },
@@ -119,6 +119,7 @@ function card(e, moves, act) {
       served.length === 0 && "none",
       served.map(([outcome, n]) => badge(`${outcome} ${n.toLocaleString()}`, outcomeTone(outcome), outcomeMeans(outcome))),
       h("a", { href: `#/traces?app=${encodeURIComponent(e.environment.split("/")[0])}` }, "its traces"),
+      h("a", { href: address({ of: e.environment }) }, "its output"),
     ),
     runs &&
       table(
@@ -134,24 +135,10 @@ function card(e, moves, act) {
           a.in_flight,
           a.sockets,
           a.total.toLocaleString(),
-          h("button", { class: "chip", "data-key": `${a.id} log`, onclick: () => output(a) }, "Show"),
+          h("a", { href: address({ of: e.environment, allocation: a.id }) }, "Show"),
         ]),
       ),
   );
-}
-
-/** @param {Allocation} a */
-async function output(a) {
-  const words = await text(`/v1/allocations/${encodeURIComponent(a.id)}/log`).catch((e) => e.message);
-  const dialog = h(
-    "dialog",
-    { class: "wide", "aria-labelledby": "asks", onclose: () => dialog.remove() },
-    h("h2", { id: "asks" }, `Output of ${a.id}`),
-    h("pre", { tabindex: 0 }, words || "It has written nothing."),
-    h("form", { method: "dialog", class: "row end" }, h("button", { class: "primary" }, "Close")),
-  );
-  document.body.append(dialog);
-  dialog.showModal();
 }
 
 /**

@@ -4,6 +4,7 @@ import { Refused } from "./api.js";
 import { apps } from "./apps.js";
 import { fill, h } from "./dom.js";
 import { explain } from "./explain.js";
+import { logs } from "./logs.js";
 import { operations } from "./operations.js";
 import { trace, traces } from "./traces.js";
 
@@ -17,6 +18,7 @@ const PAGES = {
   traces: ["Traces", (main, signal, rest, query) => (rest[0] ? trace(main, rest[0]) : traces(main, signal, query))],
   explain: ["Explain", explain],
   apps: ["Apps", apps],
+  logs: ["Logs", (main, signal, _rest, query) => logs(main, signal, query)],
   operations: ["Operations", operations],
 };
 

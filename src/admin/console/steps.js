@@ -50,23 +50,41 @@ export function verdict(decision, outcome, risk, more) {
   );
 }
 
-/** What went on until a step was taken, by the words of its action and detail. */
+/** What went on until a step of a kind was taken: a label and whose time it was. The first that a group has names it. */
 const UNTIL = /** @type {const} */ ([
-  [/^Hold within wake budget/, "held while the app started", "runner"],
-  [/^Hold until/, "held for a free place", "runner"],
-  [/^Run |^Process once|^Keep live/, "waiting for the app's first byte", "allocation"],
-  [/^Connect refused/, "connecting, refused", "allocation"],
-  [/^Start allocation/, "held while the app started", "runner"],
-  [/^(Create or attach|Wake if)/, "recording the wake", "control-plane"],
-  [/^Serve bytes/, "reading the artifact store", "object-store"],
-  [/^Check .* on disk/, "keeping the record on disk", "control-plane"],
-  [/^Check|^Verify|^Find|^Attach/, "checking", "edge"],
+  ["hold", "held while the app started", "runner"],
+  ["run", "waiting for the app's first byte", "allocation"],
+  ["run-preview", "waiting for the app's first byte", "allocation"],
+  ["process-once", "waiting for the app's first byte", "allocation"],
+  ["pin", "waiting for the app's first byte", "allocation"],
+  ["upstream-failed", "waiting for the app's first byte", "allocation"],
+  ["broke-off", "waiting for the app's first byte", "allocation"],
+  ["connect-failed", "connecting, refused", "allocation"],
+  ["start", "held while the app started", "runner"],
+  ["wake", "recording the wake", "control-plane"],
+  ["serve-asset", "reading the artifact store", "object-store"],
+  ["on-disk", "keeping the record on disk", "control-plane"],
+  ["check-key", "checking", "edge"],
+  ["check-event", "checking", "edge"],
+  ["verify-signature", "checking", "edge"],
+  ["find-session", "checking", "edge"],
+  ["check-store", "checking", "edge"],
+  ["check-access", "checking", "edge"],
+  ["find-asset", "checking", "edge"],
+  ["attach-evidence", "checking", "edge"],
+  ["attach-retry", "checking", "edge"],
 ]);
-
-/** @param {Step} step */
+/**
+ * What went on until the step was taken, and how much it says beside others.
+ * @param {Step} step
+ * @returns {{ rank: number, label: string, kind: string }}
+ */
 function until(step) {
-  const found = UNTIL.findIndex(([pattern]) => pattern.test(`${step.action} ${step.detail}`));
-  return found < 0 ? UNTIL.length : found;
+  const { verdict, state } = step.values;
+  if (step.kind === "hold" && state === undefined) return { rank: 0, label: "held for a free place", kind: "runner" };
+  const onDisk = step.kind.startsWith("check-") && (verdict === "reserved" || verdict === "forwarded");
+  const rank = UNTIL.findIndex(([kind]) => kind === (onDisk ? "on-disk" : step.kind));
+  return rank < 0 ? { rank: UNTIL.length, label: "deciding", kind: "edge" } : { rank, label: UNTIL[rank][1], kind: UNTIL[rank][2] };
 }
 
 /**
@@ -97,10 +115,9 @@ export function parts(t) {
     let end = i + 1;
     while (end < t.steps.length && t.steps[end].at_us - t.steps[end - 1].at_us < together) end += 1;
     const group = t.steps.slice(i, end);
-    const best = Math.min(...group.map(until));
+    const best = group.map(until).reduce((a, b) => (b.rank < a.rank ? b : a));
     const to = group[group.length - 1].at_us;
-    if (best < UNTIL.length) add(UNTIL[best][1], UNTIL[best][2], to - from);
-    else add("deciding", "edge", to - from);
+    add(best.label, best.kind, to - from);
     from = to;
     i = end;
   }

@@ -27,7 +27,7 @@ function remember(t) {
 
 const METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
 const CLASSES = ["page", "action", "webhook", "live", "asset", "none"];
-const OUTCOMES = ["hot", "woken", "held", "asset", "replayed", "duplicate", "welcomed", "refused", "client-left", "cut-off"];
+const OUTCOMES = ["hot", "woken", "held", "asset", "replayed", "duplicate", "welcomed", "validated", "refused", "client-left", "cut-off"];
 
 /**
  * @param {HTMLElement} main

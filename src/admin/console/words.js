@@ -47,7 +47,7 @@ export const short = (digest) => digest.replace(/^sha256:/, "").slice(0, 12);
 export const count = (n, one, many) => `${n.toLocaleString()} ${n === 1 ? one : (many ?? `${one}s`)}`;
 
 /** Outcomes that are the app's own answer, now or once before, or its artifact's. */
-const ANSWERED = new Set(["hot", "asset", "welcomed", "replayed", "duplicate"]);
+const ANSWERED = new Set(["hot", "asset", "welcomed", "validated", "replayed", "duplicate"]);
 
 /** @param {string} outcome */
 export function outcomeTone(outcome) {
@@ -75,10 +75,11 @@ const OUTCOMES = /** @type {Record<string, string>} */ ({
   held: "answered by the app after waiting for a free place",
   asset: "answered from the artifact, without the app",
   welcomed: "let in to the preview, and sent on to the same address",
+  validated: "a certificate authority was shown that the host is ours",
   replayed: "answered with the stored response of the first request with this key",
   duplicate: "answered from the record: the app accepted this event before",
   "client-left": "the client left before it was answered",
-  "cut-off": "the app's answer broke off, and the connection was cut there",
+  "cut-off": "the answer broke off, and the connection was cut there",
   open: "not over yet",
 });
 

@@ -1,9 +1,9 @@
-//! Sockets whose first frame says whose they are (`session = ["vango-hello"]`): the edge accepts the
+//! Sockets whose first frame names their session (`session = ["vango-hello"]`): the edge accepts the
 //! upgrade itself, reads that frame within ten seconds, chooses the allocation, and passes the frame
 //! on byte for byte. Per tab, not per browser.
 //!
 //! The edge accepts without extensions and without a subprotocol, since no app has been asked yet;
-//! Vango's client offers none that it needs. Whatever is no hello goes to any ready allocation,
+//! Vango's client offers none that it needs. A first frame that is no hello goes to any ready allocation,
 //! untouched.
 
 use std::sync::Arc;
@@ -14,23 +14,19 @@ use pingora::http::RequestHeader;
 use pingora::protocols::Stream;
 use tokio::io::AsyncReadExt as _;
 
-use crate::contract::{RouteClass, SessionSource, SocketEnd};
-use crate::lifecycle::admit::Journey;
+use crate::contract::Unrouted;
 use crate::lifecycle::affinity::SessionId;
-use crate::lifecycle::classify::{Classified, classify};
+use crate::lifecycle::enter::{Classified, classify};
 use crate::lifecycle::facts::Facts;
 use crate::lifecycle::hello::{FirstFrame, HELLO_BYTES, first_frame};
+use crate::lifecycle::journey::{Event, Go, Journey};
 use crate::lifecycle::reply::{Problem, Reply};
-use crate::proxy::gate::{Carried, Downstream, Passed};
-use crate::proxy::record::{self, End};
-use crate::proxy::service::ProxyLimits;
+use crate::proxy::downstream::Downstream;
+use crate::proxy::gate::{Carried, Gate, ProxyLimits};
 use crate::sockets::frames::{Frames, Protocol};
 
-use super::client::Client;
-use super::rest::Resting;
-use super::upgrade::{Asked, accepted};
-use super::way::request_id;
-use super::{LiveParts, Way, carry};
+use super::carry::{self, Client, Resting};
+use super::upgrade::{AppAnswer, Upgrade, accepted, request_id};
 
 /// Vango's own limit for its hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -45,24 +41,14 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// Policy violation: the client sent no hello in time.
 const SILENT: (u16, &str) = (1008, "no hello came");
 
-/// A socket that is to be accepted before it is known whose it is.
+/// A socket that is accepted before its session is known.
 pub(super) struct Hello {
-    pub(super) parts: Arc<LiveParts>,
+    pub(super) gate: Arc<Gate>,
     pub(super) facts: Facts,
     pub(super) head: RequestHeader,
     pub(super) limits: ProxyLimits,
     /// How it ends where the app is not asked.
     pub(super) cut: bool,
-}
-
-/// Whether a request's route wants its first frame looked at.
-pub(super) fn wanted(class: &RouteClass) -> bool {
-    matches!(class, RouteClass::Live(live) if live.session.contains(&SessionSource::VangoHello))
-}
-
-/// Whether its sockets end without a close frame of the edge's own.
-pub(super) fn is_cut(class: &RouteClass) -> bool {
-    matches!(class, RouteClass::Live(live) if live.end == SocketEnd::Cut)
 }
 
 /// What the edge checks where the app is not asked yet (RFC 6455 §4.2.1, §10.2). `forwarded` is the
@@ -103,9 +89,8 @@ fn accept_key(key: &HeaderValue) -> HeaderValue {
 impl Hello {
     /// Accepts, listens, places, and carries.
     pub(super) async fn run(mut self, stream: Option<Stream>, accept: HeaderValue) {
-        let mut ours = request_id(self.facts.id);
-        ours.push((header::SEC_WEBSOCKET_ACCEPT, accept));
-        let head = accepted(&HeaderMap::new(), &ours);
+        let fields = [request_id(self.facts.id), (header::SEC_WEBSOCKET_ACCEPT, accept)];
+        let head = accepted(&HeaderMap::new(), &fields);
         let client = carry::greet(stream, &head).await;
         let Some(client) = client else { return self.gone() };
         let mut waiting = Waiting { client, sent: Vec::new() };
@@ -115,7 +100,7 @@ impl Hello {
             Ok(None) => return self.gone(),
             Err(_) => {
                 let close = Some(SILENT).filter(|_| !self.cut);
-                waiting.client.close(close).await;
+                waiting.close(close).await;
                 return self.gone();
             }
         }
@@ -124,64 +109,46 @@ impl Hello {
 
     /// Nothing was decided, and nothing is woken.
     fn gone(self) {
-        let parts = Arc::clone(&self.parts);
-        if let Some(journey) = self.journey() {
-            record::close(&parts.gate, &parts.telemetry, journey, End::Left { status: Some(101) });
+        if let Ok(classified) = self.classified() {
+            let mut journey = Journey::begin(self.facts, classified);
+            self.gate.report(&mut journey, Event::Left);
+            self.gate.close(journey, Some(101), None, false);
         }
     }
 
     /// On the newest snapshot: a while has passed since the upgrade.
-    fn classified(&self) -> Option<Classified> {
-        classify(&self.parts.gate.snapshots.load(), &self.facts).ok()
-    }
-
-    fn journey(self) -> Option<Journey> {
-        let classified = self.classified()?;
-        Some(Journey::begin(self.facts, classified))
+    fn classified(&self) -> Result<Classified, Unrouted> {
+        classify(&self.gate.snapshots.load(), &self.facts)
     }
 
     async fn place(mut self, mut waiting: Waiting) {
-        let parts = Arc::clone(&self.parts);
         // The budget begins here.
-        self.facts.received = parts.gate.clock.now();
+        self.facts.received = self.gate.clock.now();
         // No app was asked about these when the socket was accepted.
         self.head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
         self.head.remove_header(&header::SEC_WEBSOCKET_PROTOCOL);
-        let Self { facts, head, limits, cut, .. } = self;
-        let Ok(classified) = classify(&parts.gate.snapshots.load(), &facts) else {
+        let classified = self.classified();
+        let Self { gate, facts, head, limits, cut } = self;
+        let Ok(classified) = classified else {
             return waiting.turn_away((LATER, Problem::NoRoute.name()), cut, REFUSED_PAUSE).await;
         };
         let mut journey = Journey::begin(facts, classified);
-        let way = Way { parts: &parts, head: &head, limits };
-        loop {
-            let placed =
-                match parts.gate.pass(&mut waiting, &mut journey, &mut Carried::default()).await {
-                    Passed::Forward(placed) => placed,
-                    Passed::Reply(reply) => {
-                        return refuse(&parts, journey, waiting, &reply, cut).await;
-                    }
-                    // A live route keeps no record, so that nothing is answered from one.
-                    Passed::Gone | Passed::Replay(_) | Passed::Acknowledge => {
-                        let end = End::Left { status: Some(101) };
-                        return record::close(&parts.gate, &parts.telemetry, journey, end);
-                    }
-                };
-            match way.ask(&mut waiting, &mut journey, placed).await {
-                Ok(Some((placed, Asked::Accepted(_, app, from_app)))) => {
-                    let socket = way.accepted(&journey, &placed, app, from_app);
-                    drop(placed);
-                    let end = End::Answered { status: Some(101) };
-                    record::close(&parts.gate, &parts.telemetry, journey, end);
+        let upgrade = Upgrade { gate: &gate, head: &head, limits };
+        while gate.drive(&mut waiting, &mut journey, &mut Carried::default()).await == Go::Connect {
+            match upgrade.ask(&mut waiting, &mut journey).await {
+                Ok(AppAnswer::Accepted(_, app, from_app)) => {
+                    let socket = upgrade.socket(&journey, app, from_app);
+                    drop(journey.take_placement());
+                    gate.close(journey, Some(101), None, false);
                     let Some(mut socket) = socket else { return };
                     socket.from_client = waiting.sent;
-                    tokio::spawn(socket.carry(waiting.client, parts));
+                    tokio::spawn(socket.carry(waiting.client, Arc::clone(&gate)));
                     return;
                 }
-                Ok(Some((_, Asked::Answered(answer)))) => {
+                Ok(AppAnswer::Other(answer)) => {
                     let status = answer.status().as_u16();
                     drop(answer);
-                    let end = End::Answered { status: Some(status) };
-                    record::close(&parts.gate, &parts.telemetry, journey, end);
+                    gate.close(journey, Some(status), None, false);
                     let (code, pause) = match status {
                         ..500 => (SILENT.0, REFUSED_PAUSE),
                         _ => (LATER, LATER_PAUSE),
@@ -189,38 +156,30 @@ impl Hello {
                     let reason = format!("the app answered {status}");
                     return waiting.turn_away((code, &reason), cut, pause).await;
                 }
-                // Choose again.
-                Ok(Some((_, Asked::Refused | Asked::Failed(_)))) => {}
-                Ok(None) => {
-                    let end = End::Left { status: Some(101) };
-                    return record::close(&parts.gate, &parts.telemetry, journey, end);
-                }
-                Err(reply) => return refuse(&parts, journey, waiting, &reply, cut).await,
+                Err(Go::Again) => {}
+                Err(_) => break,
             }
+        }
+        match journey.reply().cloned() {
+            Some(reply) => refuse(&gate, journey, waiting, &reply, cut).await,
+            // It has left.
+            None => gate.close(journey, Some(101), None, false),
         }
     }
 }
 
 /// Says what would be an error's answer as a close, or by an end after the time that the answer would
 /// have named.
-async fn refuse(
-    parts: &Arc<LiveParts>,
-    journey: Journey,
-    waiting: Waiting,
-    reply: &Reply,
-    cut: bool,
-) {
-    let end = End::Replied { status: Some(101) };
-    let (environment, wakes) = (journey.view().environment.clone(), journey.wakes());
-    record::close(&parts.gate, &parts.telemetry, journey, end);
+async fn refuse(gate: &Arc<Gate>, journey: Journey, waiting: Waiting, reply: &Reply, cut: bool) {
+    let (environment, may_wake) = (journey.view().environment.clone(), journey.may_wake());
+    gate.close(journey, Some(101), None, false);
     if cut && reply.problem == Problem::Asleep {
         let mut frames = Frames::of(Protocol::Vango);
         frames.follow(&waiting.sent);
-        let (seat, idle) =
-            (parts.sockets.rest(&environment, true), parts.gate.limits.load().socket_idle);
+        let (seat, idle) = (gate.sockets.rest(&environment, true), gate.limits.load().socket_idle);
         let client = waiting.client;
-        let resting = Resting { client, frames, seat, asleep: true, wakes, idle };
-        tokio::spawn(resting.run(Arc::clone(parts)));
+        let resting = Resting { client, frames, seat, asleep: true, may_wake, idle };
+        tokio::spawn(resting.run(Arc::clone(gate)));
         return;
     }
     let pause = reply.retry_after.map_or(LATER_PAUSE, Duration::from_secs).min(REFUSED_PAUSE);
@@ -235,8 +194,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Ends it by `close`; by `cut` after a pause, since a client that was accepted takes the end for a
-    /// new loss, and begins again with its shortest pause.
+    /// Closes it with `close`. With `cut` it waits for `pause` first: a client that was accepted takes the end
+    /// for a new loss, and comes back after its own shortest pause.
     async fn turn_away(mut self, close: (u16, &str), cut: bool, pause: Duration) {
         if cut {
             tokio::select! {
@@ -244,7 +203,12 @@ impl Waiting {
                 () = tokio::time::sleep(pause) => {}
             }
         }
-        self.client.close(Some(close).filter(|_| !cut)).await;
+        self.close(Some(close).filter(|_| !cut)).await;
+    }
+
+    async fn close(mut self, close: Option<(u16, &str)>) {
+        carry::say_goodbye(&mut self.client, close).await;
+        carry::linger(self.client).await;
     }
 
     /// Reads until the first frame is whole; `None` when the client is gone.

@@ -1,137 +1,111 @@
-//! Live sockets: the edge takes an accepted upgrade over from Pingora's HTTP engine and carries it
-//! itself, so that a silent socket costs no buffers, and an end on one side is an end on the other.
+//! Live sockets: the edge takes an accepted upgrade over from Pingora's HTTP engine ([`super::engine`]) and
+//! carries it itself, so that a silent socket costs no buffers, and an end on one side is an end on the other.
 //!
-//! A request filter cannot give its connection away: it leaves word with [`take_over`], answers
-//! nothing, and the [`Engine`] that called Pingora finds the word and the connection together when
-//! the request is over. Pingora gives a connection back only if the client sent nothing beyond its
-//! request.
-//!
-//! [`filter`] is where a request becomes a socket, [`way`] leads it to its allocation, [`upgrade`] is
-//! the app's side of the handshake, [`client`] the client's leg, [`carry`] the life of a socket,
-//! [`rest`] what may become of a client whose app is gone, [`hello`] the sockets whose first frame says whose they are.
+//! Here is where a request becomes a socket; [`upgrade`] leads it to its allocation and asks the app,
+//! [`carry`] is the life of a socket, and [`hello`] has the sockets whose first frame names their session.
 //!
 //! Deliberately absent: WebSocket over HTTP/2 (RFC 8441). Clients that speak HTTP/2 open a
 //! connection of HTTP/1.1 for it, as browsers do where the setting is not announced.
 
 mod carry;
-mod client;
-mod filter;
 mod hello;
-mod rest;
 mod upgrade;
-mod way;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use async_trait::async_trait;
-use futures_util::future::BoxFuture;
-use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
-use pingora::protocols::Stream;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::H2Options;
-use pingora::server::ShutdownWatch;
-use pingora_proxy::{HttpProxy, Session};
+use bytes::Bytes;
+use pingora_proxy::Session;
+use tokio::net::TcpStream;
 
-use crate::proxy::client::{Client as Connection, Phase};
-use crate::sockets::{Admission, Sockets};
-use crate::telemetry::Telemetry;
+use crate::lifecycle::journey::{Broke, Event, Go};
 
-use super::gate::Gate;
-use super::service::EdgeProxy;
-use super::turns::{Turns, Urgency};
+use super::answer::{self, Nothing};
+use super::edge::{Ctx, EdgeProxy};
+use super::engine::take_over;
+use super::{exchange, head};
 
 use carry::Accepted;
 use hello::Hello;
-use way::Way;
+use upgrade::{AppAnswer, Upgrade, accepted, is_cut, waits_for_hello};
 
-/// What live sockets are carried with.
-pub struct LiveParts {
-    /// Decides where they go.
-    pub gate: Gate,
-    /// Those that are open.
-    pub sockets: Arc<Sockets>,
-    /// Paces those that come.
-    pub admission: Admission,
-    /// Counts their ends.
-    pub telemetry: Arc<Telemetry>,
-}
-
-/// What is done with a connection once its request is over; `None` when Pingora did not give it
-/// back.
-type Word = Box<dyn FnOnce(Option<Stream>) -> BoxFuture<'static, ()> + Send>;
-
-#[derive(Clone, Default)]
-struct Taken(Arc<Mutex<Option<Word>>>);
-
-tokio::task_local! {
-    static TAKEN: Taken;
-}
-
-/// Leaves word that the session's connection is to be given to `word` when this request is over.
-/// The filter that calls this answers nothing itself. `false` when the request does not run in an
-/// [`Engine`], or is not HTTP/1.
-pub(super) fn take_over(session: &mut Session, word: Word) -> bool {
-    if session.is_http2() {
-        return false;
-    }
-    // What came beyond the request makes Pingora close the connection instead of giving it back.
-    session.set_pipelining_enabled(false);
-    if let Some(client) = Connection::of(session) {
-        client.enter(Phase::Upgraded);
-    }
-    // Pingora gives back what it would keep alive.
-    session.set_keepalive(Some(60));
-    session.as_downstream_mut().set_keepalive_reuses_remaining(Some(1));
-    TAKEN
-        .try_with(|taken| *taken.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(word))
-        .is_ok()
-}
-
-/// Pingora's HTTP engine, and what was taken over from it.
-pub(super) struct Engine {
-    proxy: Arc<HttpProxy<EdgeProxy>>,
-    turns: Turns,
-}
-
-impl Engine {
-    pub(super) fn new(proxy: HttpProxy<EdgeProxy>, turns: Turns) -> Self {
-        Self { proxy: Arc::new(proxy), turns }
-    }
-}
-
-#[async_trait]
-impl HttpServerApp for Engine {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        session: ServerSession,
-        shutdown: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        if session.is_http2() {
-            // A task of its own, which Pingora made. One of HTTP/1.1 is its connection's.
-            let urgency = Connection::of(&session).map(|c| Urgency::of_stream(&c.urgency));
-            let request = self.proxy.process_new_http(session, shutdown);
-            return self.turns.run(urgency.unwrap_or_default(), request).await;
+impl EdgeProxy {
+    /// Asks for the socket, and takes its connection over; or answers.
+    pub(super) async fn live(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
+        if ctx.journey.as_ref().is_some_and(waits_for_hello) {
+            return self.live_by_hello(session, ctx).await;
         }
-        let taken = Taken::default();
-        let request = self.proxy.process_new_http(session, shutdown);
-        let reused = TAKEN.scope(taken.clone(), request).await;
-        let word = taken.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(word) = word else { return reused };
-        let stream = reused.map(|r| r.consume().0);
-        // In a task of its own: what Pingora needed for the request is freed.
-        tokio::spawn(word(stream));
-        None
+        let head = session.req_header().clone();
+        let upgrade = Upgrade { gate: &self.gate, head: &head, limits: **self.gate.limits.load() };
+        while self.drive(session, ctx).await == Go::Connect {
+            let Some(journey) = &mut ctx.journey else { break };
+            match upgrade.ask(session, journey).await {
+                Ok(AppAnswer::Accepted(headers, app, from_app)) => {
+                    let head = accepted(&headers, &upgrade.fields(journey));
+                    let socket = upgrade.socket(journey, app, from_app);
+                    self.hand_over(session, ctx, head, socket);
+                    return Ok(());
+                }
+                Ok(AppAnswer::Other(response)) => {
+                    let within = upgrade.limits.of_route(journey).response_timeout;
+                    let (parts, body) = response.into_parts();
+                    let mut head = head::copied(parts.status, &parts.headers)?;
+                    self.mark(&mut head, ctx)?;
+                    session.set_keepalive(None);
+                    let rest = exchange::body_pieces(body, within);
+                    return answer::stream(session, head, Bytes::new(), rest, &mut Nothing).await;
+                }
+                Err(Go::Again) => {}
+                Err(_) => break,
+            }
+        }
+        self.answer(session, ctx).await
     }
 
-    fn h2_options(&self) -> Option<H2Options> {
-        self.proxy.h2_options()
+    fn hand_over(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        head: Vec<u8>,
+        socket: Option<Accepted<TcpStream>>,
+    ) {
+        let (Some(mut journey), Some(socket)) = (ctx.journey.take(), socket) else { return };
+        // An open socket is counted apart: its place is free for requests again.
+        drop(journey.take_placement());
+        let gate = Arc::clone(&self.gate);
+        let then = Box::new(move |stream| {
+            Box::pin(async move {
+                match carry::greet(stream, &head).await {
+                    None => gate.close(journey, None, Some(Broke::Client), false),
+                    Some(client) => {
+                        gate.close(journey, Some(101), None, false);
+                        // A task of its own: in this one the socket would keep the room of its
+                        // journey and its head as long as it is open.
+                        tokio::spawn(socket.carry(client, gate));
+                    }
+                }
+            }) as _
+        });
+        take_over(session, then);
     }
 
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        self.proxy.server_options()
-    }
-
-    async fn http_cleanup(&self) {
-        self.proxy.http_cleanup().await;
+    async fn live_by_hello(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<()> {
+        let forwarded = ctx.journey.as_ref().and_then(|j| j.facts().forwarded_host());
+        let accept = match hello::check(&session.req_header().headers, forwarded) {
+            Ok(accept) => accept,
+            Err(reply) => {
+                self.report(ctx, Event::Refused(Box::new(reply)));
+                return self.answer(session, ctx).await;
+            }
+        };
+        let Some(journey) = ctx.journey.take() else { return Ok(()) };
+        let hello = Hello {
+            gate: Arc::clone(&self.gate),
+            facts: journey.facts().clone(),
+            head: session.req_header().clone(),
+            limits: **self.gate.limits.load(),
+            cut: is_cut(&journey),
+        };
+        take_over(session, Box::new(move |stream| Box::pin(hello.run(stream, accept))));
+        Ok(())
     }
 }

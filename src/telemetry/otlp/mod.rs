@@ -13,19 +13,15 @@ mod send;
 mod spans;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
 use std::time::Duration;
-
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use crate::clock::{Clock, Entropy};
 
 use super::Telemetry;
-use super::access::wanted;
-use super::ring::{Since, TraceRecord};
-use message::{ExportRequest, KeyValue, Resource, ResourceSpans, Scope, ScopeSpans};
+use super::ring::{Follower, Since, TraceRecord};
+use message::{ExportRequest, Resource, ResourceSpans, Scope, ScopeSpans, text};
 use send::{Collector, Sent};
 
 /// Time between looks at the ring.
@@ -42,30 +38,6 @@ const LAST: Duration = Duration::from_secs(2);
 const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Traces by what became of them.
-#[derive(Debug)]
-pub struct Exported {
-    sent: IntCounter,
-    refused: IntCounter,
-    lost: IntCounter,
-}
-
-impl Exported {
-    /// Registers the counters with `registry`.
-    ///
-    /// # Errors
-    /// Only for a name used twice: our own bug.
-    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let traces = IntCounterVec::new(
-            Opts::new("otlp_traces_total", "Traces for the collector, sent, refused or lost."),
-            &["outcome"],
-        )?;
-        registry.register(Box::new(traces.clone()))?;
-        let of = |outcome| traces.with_label_values(&[outcome]);
-        Ok(Self { sent: of("sent"), refused: of("refused"), lost: of("lost") })
-    }
-}
-
 /// Where traces go, and which.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -77,56 +49,28 @@ pub struct Target {
     pub node: String,
 }
 
-/// The thread that sends. When this is dropped it sends what is left, within a bound, and ends.
-#[derive(Debug)]
-pub struct Exporter {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-    ended: mpsc::Receiver<()>,
-}
-
-impl Exporter {
-    /// Starts to send what `telemetry` is told from now on.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub fn start(
-        target: Target,
-        telemetry: Arc<Telemetry>,
-        clock: Arc<dyn Clock>,
-        entropy: Arc<dyn Entropy>,
-    ) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut sender = Sender {
-            collector: Collector::at(&target.base),
-            from: telemetry.ring.pushed(),
-            stop: Arc::clone(&stop),
-            failing: false,
-            target,
-            telemetry,
-            clock,
-            entropy,
-        };
-        let (end, ended) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("otlp".into()).spawn(move || {
-            while !sender.stopping() {
-                sender.rest(EVERY);
-                sender.look();
-            }
-            sender.look();
-            drop(end);
-        })?;
-        Ok(Self { stop, thread, ended })
-    }
-}
-
-impl Drop for Exporter {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.thread.thread().unpark();
-        // A thread that a collector keeps waiting is left to the end of the process.
-        let _ = self.ended.recv_timeout(LAST);
-    }
+/// Starts to send what `telemetry` is told from now on. When the thread is dropped it sends what is left,
+/// within a bound, and ends.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start(
+    target: Target,
+    telemetry: Arc<Telemetry>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+) -> io::Result<Follower> {
+    let collector = Collector::at(&target.base);
+    let from = telemetry.ring.pushed();
+    let mut sender = Sender { collector, target, telemetry, clock, entropy, from, failing: false };
+    // A collector that keeps it waiting keeps no edge from its end.
+    Follower::start("otlp", LAST, move |stop| {
+        while !stop.load(Ordering::Acquire) {
+            sender.rest(EVERY, stop);
+            sender.look(stop);
+        }
+        sender.look(stop);
+    })
 }
 
 struct Sender {
@@ -136,20 +80,15 @@ struct Sender {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     from: usize,
-    stop: Arc<AtomicBool>,
     /// The last batch did not arrive, and that was logged.
     failing: bool,
 }
 
 impl Sender {
-    fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
-
     /// Waits for `time`, or until the edge stops.
-    fn rest(&self, time: Duration) {
+    fn rest(&self, time: Duration, stop: &AtomicBool) {
         let end = self.clock.now() + time;
-        while !self.stopping() {
+        while !stop.load(Ordering::Acquire) {
             let left = end.since(self.clock.now());
             if left.is_zero() {
                 return;
@@ -159,48 +98,46 @@ impl Sender {
     }
 
     /// Sends what the ring has, a batch at a time.
-    fn look(&mut self) {
+    fn look(&mut self, stop: &AtomicBool) {
         loop {
             let Since { records, lost, next } = self.telemetry.ring.since_at_most(self.from, BATCH);
             let done = records.is_empty();
             self.from = next;
-            self.count().lost.inc_by(lost as u64);
+            self.count("lost", lost as u64);
             let records: Vec<_> =
-                records.into_iter().filter(|r| wanted(r, self.target.sample)).collect();
-            let arrived = records.is_empty() || self.deliver(&records);
-            if done || (self.stopping() && !arrived) {
+                records.into_iter().filter(|r| r.wanted(self.target.sample)).collect();
+            let arrived = records.is_empty() || self.deliver(&records, stop);
+            if done || (stop.load(Ordering::Acquire) && !arrived) {
                 return;
             }
         }
     }
 
-    fn count(&self) -> &Exported {
-        &self.telemetry.metrics.otlp
+    fn count(&self, outcome: &str, n: u64) {
+        self.telemetry.metrics.otlp.with_label_values(&[outcome]).inc_by(n);
     }
 
     /// Sends one batch, again and again within its bounds. Whether the collector answered for it.
-    fn deliver(&mut self, records: &[Arc<TraceRecord>]) -> bool {
+    fn deliver(&mut self, records: &[Arc<TraceRecord>], stop: &AtomicBool) -> bool {
         let request = self.message(records);
         let n = records.len() as u64;
         let mut pause = FIRST_PAUSE;
         for left in (0..TRIES).rev() {
-            let last = self.stopping();
+            let last = stop.load(Ordering::Acquire);
             let within = if last { LAST_PATIENCE } else { PATIENCE };
             match self.collector.send(&request, within) {
-                Sent::All => {
-                    self.count().sent.inc_by(n);
-                    self.well();
-                    return true;
-                }
-                Sent::Partly { rejected, why } => {
+                Sent::Taken { rejected, why } => {
                     let refused = rejected.min(n);
-                    self.count().sent.inc_by(n - refused);
-                    self.count().refused.inc_by(refused);
-                    self.ill(&format!("it did not take {rejected} spans: {why}"));
+                    self.count("sent", n - refused);
+                    self.count("refused", refused);
+                    match refused {
+                        0 => self.well(),
+                        _ => self.ill(&format!("it did not take {rejected} spans: {why}")),
+                    }
                     return true;
                 }
                 Sent::Refused(why) => {
-                    self.count().refused.inc_by(n);
+                    self.count("refused", n);
                     self.ill(&why);
                     return true;
                 }
@@ -211,12 +148,12 @@ impl Sender {
                     }
                     // Edges that lost one collector do not all come back to it at once.
                     let spread = self.entropy.next_u64() % 250;
-                    self.rest(after.unwrap_or(pause) + Duration::from_millis(spread));
+                    self.rest(after.unwrap_or(pause) + Duration::from_millis(spread), stop);
                     pause *= 2;
                 }
             }
         }
-        self.count().lost.inc_by(n);
+        self.count("lost", n);
         false
     }
 
@@ -225,19 +162,21 @@ impl Sender {
         records.iter().for_each(|r| spans::add(r, &mut all));
         let version = env!("CARGO_PKG_VERSION");
         let attributes = vec![
-            KeyValue::text("service.name", "vango-edge"),
-            KeyValue::text("service.version", version),
-            KeyValue::text("service.instance.id", self.target.node.as_str()),
+            text("service.name", "vango-edge"),
+            text("service.version", version),
+            text("service.instance.id", self.target.node.as_str()),
         ];
-        let scope = Scope { name: "vango-edge".into(), version: version.into() };
+        let scope =
+            Scope { name: "vango-edge".into(), version: version.into(), ..Scope::default() };
         ExportRequest {
             resource_spans: vec![ResourceSpans {
-                resource: Some(Resource { attributes }),
+                resource: Some(Resource { attributes, ..Resource::default() }),
                 scope_spans: vec![ScopeSpans {
                     scope: Some(scope),
                     spans: all,
                     schema_url: spans::SCHEMA.into(),
                 }],
+                ..ResourceSpans::default()
             }],
         }
     }

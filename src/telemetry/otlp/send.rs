@@ -17,10 +17,8 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 /// What became of a request to the collector.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It took everything.
-    All,
-    /// It took the request, and not all of its spans.
-    Partly {
+    /// It took the request.
+    Taken {
         /// Spans that it did not take.
         rejected: u64,
         /// Why, in its words.
@@ -30,14 +28,12 @@ pub enum Sent {
     Refused(String),
     /// It may take it later.
     Later {
-        /// Why.
         why: String,
         /// It said for how long it wants to be left alone.
         after: Option<Duration>,
     },
 }
 
-/// Where spans go.
 pub struct Collector {
     agent: Agent,
     url: String,
@@ -71,12 +67,10 @@ impl Collector {
                 let body = answer.body_mut().with_config().limit(ANSWER).read_to_vec();
                 // What it took is taken, also when its answer is not understood.
                 let said = body.ok().and_then(|b| ExportResponse::decode(&*b).ok());
-                match said.and_then(|s| s.partial_success) {
-                    Some(partly) if partly.rejected_spans > 0 => Sent::Partly {
-                        rejected: partly.rejected_spans.unsigned_abs(),
-                        why: partly.error_message.chars().take(200).collect(),
-                    },
-                    _ => Sent::All,
+                let partly = said.and_then(|s| s.partial_success).unwrap_or_default();
+                Sent::Taken {
+                    rejected: u64::try_from(partly.rejected_spans).unwrap_or(0),
+                    why: partly.error_message.chars().take(200).collect(),
                 }
             }
             429 | 502 | 503 | 504 => {

@@ -9,9 +9,9 @@
 //! app is told as its parent where the edge begins the trace.
 
 use crate::lifecycle::trace::{Outcome, StepKind};
-use crate::telemetry::TraceRecord;
+use crate::telemetry::{TraceRecord, micros};
 
-use super::message::{ERROR, INTERNAL, KeyValue, SERVER, Span, Status};
+use super::message::{ERROR, INTERNAL, KeyValue, SERVER, Span, Status, int, text};
 
 /// The conventions that the attributes follow.
 pub const SCHEMA: &str = "https://opentelemetry.io/schemas/1.37.0";
@@ -43,29 +43,30 @@ pub fn add(record: &TraceRecord, out: &mut Vec<Span>) {
         end_time_unix_nano: end,
         attributes: attributes(record),
         status: status(record),
+        ..Span::default()
     });
     let mut from = start;
     for (n, step) in record.trace.steps.iter().enumerate() {
-        let text = step.text();
+        let said = step.text();
         let to = start.saturating_add(nanos(step.at)).clamp(from, end.max(from));
         let mut about = vec![
-            KeyValue::text("vango_edge.step.actor", text.actor),
-            KeyValue::text("vango_edge.step.truth", text.truth),
-            KeyValue::text("vango_edge.step.value", cut(&text.value)),
+            text("vango_edge.step.actor", said.actor),
+            text("vango_edge.step.truth", said.truth),
+            text("vango_edge.step.value", cut(&said.value)),
         ];
-        if !text.detail.is_empty() {
-            about.push(KeyValue::text("vango_edge.step.detail", cut(&text.detail)));
+        if !said.detail.is_empty() {
+            about.push(text("vango_edge.step.detail", cut(&said.detail)));
         }
         out.push(Span {
             trace_id: trace.clone(),
             span_id: below(own, n as u64).to_be_bytes().to_vec(),
             parent_span_id: own.to_be_bytes().to_vec(),
-            name: text.action,
+            name: said.action,
             kind: INTERNAL,
             start_time_unix_nano: from,
             end_time_unix_nano: to,
             attributes: about,
-            status: None,
+            ..Span::default()
         });
         from = to;
     }
@@ -111,59 +112,35 @@ fn route(record: &TraceRecord) -> Option<String> {
 fn attributes(record: &TraceRecord) -> Vec<KeyValue> {
     let mut out = Vec::with_capacity(18);
     match known_method(record) {
-        Some(method) => out.push(KeyValue::text("http.request.method", method)),
+        Some(method) => out.push(text("http.request.method", method)),
         None => {
-            out.push(KeyValue::text("http.request.method", "_OTHER"));
+            out.push(text("http.request.method", "_OTHER"));
             let original = cut(record.method.as_str());
-            out.push(KeyValue::text("http.request.method_original", original));
+            out.push(text("http.request.method_original", original));
         }
     }
-    if let Some(client) = record.trace.client {
-        out.push(KeyValue::text("client.address", client.to_string()));
+    out.extend(record.trace.client.map(|c| text("client.address", c.to_string())));
+    let known = [("server.address", &record.host), ("url.path", &record.path)];
+    out.extend(known.iter().filter(|(_, v)| !v.is_empty()).map(|(key, v)| text(key, cut(v))));
+    out.extend(route(record).map(|route| text("http.route", route)));
+    out.extend(record.status.map(|status| int("http.response.status_code", status.into())));
+    out.extend(error(record).map(|kind| text("error.type", kind)));
+    out.push(text("vango_edge.request", record.trace.request.to_string()));
+    out.push(text("vango_edge.class", record.class));
+    out.push(text("vango_edge.outcome", record.trace.outcome.name()));
+    out.push(text("vango_edge.risk", record.trace.risk().name()));
+    out.push(text("vango_edge.decision", record.trace.decision()));
+    let environment = record.environment.as_ref();
+    out.extend(environment.map(|e| text("vango_edge.environment", e.to_string())));
+    if let Some(owner) = record.owner() {
+        out.push(int("vango_edge.epoch", owner.epoch.0));
+        out.push(text("vango_edge.artifact", owner.digest.to_string()));
     }
-    if !record.host.is_empty() {
-        out.push(KeyValue::text("server.address", cut(&record.host)));
-    }
-    if !record.path.is_empty() {
-        out.push(KeyValue::text("url.path", cut(&record.path)));
-    }
-    if let Some(route) = route(record) {
-        out.push(KeyValue::text("http.route", route));
-    }
-    if let Some(status) = record.status {
-        out.push(KeyValue::int("http.response.status_code", status.into()));
-    }
-    if let Some(kind) = error(record) {
-        out.push(KeyValue::text("error.type", kind));
-    }
-    out.push(KeyValue::text("vango_edge.request", record.trace.request.to_string()));
-    out.push(KeyValue::text("vango_edge.class", record.class));
-    out.push(KeyValue::text("vango_edge.outcome", record.trace.outcome.name()));
-    out.push(KeyValue::text("vango_edge.risk", record.trace.risk().name()));
-    out.push(KeyValue::text("vango_edge.decision", record.trace.decision()));
-    if let Some(environment) = &record.environment {
-        out.push(KeyValue::text("vango_edge.environment", environment.to_string()));
-    }
-    // The last of each: after a hold the owner was read and an allocation chosen again.
-    for kind in record.trace.steps.iter().rev().map(|s| &s.kind) {
-        if let StepKind::LoadOwner(view) = kind {
-            out.push(KeyValue::int("vango_edge.epoch", view.owner.epoch.0));
-            out.push(KeyValue::text("vango_edge.artifact", view.owner.digest.to_string()));
-            break;
-        }
-    }
-    for kind in record.trace.steps.iter().rev().map(|s| &s.kind) {
-        if let StepKind::Select(allocation, ..) = kind {
-            out.push(KeyValue::text("vango_edge.allocation", allocation.id.to_string()));
-            break;
-        }
-    }
-    if let Some(operation) = &record.operation {
-        out.push(KeyValue::text("vango_edge.operation", operation.to_string()));
-    }
+    out.extend(record.allocation().map(|id| text("vango_edge.allocation", id.to_string())));
+    let operation = record.operation.as_ref();
+    out.extend(operation.map(|id| text("vango_edge.operation", id.to_string())));
     if !record.held.is_zero() {
-        let us = u64::try_from(record.held.as_micros()).unwrap_or(u64::MAX);
-        out.push(KeyValue::int("vango_edge.held_us", us));
+        out.push(int("vango_edge.held_us", micros(record.held)));
     }
     out
 }
@@ -192,7 +169,7 @@ mod tests {
     use super::*;
     use crate::clock::{Mono, SeededEntropy, Wall};
     use crate::id::RequestId;
-    use crate::lifecycle::parent::TraceParent;
+    use crate::lifecycle::fields::TraceParent;
     use crate::lifecycle::reply::Problem;
     use crate::lifecycle::trace::Trace;
     use crate::telemetry::otlp::message::Value;
@@ -226,8 +203,9 @@ mod tests {
 
     fn texts(span: &Span) -> BTreeMap<&str, String> {
         let value = |a: &KeyValue| match a.value.as_ref().and_then(|v| v.value.as_ref()).unwrap() {
-            Value::Text(text) => text.clone(),
-            Value::Int(n) => n.to_string(),
+            Value::StringValue(text) => text.clone(),
+            Value::IntValue(n) => n.to_string(),
+            other => panic!("{other:?}"),
         };
         span.attributes.iter().map(|a| (a.key.as_str(), value(a))).collect()
     }

@@ -7,12 +7,11 @@ use std::sync::Mutex;
 
 use prost::Message;
 
-use super::message::{ExportResponse, PartialSuccess, SERVER};
+use super::message::{ExportResponse, KeyValue, PartialSuccess, SERVER};
 use super::*;
 use crate::clock::{Mono, SeededEntropy, SystemClock, Wall};
 use crate::id::RequestId;
 use crate::lifecycle::trace::{Outcome, Trace};
-use crate::snapshot::Publisher;
 use crate::telemetry::{Metrics, Ring};
 
 /// What a collector does with one request.
@@ -68,7 +67,7 @@ impl Receiver {
         spans
             .filter(|s| s.kind == SERVER)
             .map(|s| match s.attributes.iter().find(path).unwrap().value.clone().unwrap().value {
-                Some(message::Value::Text(path)) => path,
+                Some(message::Value::StringValue(path)) => path,
                 other => panic!("{other:?}"),
             })
             .collect()
@@ -96,7 +95,7 @@ fn answer(stream: &mut TcpStream, status: u16, more: &str, body: &[u8]) {
 }
 
 fn telemetry(ring: usize) -> Arc<Telemetry> {
-    let metrics = Metrics::new(Publisher::new().reader()).unwrap();
+    let metrics = Metrics::new().unwrap();
     Arc::new(Telemetry { metrics, ring: Ring::new(ring) })
 }
 
@@ -118,16 +117,16 @@ fn record(n: u64) -> Arc<TraceRecord> {
     })
 }
 
-fn exporter(address: SocketAddr, telemetry: &Arc<Telemetry>) -> Exporter {
+fn exporter(address: SocketAddr, telemetry: &Arc<Telemetry>) -> Follower {
     let target = Target { base: format!("http://{address}"), sample: 1.0, node: "n1".into() };
     let (clock, entropy) = (Arc::new(SystemClock::new()), Arc::new(SeededEntropy::new(1)));
-    Exporter::start(target, Arc::clone(telemetry), clock, entropy).unwrap()
+    start(target, Arc::clone(telemetry), clock, entropy).unwrap()
 }
 
 /// Sent, refused and lost.
 fn counts(telemetry: &Telemetry) -> (u64, u64, u64) {
-    let count = &telemetry.metrics.otlp;
-    (count.sent.get(), count.refused.get(), count.lost.get())
+    let count = |outcome| telemetry.metrics.otlp.with_label_values(&[outcome]).get();
+    (count("sent"), count("refused"), count("lost"))
 }
 
 #[track_caller]
@@ -217,7 +216,6 @@ fn what_the_ring_lets_go_before_it_was_read_is_counted() {
     let mut sender = Sender {
         collector: Collector::at(&target.base),
         from: 0,
-        stop: Arc::default(),
         failing: false,
         target,
         telemetry: Arc::clone(&telemetry),
@@ -225,7 +223,7 @@ fn what_the_ring_lets_go_before_it_was_read_is_counted() {
         entropy: Arc::new(SeededEntropy::new(1)),
     };
     (0..20).for_each(|n| telemetry.ring.push(record(n)));
-    sender.look();
+    sender.look(&AtomicBool::new(false));
     assert_eq!(counts(&telemetry), (8, 0, 12));
     assert_eq!(receiver.paths().len(), 8);
 }

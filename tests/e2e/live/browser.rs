@@ -107,11 +107,11 @@ impl Browser {
     }
 
     /// What the page looks like. For people, in `$VANGO_EDGE_SCREENSHOTS`, as base64.
-    fn shot(&mut self, name: &str) {
+    pub fn shot(&mut self, name: &str) {
         let shot = self.ask("Page.captureScreenshot", json!({ "format": "png" }));
         let shot = shot["data"].as_str().unwrap();
         if let Some(to) = std::env::var_os("VANGO_EDGE_SCREENSHOTS") {
-            let file = std::path::Path::new(&to).join(format!("live-{name}.png.base64"));
+            let file = std::path::Path::new(&to).join(format!("{name}.png.base64"));
             std::fs::write(file, shot).unwrap();
         }
         assert!(shot.len() > 10_000, "a page with something on it");

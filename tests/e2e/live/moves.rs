@@ -18,13 +18,14 @@ const DRAIN: Duration = Duration::from_secs(4);
 #[test]
 fn they_stay_until_the_drain_limit_and_are_told_apart_to_come_back() {
     let edge = Edge::start();
-    let contract = |name: &str| {
+    let contract = |name: &str, drain: Duration| {
         let artifact = Artifact::new().env("VERSION", name);
         let artifact = artifact.set("process", "stop_timeout", "\"100ms\"");
-        artifact.set("process", "drain_timeout", &format!("\"{}ms\"", DRAIN.as_millis()))
+        artifact.set("process", "drain_timeout", &format!("\"{}ms\"", drain.as_millis()))
     };
-    edge.deploy(&contract("1"));
-    deploy_preview(&edge, &contract("2"), "pr-7");
+    edge.deploy(&contract("1", DRAIN));
+    // The contract of what is replaced counts, not this one.
+    deploy_preview(&edge, &contract("2", Duration::from_millis(100)), "pr-7");
     visit(&edge, "pr-7", 1);
     let path = |n: u32| format!("/vango/live?sid=tab-{n}");
     let mut sockets: Vec<_> =

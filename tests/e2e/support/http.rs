@@ -73,10 +73,7 @@ impl Connection {
                 }
                 answer.body = self.read.drain(..length).collect();
             }
-            None => {
-                while self.fill(PATIENCE) {}
-                answer.body = std::mem::take(&mut self.read);
-            }
+            None => answer.body = self.rest(),
         }
         Some(answer)
     }
@@ -99,6 +96,12 @@ impl Connection {
     /// Whether nothing comes any more, and the other side has ended it.
     pub fn ends_here(&mut self) -> bool {
         self.read.is_empty() && !self.fill(PATIENCE)
+    }
+
+    /// All that comes until the other side ends it.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.fill(PATIENCE) {}
+        std::mem::take(&mut self.read)
     }
 
     /// Reads until these bytes have come somewhere in what follows.

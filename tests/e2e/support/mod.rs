@@ -46,7 +46,7 @@ pub fn pass(time: Duration) {
 }
 
 /// Asks until there is an answer or the time is over. The only place in these tests that sleeps.
-fn within<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn within<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let clock = SystemClock::new();
     let deadline = clock.now() + limit;
     loop {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::promotion::{asked, deploy_preview, host, route, version, visit};
-use crate::support::{Artifact, Edge, eventually, memory_of};
+use crate::support::{Artifact, Edge, Gate, eventually, memory_of};
 
 /// As `npm install` leaves it: the program is started through a link of `.bin`.
 #[test]
@@ -263,6 +263,23 @@ fn a_full_node_starts_an_app_when_there_is_a_place_and_holds_it_against_nobody()
         (&json!(0), &json!(true)),
         "{evidence}"
     );
+}
+
+#[test]
+fn an_app_that_once_waited_for_a_place_in_vain_and_is_slow_now_is_not_told_of_a_full_node() {
+    let (edge, gate) = (Edge::start_with("[runner]\nmax_processes = 1\n"), Gate::closed());
+    edge.deploy(&version("1"));
+    deploy_preview(&edge, &Artifact::behind(&gate).set("wake", "budget", "\"1s\""), "pr-7");
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let ask = || edge.ask("GET", "/dashboard", &[("Host", &host("pr-7"))], "");
+    ask().retryable("node-full");
+    eventually("its start is given up", || {
+        edge.ops().iter().any(|o| o["environment"] == "studylab/pr-7" && o["state"] == "failed")
+    });
+    edge.json(&["sleep", "studylab"]);
+    ask().retryable("wake-timeout");
+    gate.open();
+    eventually("it is there", || ask().status == 200);
 }
 
 /// What is kept of a wake is bounded: the memory of an edge flattens, however often an app wakes. More of them

@@ -24,7 +24,10 @@ use pingora_core::protocols::http::authority::{
     raw_target_authority, validate_request_authority, RawTargetAuthority,
 };
 use pingora_core::protocols::http::custom::CUSTOM_MESSAGE_QUEUE_SIZE;
-use pingora_core::protocols::http::v2::{client::Http2Session, write_body};
+use pingora_core::protocols::http::v2::{
+    client::{Http2Session, Sent},
+    write_body,
+};
 
 /// Derive H2 `:path`, separating H1 absolute-form components ([RFC 9113 section 8.3.1]).
 ///
@@ -288,6 +291,8 @@ where
             .take_request_body_writer()
             .expect("already send request header");
 
+        let sent = client_session.sent();
+
         // need to get the write_timeout here since we pass the h2 SendStream
         // directly to bidirection_down_to_up
         let write_timeout = peer.options.write_timeout;
@@ -309,6 +314,7 @@ where
                 rx,
                 ctx,
                 write_timeout,
+                &sent,
                 &mut downstream_custom_message_writer,
                 &mut downstream_custom_message_reader,
                 pipe_state.clone(),
@@ -493,6 +499,7 @@ where
         mut rx: mpsc::Receiver<HttpTask>,
         ctx: &mut SV::CTX,
         write_timeout: Option<Duration>,
+        sent: &Sent,
         downstream_custom_message_writer: &mut Option<Box<dyn CustomMessageWrite>>,
         downstream_custom_message_reader: &mut Option<
             Box<dyn futures::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
@@ -606,8 +613,27 @@ where
                            }
                         }
                     };
+                    // vango-edge: the request's trailers end its body
+                    if body.is_none() && !session.is_body_done() {
+                        let trailers = session.downstream_session.read_request_trailers().await;
+                        let mut trailers = trailers.map_err(|e| e.into_down())?.unwrap_or_default();
+                        self.inner.request_trailer_filter(session, &mut trailers, ctx);
+                        if !trailers.is_empty() {
+                            self.inner.request_body_filter(session, &mut None, true, ctx).await?;
+                            let sent = client_body.send_trailers(trailers);
+                            if let Err(e) = sent {
+                                warn!("Upstream h2 trailers send error: {e}");
+                            }
+                            downstream_state.maybe_finished(true);
+                            continue;
+                        }
+                    }
                     let is_body_done = session.is_body_done();
-                    match self.send_body_to2(session, body, is_body_done, client_body, ctx, write_timeout).await {
+                    // vango-edge: see Sent
+                    sent.now();
+                    let written = self.send_body_to2(session, body, is_body_done, client_body, ctx, write_timeout).await;
+                    sent.now();
+                    match written {
                         Ok(request_done) =>  {
                             downstream_state.maybe_finished(request_done);
                         },

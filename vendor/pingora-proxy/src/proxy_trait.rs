@@ -482,6 +482,16 @@ pub trait ProxyHttp {
         Ok(None)
     }
 
+    /// vango-edge: leaves of an HTTP/2 request's trailers what is for an upstream of HTTP/2.
+    fn request_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut header::HeaderMap,
+        _ctx: &mut Self::CTX,
+    ) {
+        trailers.clear();
+    }
+
     /// Similar to [Self::response_filter()] but for response trailers.
     /// Note, returning an Ok(Some(Bytes)) will result in the downstream response
     /// trailers being written to the response body.

@@ -27,7 +27,6 @@ use parking_lot::{Mutex, RwLock};
 use pingora_error::{Error, ErrorType::*, OkOrErr, OrErr, Result};
 use pingora_pool::{ConnectionMeta, ConnectionPool, PoolNode};
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,27 +178,12 @@ impl ConnectionRef {
                 // fail to create the stream, reset the counter
                 self.0.current_streams.fetch_sub(1, Ordering::SeqCst);
 
-                // Check for graceful shutdown conditions where we can retry with a new connection
-                let is_graceful_shutdown = e
-                    .root_cause()
-                    .downcast_ref::<h2::Error>()
-                    .map(|e| {
-                        // Remote sends GOAWAY(NO_ERROR): graceful shutdown
-                        (e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR))
-                        // Or broken pipe wrapped inside an h2::Error: stream closed unexpectedly
-                        || (e.is_io()
-                            && e.get_io()
-                                .map(|io| io.kind() == ErrorKind::BrokenPipe)
-                                .unwrap_or(false))
-                    })
-                    .unwrap_or(false);
-
-                if is_graceful_shutdown {
-                    self.mark_shutdown();
-                    Ok(None)
-                } else {
-                    Err(e)
-                }
+                // vango-edge: whatever ended the connection, nothing of this request was sent on it, and a
+                // new connection may be made. It was an error for all ends but a GOAWAY of NO_ERROR and a
+                // broken pipe: after a reset an app that is up was taken for one that is not.
+                debug!("no stream on this connection any more: {e}");
+                self.mark_shutdown();
+                Ok(None)
             }
         }
     }
@@ -377,6 +361,9 @@ impl Connector {
         let mut settings = H2HandshakeSettings::new();
         settings.max_streams = peer_options.map_or(1, |o| o.max_h2_streams);
         settings.ping_interval = peer.h2_ping_interval();
+        if settings.ping_interval.is_none() {
+            settings.answered_within = peer_options.and_then(|o| o.read_timeout);
+        }
         settings.stream_window_size = peer_options.and_then(|o| o.h2_stream_window_size);
         settings.connection_window_size = peer_options.and_then(|o| o.h2_connection_window_size);
         let conn = handshake(stream, settings).await?;
@@ -563,6 +550,9 @@ pub struct H2HandshakeSettings {
     /// Optional initial connection-level receive window size in bytes.
     /// If `None`, the default of 8MB is used.
     pub connection_window_size: Option<u32>,
+    /// vango-edge: the server has to answer a PING within this time before the connection is used. What a
+    /// server of HTTP/1.1 reads, or one that ends with the connection still queued, is then no request.
+    pub answered_within: Option<Duration>,
 }
 
 impl H2HandshakeSettings {
@@ -612,6 +602,8 @@ pub async fn handshake(stream: Stream, settings: H2HandshakeSettings) -> Result<
     }
 
     let id = stream.id();
+    // vango-edge: see H2HandshakeSettings::answered_within
+    let answered_within = settings.answered_within;
     let digest = Digest {
         // NOTE: this field is always false because the digest is shared across all streams
         // The streams should log their own reuse info
@@ -623,12 +615,14 @@ pub async fn handshake(stream: Stream, settings: H2HandshakeSettings) -> Result<
     };
     let stream_window = settings.stream_window_size.unwrap_or(H2_WINDOW_SIZE);
     let conn_window = settings.connection_window_size.unwrap_or(H2_WINDOW_SIZE);
-    let (send_req, connection) = Builder::new()
+    let (send_req, mut connection) = Builder::new()
         .enable_push(false)
         .initial_max_send_streams(max_streams)
         // The limit for the server. Server push is not allowed, so this value doesn't matter
         .max_concurrent_streams(1)
         .max_frame_size(64 * 1024) // advise server to send larger frames
+        // vango-edge: as much as of HTTP/1.1; h2 would take 16 MiB
+        .max_header_list_size(1 << 20)
         .initial_window_size(stream_window)
         .initial_connection_window_size(conn_window)
         .handshake(stream)
@@ -646,6 +640,7 @@ pub async fn handshake(stream: Stream, settings: H2HandshakeSettings) -> Result<
     }
 
     let (closed_tx, closed_rx) = watch::channel(false);
+    let proof = answered_within.and_then(|within| Some((within, connection.ping_pong()?)));
 
     current_handle().spawn(async move {
         drive_connection(
@@ -657,6 +652,12 @@ pub async fn handshake(stream: Stream, settings: H2HandshakeSettings) -> Result<
         )
         .await;
     });
+    if let Some((within, mut ping_pong)) = proof {
+        pingora_timeout::timeout(within, ping_pong.ping(h2::Ping::opaque()))
+            .await
+            .map_err(|_| Error::explain(HandshakeError, "no word of HTTP/2 from the server"))?
+            .or_err(HandshakeError, "the server does not speak HTTP/2, or closed")?;
+    }
     Ok(ConnectionRef::new(
         send_req,
         closed_rx,

@@ -249,6 +249,14 @@ impl Session {
         }
     }
 
+    /// vango-edge: the trailers of an HTTP/2 request whose body was read to its end
+    pub async fn read_request_trailers(&mut self) -> Result<Option<HeaderMap>> {
+        match self {
+            Self::H2(s) => s.read_trailers().await,
+            _ => Ok(None),
+        }
+    }
+
     /// Write the response trailers to client
     pub async fn write_response_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
         match self {

@@ -78,14 +78,17 @@ impl TlsConnector {
             if let Some(conf) = options.as_ref() {
                 if let Some(ca_file_path) = conf.ca_file.as_ref() {
                     load_ca_file_into_store(ca_file_path, &mut ca_certs)?;
-                } else {
-                    load_platform_certs_incl_env_into_store(&mut ca_certs)?;
+                } else if let Err(e) = load_platform_certs_incl_env_into_store(&mut ca_certs) {
+                    // vango-edge: as below.
+                    log::info!("no certificate authorities on this system: {e}");
                 }
                 if let Some((cert, key)) = conf.cert_key_file.as_ref() {
                     certs_key = load_certs_and_key_files(cert, key)?;
                 }
-            } else {
-                load_platform_certs_incl_env_into_store(&mut ca_certs)?;
+            } else if let Err(e) = load_platform_certs_incl_env_into_store(&mut ca_certs) {
+                // vango-edge: a system without certificates (a container, a minimal Debian) is no reason not to
+                // start: without roots no upstream over TLS is trusted, and none needs to be there.
+                log::info!("no certificate authorities on this system: {e}");
             }
 
             (ca_certs, certs_key)

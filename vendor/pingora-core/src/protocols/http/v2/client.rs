@@ -25,10 +25,10 @@ use pingora_error::{Error, ErrorType, ErrorType::*, OrErr, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_timeout::timeout;
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::task::{ready, Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
@@ -70,6 +70,48 @@ pub struct Http2Session {
     ended: bool,
     // Total DATA payload bytes received from upstream response
     body_recv: usize,
+    // vango-edge: see Sent
+    sent: Arc<Sent>,
+}
+
+/// vango-edge: when something of the request was sent last. An upstream is not silent while it is sent to: the
+/// read timeout began with the head and ended uploads that take longer, and calls of which both sides stream.
+#[derive(Debug)]
+pub struct Sent {
+    began: Instant,
+    last: AtomicU64,
+}
+
+impl Sent {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            last: AtomicU64::new(0),
+        })
+    }
+
+    /// Something was sent now.
+    pub fn now(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// Waits for `what`, until nothing came and nothing was sent for `within`.
+    async fn silence<T>(&self, within: Duration, what: impl std::future::Future<Output = T>) -> Option<T> {
+        let mut what = std::pin::pin!(what);
+        let mut left = within;
+        let begin = self.began.elapsed();
+        loop {
+            if let Ok(came) = timeout(left, &mut what).await {
+                return Some(came);
+            }
+            let last = Duration::from_millis(self.last.load(Ordering::Relaxed)).max(begin);
+            left = (last + within).saturating_sub(self.began.elapsed());
+            if left.is_zero() {
+                return None;
+            }
+        }
+    }
 }
 
 impl Drop for Http2Session {
@@ -92,6 +134,7 @@ impl Http2Session {
             conn,
             ended: false,
             body_recv: 0,
+            sent: Sent::new(),
         }
     }
 
@@ -200,10 +243,12 @@ impl Http2Session {
         }
 
         let read_timeout = self.read_timeout;
+        let sent = self.sent.clone();
         let res = match read_timeout {
-            Some(t) => timeout(t, std::future::poll_fn(|cx| self.poll_response_header(cx)))
+            Some(t) => sent
+                .silence(t, std::future::poll_fn(|cx| self.poll_response_header(cx)))
                 .await
-                .map_err(|_| Error::explain(ReadTimedout, "while reading h2 response header"))
+                .ok_or_else(|| Error::explain(ReadTimedout, "while reading h2 response header"))
                 .map_err(|e| self.handle_err(e))?,
             None => std::future::poll_fn(|cx| self.poll_response_header(cx)).await,
         };
@@ -275,9 +320,11 @@ impl Http2Session {
 
         let fut = body_reader.data();
         let res = match self.read_timeout {
-            Some(t) => timeout(t, fut)
+            Some(t) => self
+                .sent
+                .silence(t, fut)
                 .await
-                .map_err(|_| Error::explain(ReadTimedout, "while reading h2 response body"))?,
+                .ok_or_else(|| Error::explain(ReadTimedout, "while reading h2 response body"))?,
             None => fut.await,
         };
         let body = res
@@ -486,6 +533,11 @@ impl Http2Session {
     /// Upstream response body bytes received (HTTP/2 DATA payload; excludes headers/framing).
     pub fn body_bytes_received(&self) -> usize {
         self.body_recv
+    }
+
+    /// vango-edge: to be told of what is sent with [`Self::take_request_body_writer`]
+    pub fn sent(&self) -> Arc<Sent> {
+        self.sent.clone()
     }
 
     /// take the body sender to another task to perform duplex read and write

@@ -623,6 +623,15 @@ impl HttpSession {
         Ok(data)
     }
 
+    /// vango-edge: the trailers of the request, once [`Self::read_body_bytes`] has returned `None`. Pingora left
+    /// them where they are, and the body was never done.
+    pub async fn read_trailers(&mut self) -> Result<Option<HeaderMap>> {
+        self.request_body_reader.trailers().await.or_err(
+            ErrorType::ReadError,
+            "while reading downstream request trailers",
+        )
+    }
+
     #[doc(hidden)]
     pub fn poll_read_body_bytes(
         &mut self,

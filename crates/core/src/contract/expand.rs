@@ -1,0 +1,213 @@
+//! `$NAME` and `${NAME}` in a command and in values of its environment, without a shell: a name is replaced
+//! by its value, once; `$$` is a dollar sign; any other `$` is an error. What a value holds is not looked at
+//! again, and no argument is split.
+//!
+//! The arguments of a shell (`["sh", "-c", "exec ./app -p $PORT"]`) are left to it: it has the same names in
+//! its environment, and more of a syntax.
+
+use std::collections::BTreeMap;
+
+use crate::document::{self, Table};
+
+/// Names that every process of an app has in its environment from the edge.
+pub const GIVEN: &[&str] = &[
+    "PORT",
+    "HOST",
+    "HOME",
+    "TMPDIR",
+    "PATH",
+    "LANG",
+    "VANGO_EDGE_ALLOCATION",
+    "VANGO_EDGE_ENVIRONMENT",
+    "VANGO_EDGE_EPOCH",
+    "VANGO_EDGE_GENERATION",
+    "VANGO_EDGE_DIGEST",
+];
+
+/// Why a text cannot be expanded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExpandError {
+    /// It has a name that has no value.
+    #[error("${0} has no value here")]
+    Unknown(String),
+    /// It has a `$` that begins no name.
+    #[error("a `$` stands before a name, as $PORT or ${{PORT}}; `$$` is a dollar sign")]
+    Stray,
+}
+
+/// `text` with the `value` of each name in it.
+///
+/// # Errors
+/// [`ExpandError`]
+pub fn expand(
+    text: &str,
+    mut value: impl FnMut(&str) -> Option<String>,
+) -> Result<String, ExpandError> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+            continue;
+        }
+        let (name, after) = match after.strip_prefix('{') {
+            Some(inner) => inner.split_once('}').ok_or(ExpandError::Stray)?,
+            None => {
+                let end = after.find(|c: char| !is_of_a_name(c)).unwrap_or(after.len());
+                after.split_at(end)
+            }
+        };
+        if !is_name(name) {
+            return Err(ExpandError::Stray);
+        }
+        out.push_str(&value(name).ok_or_else(|| ExpandError::Unknown(name.to_owned()))?);
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// As POSIX has the names of variables (XBD 8.1), in either case.
+fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(is_of_a_name)
+}
+
+fn is_of_a_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// Whether `program` is a shell, whose arguments are its own to expand.
+pub fn is_shell(program: &str) -> bool {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    matches!(name, "sh" | "ash" | "bash" | "dash" | "fish" | "ksh" | "zsh")
+}
+
+/// A program and its arguments, with the `value` of each name in them.
+///
+/// # Errors
+/// [`ExpandError`]
+pub fn expand_command(
+    command: &[String],
+    mut value: impl FnMut(&str) -> Option<String>,
+) -> Result<Vec<String>, ExpandError> {
+    let shell = command.first().is_some_and(|program| is_shell(program));
+    command
+        .iter()
+        .map(|text| if shell { Ok(text.clone()) } else { expand(text, &mut value) })
+        .collect()
+}
+
+/// `command` so that [`expand_command`] gives it back as it is.
+pub fn literal(command: &[String]) -> Vec<String> {
+    let shell = command.first().is_some_and(|program| is_shell(program));
+    command.iter().map(|text| if shell { text.clone() } else { text.replace('$', "$$") }).collect()
+}
+
+/// Says what the command under `key` of `t` names that it cannot: what has no value, and secrets, since every
+/// user of the machine reads the arguments of all processes.
+pub fn check_command(
+    t: &Table<'_>,
+    key: &'static str,
+    command: &[String],
+    env: &BTreeMap<String, String>,
+    secrets: &[String],
+) {
+    let known: Vec<&str> = GIVEN.iter().copied().chain(env.keys().map(String::as_str)).collect();
+    let value = |name: &str| {
+        // Said below, for each that there is.
+        let known = known.contains(&name) || secrets.iter().any(|s| s == name);
+        known.then(String::new)
+    };
+    if let Err(e) = expand_command(command, value) {
+        t.error(key, in_words(&e, &known));
+    }
+    let names = |text: &str, name: &str| {
+        let unknown = Err(ExpandError::Unknown(name.to_owned()));
+        expand(text, |n| (n != name).then(String::new)) == unknown
+    };
+    let holds_one = env.iter().filter(|(_, value)| secrets.iter().any(|s| names(value, s)));
+    for secret in secrets.iter().chain(holds_one.map(|(name, _)| name)) {
+        let shell = command.first().is_some_and(|program| is_shell(program));
+        if !shell && command.iter().any(|text| names(text, secret)) {
+            let why = "holds a secret, and every user of a machine can read the arguments of its \
+                       processes: let the app read it from its environment";
+            t.error(key, format!("${secret} {why}"));
+        }
+    }
+}
+
+/// Says what a value of the environment names that it cannot. It may name what the edge gives, and secrets;
+/// not another value beside it.
+pub fn check_value(t: &Table<'_>, name: &str, value: &str, secrets: &[String]) {
+    let known: Vec<&str> =
+        GIVEN.iter().copied().chain(secrets.iter().map(String::as_str)).collect();
+    if let Err(e) = expand(value, |name| known.contains(&name).then(String::new)) {
+        t.error(name, in_words(&e, &known));
+    }
+}
+
+fn in_words(e: &ExpandError, known: &[&str]) -> String {
+    let ExpandError::Unknown(name) = e else { return e.to_string() };
+    match document::nearest(name, known) {
+        Some(near) => format!("{e}; did you mean ${near}? (`$$` is a dollar sign)"),
+        None => format!("{e}; known here: {} (`$$` is a dollar sign)", known.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(name: &str) -> Option<String> {
+        match name {
+            "PORT" => Some("4711".into()),
+            // Not looked at again.
+            "PASSWORD" => Some("a$PORT$$".into()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn names_are_replaced_once() {
+        for (text, wanted) in [
+            ("--bind=127.0.0.1:$PORT", "--bind=127.0.0.1:4711"),
+            ("${PORT}", "4711"),
+            ("$PORT$PORT/${PORT}0", "47114711/47110"),
+            ("pg://app:${PASSWORD}@db", "pg://app:a$PORT$$@db"),
+            ("[$EMPTY]", "[]"),
+            ("$$PORT costs $$5$$", "$PORT costs $5$"),
+            ("no name, größer", "no name, größer"),
+            ("", ""),
+        ] {
+            assert_eq!(expand(text, given).as_deref(), Ok(wanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_an_error() {
+        for text in
+            ["$", "a$", "$ PORT", "$5", "$-x", "${", "${PORT", "${}", "${PORT:-80}", "$(id)", "$ö"]
+        {
+            assert_eq!(expand(text, given), Err(ExpandError::Stray), "{text}");
+        }
+        for (text, name) in [("$PORTS", "PORTS"), ("${prot}", "prot"), ("$PORT_", "PORT_")] {
+            assert_eq!(expand(text, given), Err(ExpandError::Unknown(name.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_shell_expands_its_own() {
+        let command = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let shell = command(&["/bin/sh", "-c", "x=1; exec ./app $x ${PORT:-80}"]);
+        assert_eq!(expand_command(&shell, given).as_ref(), Ok(&shell));
+        for words in [&shell[..], &command(&["./app", "$PORT", "$5", "$$x"])] {
+            assert_eq!(expand_command(&literal(words), given).as_deref(), Ok(words));
+        }
+        let plain = command(&["./app", "$PORT"]);
+        assert_eq!(expand_command(&plain, given), Ok(command(&["./app", "4711"])));
+    }
+}
