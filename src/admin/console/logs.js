@@ -1,8 +1,9 @@
 /** What apps print, as it comes. */
 
-import { follow, get } from "./api.js";
+import { get } from "./api.js";
 import { fill, h } from "./dom.js";
-import { clock, count } from "./words.js";
+import { feed } from "./feed.js";
+import { clock } from "./words.js";
 
 /** @typedef {import("./api.js").LogLine} Line */
 /** @typedef {import("./api.js").LogBatch} LogBatch */
@@ -24,7 +25,6 @@ export const address = (wanted) => `#/logs?${new URLSearchParams(wanted)}`;
  */
 export async function logs(main, signal, query) {
   const list = h("ol", { class: "output", tabindex: 0, "aria-label": "Lines, oldest first" });
-  const status = h("p", { class: "quiet", role: "status" });
   const empty = h("p", { class: "empty" }, "Nothing that fits was printed, as far as it is kept.");
   const rows = /** @type {Environment[]} */ (await get("/v1/environments?limit=1000"));
   if (signal.aborted) return;
@@ -36,123 +36,52 @@ export async function logs(main, signal, query) {
   const asked = query.get("of");
   // What it printed is kept longer than a preview is.
   if (asked && !choices.includes(asked)) choices.unshift(asked);
-  let paused = false;
-  let waiting = 0;
   let missed = false;
   let after = "";
-  /** @type {AbortController | null} */
-  let stream = null;
-
-  const say = () => {
-    const words = [];
-    if (paused) words.push(`paused; ${count(waiting, "line")} since`);
-    if (missed) words.push("lines were removed from the disk before they were shown");
-    fill(status, words.join(" · "));
-    empty.hidden = list.childElementCount > 0;
-  };
-  const take = (/** @type {LogBatch} */ batch, /** @type {string} */ id) => {
-    missed ||= batch.missed;
-    if (paused) {
-      waiting += batch.rows.length;
-      say();
-      return;
-    }
-    after = id;
-    // Who has scrolled up reads on undisturbed.
-    const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-    const of = wanted().get("of") ?? "";
-    list.append(...batch.rows.slice(-LINES).map((line) => row(line, !of.includes("/"))));
-    while (list.childElementCount > LINES) list.firstElementChild?.remove();
-    say();
-    if (follows) list.scrollTop = list.scrollHeight;
-  };
-  const path = () => {
-    const out = new URLSearchParams();
-    for (const [name, value] of wanted()) {
-      if (name !== "of") out.set(name, value);
-      else if (value.includes("/")) {
-        const [app, environment] = value.split("/");
-        out.set("app", app);
-        out.set("environment", environment);
-      } else out.set("app", value);
-    }
-    if (after) out.set("after", after);
-    else out.set("tail", "500");
-    return `/v1/logs/stream?${out}`;
-  };
-  const start = async () => {
-    stream?.abort();
-    stream = new AbortController();
-    const stop = stream;
-    signal.addEventListener("abort", () => stop.abort(), { once: true });
-    waiting = 0;
-    say();
-    if (wanted().get("of")) await follow(path, take, stop.signal);
-  };
-  const restart = () => {
-    fill(list);
-    after = "";
-    missed = false;
-    history.replaceState(null, "", address(Object.fromEntries(wanted())));
-    start().catch((e) => fill(status, e.message));
-  };
-
-  const choice = (/** @type {string} */ name, /** @type {string} */ label, /** @type {[string, string][]} */ values) =>
-    h(
-      "label",
-      null,
-      label,
-      h("select", { name, onchange: restart }, values.map(([value, word]) => h("option", { value, selected: query.get(name) === value }, word))),
-    );
-  let typing = 0;
-  const typed = (/** @type {string} */ name, /** @type {string} */ label, /** @type {string} */ hint) =>
-    h(
-      "label",
-      null,
-      label,
-      h("input", {
-        name,
-        type: "search",
-        placeholder: hint,
-        value: query.get(name) ?? "",
-        autocomplete: "off",
-        spellcheck: "false",
-        oninput: () => {
-          clearTimeout(typing);
-          typing = setTimeout(restart, 250);
-        },
-      }),
-    );
-  const pause = h(
-    "button",
-    {
-      type: "button",
-      "aria-pressed": "false",
-      onclick: () => {
-        paused = !paused;
-        pause.setAttribute("aria-pressed", String(paused));
-        fill(pause, paused ? "Go on" : "Pause");
-        // It goes on after the last line that is shown.
-        if (paused) say();
-        else start().catch((e) => fill(status, e.message));
-      },
+  let names = false;
+  const { filters, status, start } = feed(signal, query, {
+    page: "logs",
+    noun: "line",
+    fields: [
+      { name: "of", label: "App", values: choices.map((c) => [c, c]) },
+      { name: "stream", label: "Stream", values: [["", "any"], ["stdout", "stdout"], ["stderr", "stderr"], ["edge", "the edge’s own word"]] },
+      { name: "process", label: "Process", hint: "any" },
+      { name: "allocation", label: "Allocation", hint: "any" },
+    ],
+    path: (wanted) => {
+      const of = wanted.get("of");
+      if (!of) return null;
+      names = !of.includes("/");
+      const [app, environment] = of.split("/");
+      wanted.delete("of");
+      wanted.set("app", app);
+      if (environment) wanted.set("environment", environment);
+      if (after) wanted.set("after", after);
+      else wanted.set("tail", "500");
+      return `/v1/logs/stream?${wanted}`;
     },
-    "Pause",
-  );
-  const filters = h(
-    "form",
-    { class: "filters", "aria-label": "Filters", onsubmit: (/** @type {Event} */ e) => e.preventDefault() },
-    choice("of", "App", choices.map((c) => [c, c])),
-    choice("stream", "Stream", [["", "any"], ["stdout", "stdout"], ["stderr", "stderr"], ["edge", "the edge’s own word"]]),
-    typed("process", "Process", "any"),
-    typed("allocation", "Allocation", "any"),
-    pause,
-  );
-  const wanted = () => {
-    const out = new URLSearchParams();
-    for (const [name, value] of new FormData(filters)) if (value) out.set(name, String(value));
-    return out;
-  };
+    resumes: () => after !== "",
+    clear: () => {
+      fill(list);
+      after = "";
+      missed = false;
+      empty.hidden = false;
+    },
+    take: (/** @type {LogBatch} */ batch) => {
+      missed ||= batch.missed;
+      return batch.rows.length;
+    },
+    show: (batch, id) => {
+      after = id;
+      // Who has scrolled up reads on undisturbed.
+      const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+      list.append(...batch.rows.slice(-LINES).map((line) => row(line, names)));
+      while (list.childElementCount > LINES) list.firstElementChild?.remove();
+      empty.hidden = list.childElementCount > 0;
+      if (follows) list.scrollTop = list.scrollHeight;
+    },
+    words: () => (missed ? ["lines were removed from the disk before they were shown"] : []),
+  });
 
   fill(
     main,

@@ -24,6 +24,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/console/dom.js", JS, include_str!("dom.js")),
     ("/console/words.js", JS, include_str!("words.js")),
     ("/console/steps.js", JS, include_str!("steps.js")),
+    ("/console/feed.js", JS, include_str!("feed.js")),
     ("/console/traces.js", JS, include_str!("traces.js")),
     ("/console/explain.js", JS, include_str!("explain.js")),
     ("/console/apps.js", JS, include_str!("apps.js")),

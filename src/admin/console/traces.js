@@ -1,7 +1,8 @@
 /** The live list of requests, and one request as its trace. */
 
-import { follow, get } from "./api.js";
+import { get } from "./api.js";
 import { badge, fill, h } from "./dom.js";
+import { feed } from "./feed.js";
 import { steps, timeBar, verdict } from "./steps.js";
 import { clock, count, ms, outcomeMeans, outcomeTone, riskTone, title } from "./words.js";
 
@@ -30,119 +31,51 @@ const CLASSES = ["page", "action", "webhook", "live", "asset", "none"];
 const OUTCOMES = ["hot", "woken", "held", "asset", "replayed", "duplicate", "welcomed", "validated", "refused", "client-left", "cut-off"];
 
 /**
+ * @param {string} name
+ * @param {string} label
+ * @param {string[]} values
+ */
+const choice = (name, label, values) => ({ name, label, values: ["", ...values].map((v) => /** @type {[string, string]} */ ([v, v || "any"])) });
+
+/**
  * @param {HTMLElement} main
  * @param {AbortSignal} signal
  * @param {URLSearchParams} query
  */
 export async function traces(main, signal, query) {
   const body = h("tbody", null);
-  const status = h("p", { class: "quiet", role: "status" });
   const empty = h("p", { class: "empty" }, "No request yet that fits. Send one, and it appears here.");
-  let paused = false;
-  let waiting = 0;
   let leftOut = 0;
-  /** @type {AbortController | null} */
-  let stream = null;
-
-  const say = () => {
-    const words = [];
-    if (paused) words.push(`paused; ${count(waiting, "request")} since`);
-    if (leftOut > 0) words.push(`${count(leftOut, "request")} left out: more than can be read`);
-    fill(status, words.join(" · "));
-    empty.hidden = body.childElementCount > 0;
-  };
-
-  const take = (/** @type {TraceBatch} */ batch) => {
-    batch.rows.forEach(remember);
-    leftOut += batch.left_out;
-    if (paused) {
-      waiting += batch.rows.length + batch.left_out;
-    } else {
+  const { filters, status, start } = feed(signal, query, {
+    page: "traces",
+    noun: "request",
+    fields: [
+      { name: "app", label: "App", hint: "any" },
+      choice("class", "Class", CLASSES),
+      choice("method", "Method", METHODS),
+      choice("outcome", "Outcome", OUTCOMES),
+      { name: "path", label: "Host or path has", hint: "/dashboard" },
+    ],
+    path: (wanted) => `/v1/traces/stream?${wanted}`,
+    resumes: () => false,
+    clear: () => {
+      fill(body);
+      leftOut = 0;
+      empty.hidden = false;
+    },
+    take: (/** @type {TraceBatch} */ batch) => {
+      const fresh = batch.rows.filter((t) => !seen.has(t.request)).length + batch.left_out;
+      batch.rows.forEach(remember);
+      leftOut += batch.left_out;
+      return fresh;
+    },
+    show: (batch) => {
       body.prepend(...batch.rows.map(row).reverse());
       while (body.childElementCount > ROWS) body.lastElementChild?.remove();
-    }
-    say();
-  };
-
-  const start = () => {
-    stream?.abort();
-    stream = new AbortController();
-    const stop = stream;
-    signal.addEventListener("abort", () => stop.abort(), { once: true });
-    fill(body);
-    leftOut = 0;
-    waiting = 0;
-    say();
-    const query = wanted().toString();
-    return follow(`/v1/traces/stream${query ? `?${query}` : ""}`, take, stop.signal);
-  };
-  const restart = () => {
-    const query = wanted().toString();
-    history.replaceState(null, "", `#/traces${query ? `?${query}` : ""}`);
-    start().catch((e) => fill(status, e.message));
-  };
-
-  const choice = (/** @type {string} */ name, /** @type {string} */ label, /** @type {string[]} */ values) =>
-    h(
-      "label",
-      null,
-      label,
-      h(
-        "select",
-        { name, onchange: restart },
-        h("option", { value: "" }, "any"),
-        values.map((v) => h("option", { value: v, selected: query.get(name) === v }, v)),
-      ),
-    );
-  let typing = 0;
-  const typed = (/** @type {string} */ name, /** @type {string} */ label, /** @type {string} */ hint) =>
-    h(
-      "label",
-      null,
-      label,
-      h("input", {
-        name,
-        type: "search",
-        placeholder: hint,
-        value: query.get(name) ?? "",
-        autocomplete: "off",
-        spellcheck: "false",
-        oninput: () => {
-          clearTimeout(typing);
-          typing = setTimeout(restart, 250);
-        },
-      }),
-    );
-  const pause = h(
-    "button",
-    {
-      type: "button",
-      "aria-pressed": "false",
-      onclick: () => {
-        paused = !paused;
-        pause.setAttribute("aria-pressed", String(paused));
-        fill(pause, paused ? "Go on" : "Pause");
-        if (paused) say();
-        else restart();
-      },
+      empty.hidden = body.childElementCount > 0;
     },
-    "Pause",
-  );
-  const filters = h(
-    "form",
-    { class: "filters", "aria-label": "Filters", onsubmit: (/** @type {Event} */ e) => e.preventDefault() },
-    typed("app", "App", "any"),
-    choice("class", "Class", CLASSES),
-    choice("method", "Method", METHODS),
-    choice("outcome", "Outcome", OUTCOMES),
-    typed("path", "Host or path has", "/dashboard"),
-    pause,
-  );
-  const wanted = () => {
-    const out = new URLSearchParams();
-    for (const [name, value] of new FormData(filters)) if (value) out.set(name, String(value));
-    return out;
-  };
+    words: () => (leftOut > 0 ? [`${count(leftOut, "request")} left out: more than can be read`] : []),
+  });
 
   fill(
     main,
