@@ -12,6 +12,7 @@ pub use vango_edge_wire as wire;
 
 pub mod clock;
 pub mod crash;
+pub mod files;
 
 pub mod app;
 

@@ -61,6 +61,7 @@ const WIRE: &[(&str, &[&str])] = &[
 const EDGE: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("crash", &[]),
+    ("files", &[]),
     ("app", &[]),
     ("config", &["wire::ClientLimits", "wire::certificate"]),
     ("node", &["clock", "config", "store"]),
@@ -71,7 +72,7 @@ const EDGE: &[(&str, &[&str])] = &[
     ("session", &["app", "clock", "config", "store"]),
     ("sockets", &["clock"]),
     ("ledger", &["clock", "config", "store"]),
-    ("artifact", &["clock", "crash"]),
+    ("artifact", &["clock", "crash", "files"]),
     (
         "certificates",
         &[
@@ -87,7 +88,7 @@ const EDGE: &[(&str, &[&str])] = &[
         ],
     ),
     ("output", &["clock"]),
-    ("runner", &["app", "clock", "output"]),
+    ("runner", &["app", "clock", "files", "output"]),
     (
         "control",
         &[

@@ -14,11 +14,9 @@ use crate::id::Digest;
 
 use super::each::each;
 use super::layout::{Blob, Place, digest_of};
+use super::source::{File, unchanged};
 use super::spool::Spool;
 use super::{ArtifactError, CONTRACT, build_manifest, encode, siblings};
-
-/// A file of the artifact: its name in it, and where it is.
-pub type File<'a> = (&'a str, &'a Path);
 
 /// Encodings that were made before, by the file's digest and its type.
 pub type Known = HashMap<(Digest, String), Vec<Encoded>>;
@@ -204,16 +202,6 @@ fn encodings(
         made.push((coding, Blob::write(&encoded, spool, BYTES)?));
     }
     Ok(made)
-}
-
-/// The bytes of a file that had this digest when it was looked at.
-pub fn unchanged(path: &Path, digest: &Digest) -> Result<Vec<u8>, ArtifactError> {
-    let bytes = fs::read(path).map_err(|e| ArtifactError::io(path, e))?;
-    if digest_of(&bytes) != *digest {
-        let why = "it was changed while it was packed; deploy again";
-        return Err(ArtifactError::refused(path, why));
-    }
-    Ok(bytes)
 }
 
 /// How a file is encoded by its name, the name it would have decoded, and its decoded beginning: of

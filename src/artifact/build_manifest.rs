@@ -10,7 +10,7 @@ use crate::assets::{below, names_its_content};
 use crate::contract::Assets;
 
 use super::ArtifactError;
-use super::assets::File;
+use super::source::File;
 
 /// The assets that the build's manifest names and whose names carry a fingerprint.
 pub fn fingerprinted(

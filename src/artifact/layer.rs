@@ -38,7 +38,7 @@ impl<'a> Into<'a> {
             Self::Nowhere => Ok(false),
             Self::Empty(_) => Ok(true),
             Self::Again(root, some) if some.contains(name) => {
-                super::tree::remove(&root.join(name))?;
+                crate::files::remove(&root.join(name))?;
                 Ok(true)
             }
             Self::Again(..) => Ok(false),
@@ -162,7 +162,7 @@ impl Reading<'_> {
         let Some(root) = self.into.root() else { return Ok(()) };
         let at = root.join(name);
         if !fs::symlink_metadata(&at).is_ok_and(|m| m.is_dir()) {
-            super::tree::remove(&at)?;
+            crate::files::remove(&at)?;
             fs::create_dir(&at)?;
         }
         Ok(fs::set_permissions(&at, Permissions::from_mode(0o700))?)
@@ -342,7 +342,7 @@ mod tests {
         let mode = |name: &str| fs::metadata(root.path().join(name)).unwrap().permissions().mode();
         assert_eq!((mode("") & 0o777, mode("bin") & 0o777), (0o555, 0o555));
         assert_eq!(mode("lib/tool.js") & 0o222, 0);
-        super::super::tree::remove(root.path()).unwrap();
+        crate::files::remove(root.path()).unwrap();
     }
 
     #[test]

@@ -20,6 +20,11 @@ pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// Where a blob is in the object store.
+pub(super) fn key(digest: &Digest) -> object_store::path::Path {
+    format!("blobs/sha256/{}", digest.hex()).into()
+}
+
 /// One blob of a packed artifact.
 #[derive(Debug, Clone)]
 pub struct Blob {

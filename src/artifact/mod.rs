@@ -26,6 +26,7 @@ mod layout;
 mod links;
 mod pack;
 mod siblings;
+mod source;
 mod spool;
 mod store;
 mod sweep;

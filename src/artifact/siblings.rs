@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use crate::assets::{Coding, Encoded, Entry};
 
-use super::assets::{File, unchanged};
 use super::each::each;
+use super::source::{File, unchanged};
 use super::{ArtifactError, encode};
 
 const SUFFIXES: [(&str, Coding); 3] =

@@ -19,7 +19,7 @@ use crate::assets::{AssetIndex, MAX_INDEX};
 use crate::clock::Wall;
 
 use super::layer::{self, Into, LayerError};
-use super::layout::{self, Descriptor, Image, Index, Manifest};
+use super::layout::{self, Descriptor, Image, Index, Manifest, key};
 use super::sweep;
 use super::tree::{Found, Trees, Wrote, named};
 use super::upload::Unsynced;
@@ -293,10 +293,6 @@ impl Artifacts {
         self.objects.put(&Key::from("oci-layout"), marker).await?;
         Ok(())
     }
-}
-
-pub(super) fn key(digest: &Digest) -> Key {
-    Key::from(format!("blobs/sha256/{}", digest.hex()))
 }
 
 fn missing(digest: &Digest, e: object_store::Error) -> ArtifactError {

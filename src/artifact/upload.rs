@@ -23,8 +23,7 @@ use crate::crash;
 use crate::id::Digest;
 
 use super::each::each;
-use super::layout::{self, Blob, Hashed, digest_of};
-use super::store::key;
+use super::layout::{self, Blob, Hashed, digest_of, key};
 use super::{ArtifactError, Artifacts, sweep};
 
 /// Bytes of an upload that are kept in memory before they are written.

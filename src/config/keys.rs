@@ -6,14 +6,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::document::Table;
+pub(super) use crate::document::{DAY, MS, secs};
 use crate::id::AppName;
-
-pub(super) const MS: Duration = Duration::from_millis(1);
-pub(super) const DAY: Duration = secs(86_400);
-
-pub(super) const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 /// A table that [`keys!`] declares.
 pub(super) trait Keys {

@@ -12,10 +12,12 @@ use pingora::prelude::{Error, ErrorType};
 use pingora::protocols::http::HttpTask;
 use pingora_proxy::Session;
 
+use crate::lifecycle::answer::Answer;
 use crate::lifecycle::facts::ErrorForm;
-use crate::lifecycle::grpc::{self, Dialect};
+use crate::lifecycle::grpc::Dialect;
+use crate::lifecycle::grpc_status;
 use crate::lifecycle::journey::Journey;
-use crate::lifecycle::reply::{Answer, Reply};
+use crate::lifecycle::reply::Reply;
 use crate::lifecycle::standing::Standing;
 use crate::record::ledger::{StoredHead, StoredResponse, Subject};
 use crate::wire::Client;
@@ -84,7 +86,7 @@ impl EdgeProxy {
         head.insert_header("content-type", content_type)?;
         head.insert_header("content-length", body.len())?;
         if let ErrorForm::Grpc(dialect) = ctx.form {
-            for (name, value) in grpc::fields(reply, dialect) {
+            for (name, value) in grpc_status::fields(reply, dialect) {
                 head.insert_header(name, value)?;
             }
         }

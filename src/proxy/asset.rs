@@ -11,8 +11,8 @@ use pingora_proxy::Session;
 
 use crate::artifact::{AssetBytes, Content};
 use crate::clock::Mono;
+use crate::lifecycle::answer::Answer;
 use crate::lifecycle::asset::{Action, Body, Plan, Visit};
-use crate::lifecycle::reply::Answer;
 use crate::telemetry::{ASSET, TraceRecord};
 
 use super::edge::{Ctx, EdgeProxy};

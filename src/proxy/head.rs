@@ -116,28 +116,28 @@ const HTTP_PROXY: &str = "proxy";
 /// By which IIS says what it rewrote; Symfony, Zend and others take the path from them.
 const PATH_OVERRIDES: [&str; 2] = ["x-original-url", "x-rewrite-url"];
 
-/// Whether a client's field of this name is not passed on. CGI-like servers make one name of those that
+/// By which proxies say how their client asked: Rack, gunicorn and Symfony believe `X-Forwarded-Ssl` before
+/// `X-Forwarded-Proto`, and build addresses with `X-Forwarded-Port`. They pass from a proxy that is trusted.
+const OF_A_PROXY: &str = "x-forwarded-";
+
+/// The same, under other names.
+const OF_PROXIES: [&str; 3] = ["front-end-https", "x-scheme", "x-url-scheme"];
+
+/// Whether a client's field of this name is not passed on, a trusted proxy's (`by_proxy`) or its own. CGI-like servers make one name of those that
 /// differ only in what is neither letter nor digit: to PHP, `Vango.Edge.Epoch` is the edge's own.
-fn is_foreign(name: &HeaderName) -> bool {
-    let text = name.as_str();
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    if plain {
-        return text.starts_with(PREFIX)
-            || text == HTTP_PROXY
-            || PATH_OVERRIDES.contains(&text)
-            || OURS.contains(name);
-    }
-    let folded: String =
-        text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    text.contains('_')
-        || folded.starts_with(PREFIX)
-        || PATH_OVERRIDES.contains(&folded.as_str())
-        || OURS.iter().any(|n| *n == folded.as_str())
+fn is_foreign(name: &HeaderName, by_proxy: bool) -> bool {
+    let text = &*fields::folded(name);
+    text.starts_with(PREFIX)
+        || text == HTTP_PROXY
+        || PATH_OVERRIDES.contains(&text)
+        || OURS.iter().any(|n| *n == text)
+        || (!by_proxy && (text.starts_with(OF_A_PROXY) || OF_PROXIES.contains(&text)))
+        || name.as_str().contains('_')
 }
 
 /// Leaves of a request's trailers what is for the app.
 pub fn clean_trailers(trailers: &mut HeaderMap) {
-    let gone = |name: &&HeaderName| is_foreign(name) || fields::is_of_the_head(name);
+    let gone = |name: &&HeaderName| is_foreign(name, false) || fields::is_of_the_head(name);
     let gone: Vec<HeaderName> = trailers.keys().filter(gone).cloned().collect();
     for name in gone {
         trailers.remove(name);
@@ -164,7 +164,9 @@ pub fn for_app(
     let (nothing, ()) = http::Request::new(()).into_parts();
     let mut parts = Parts::from(std::mem::replace(upstream, RequestHeader::from(nothing)));
     let headers = &mut parts.headers;
-    let foreign: Vec<HeaderName> = headers.keys().filter(|n| is_foreign(n)).cloned().collect();
+    let by_proxy = facts.origin.as_ref().is_some_and(|o| o.by_proxy);
+    let foreign = headers.keys().filter(|n| is_foreign(n, by_proxy));
+    let foreign: Vec<HeaderName> = foreign.cloned().collect();
     for name in foreign {
         headers.remove(&name);
     }
@@ -340,10 +342,16 @@ mod tests {
             "forwarded",
             "proxy",
         ] {
-            assert!(is_foreign(&HeaderName::from_static(name)), "{name}");
+            assert!(is_foreign(&HeaderName::from_static(name), true), "{name}");
         }
         for name in ["x.custom", "x-custom", "vango-edges", "proxy-x", "cookie", "traceparent"] {
-            assert!(!is_foreign(&HeaderName::from_static(name)), "{name}");
+            assert!(!is_foreign(&HeaderName::from_static(name), false), "{name}");
+        }
+        // A client that asks over plain HTTP would be taken for one over HTTPS.
+        for name in ["x-forwarded-ssl", "x.forwarded.port", "x-forwarded-prefix", "front-end-https"]
+        {
+            assert!(is_foreign(&HeaderName::from_static(name), false), "{name}");
+            assert!(!is_foreign(&HeaderName::from_static(name), true), "{name}");
         }
     }
 

@@ -16,12 +16,13 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use crate::contract::Protocol;
 use crate::lifecycle::access::{self, Guess};
 use crate::lifecycle::affinity::{self, Given};
+use crate::lifecycle::answer::Answer;
 use crate::lifecycle::enter::{Answered, Arrival, Classified, Entered, enter};
 use crate::lifecycle::facts::{self, BadRequest, ErrorForm, Facts};
 use crate::lifecycle::fields::Trailers;
-use crate::lifecycle::grpc;
+use crate::lifecycle::grpc_status;
 use crate::lifecycle::journey::{BodyRefusal, Broke, Event, Go, Journey};
-use crate::lifecycle::reply::{Answer, Reply};
+use crate::lifecycle::reply::Reply;
 use crate::lifecycle::trace::{Trace, UpstreamFailure};
 use crate::telemetry::TraceRecord;
 use crate::wire::{Client, Cut, Phase};
@@ -285,7 +286,7 @@ impl ProxyHttp for EdgeProxy {
                 // The part of it that came goes out, and the connection ends without its end.
                 session.as_downstream_mut().shutdown().await;
             } else if matches!(ctx.form, ErrorForm::Grpc(_)) {
-                let told = grpc::broken_off(failure(e) == UpstreamFailure::Silent);
+                let told = grpc_status::broken_off(failure(e) == UpstreamFailure::Silent);
                 let told =
                     told.map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
                 // A client that is gone is told nothing.

@@ -1,16 +1,19 @@
 //! A program as it is executed: found, with the names in its command and its environment replaced. The one
 //! place that says which of two values of a variable counts, whatever is started beside the app.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::contract::{self, ExpandError};
 
 use super::Program;
-use super::spawn::Variables;
 
 /// Where an app's programs are looked for, after the directories of its artifact that its contract names.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Names and values of a process's environment.
+pub type Variables = BTreeMap<String, OsString>;
 
 /// What is executed.
 #[derive(Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use crate::record::Process;
 
 use super::cgroup::{Cgroup, until};
 use super::pidfd::PidFd;
-use super::{ExitStatus, FreezeError, Refused, StopError, proc, spawn};
+use super::{ExitStatus, FreezeError, Refused, StopError, proc};
 
 /// From SIGKILL to the end, at most: only a process in uninterruptible sleep takes longer.
 pub const AFTER_KILL: Duration = Duration::from_secs(5);
@@ -198,9 +198,9 @@ impl Group {
 
     /// The ids of the process and of everything that it started. Blocks for reading `/proc`.
     pub fn pids(&self) -> Vec<u32> {
-        let mark = spawn::mark(&self.allocation);
+        let marked = mark(&self.allocation);
         let own =
-            |pid: &u32| proc::group(*pid) == Some(self.process.pid) || proc::has_env(*pid, &mark);
+            |pid: &u32| proc::group(*pid) == Some(self.process.pid) || proc::has_env(*pid, &marked);
         match &self.cgroup {
             Some(cgroup) => cgroup.pids(),
             None => proc::pids().into_iter().filter(own).collect(),
@@ -212,14 +212,22 @@ fn system(cgroup: &Cgroup, source: std::io::Error) -> Refused {
     Refused { what: cgroup.path().display().to_string(), source }
 }
 
+/// In the environment of everything an allocation starts; also how a leftover is found.
+pub const MARK: &str = "VANGO_EDGE_ALLOCATION";
+
+/// The mark of one allocation, as it stands in an environment.
+pub fn mark(allocation: &AllocationId) -> String {
+    format!("{MARK}={allocation}")
+}
+
 /// SIGKILL for every process that has the allocation's mark in its environment, until none is left
 /// or `limit` is over. Returns those that are left.
 pub async fn kill_marked(allocation: &AllocationId, limit: Duration) -> Vec<u32> {
-    let mark = spawn::mark(allocation);
+    let text = mark(allocation);
     let mut left = Vec::new();
     let until_none = async {
         loop {
-            let at = mark.clone();
+            let at = text.clone();
             left = tokio::task::spawn_blocking(move || marked(&at)).await.unwrap_or_default();
             if left.is_empty() {
                 return;
@@ -227,7 +235,7 @@ pub async fn kill_marked(allocation: &AllocationId, limit: Duration) -> Vec<u32>
             for pid in &left {
                 // By descriptor, and looked at again: the id may be another's by now.
                 if let Ok(process) = PidFd::open(*pid)
-                    && proc::has_env(*pid, &mark)
+                    && proc::has_env(*pid, &text)
                 {
                     let _ = process.signal(Signal::SIGKILL);
                     process.ended_within(Duration::from_millis(500)).await;

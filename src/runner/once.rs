@@ -16,10 +16,11 @@ use tokio::runtime::Handle;
 
 use crate::id::AllocationId;
 
+use super::expanded::Variables;
 use super::group::{Ended, Group};
 use super::log::{self, Tail};
 use super::shared::Shared;
-use super::spawn::{self, Streams, Variables};
+use super::spawn::{self, Streams};
 use super::{ExitStatus, FreezeError, Program, Room, StartError};
 
 /// What is to run once.
@@ -222,6 +223,7 @@ mod tests {
     use super::*;
     use crate::clock::{SystemClock, SystemEntropy};
     use crate::id::{Digest, Epoch};
+    use crate::runner::group::mark;
     use crate::runner::{ProcessRunner, ProcessRunnerOptions, Runner, proc};
 
     fn room() -> Room {
@@ -274,7 +276,7 @@ mod tests {
         let runner = runner(dir.path());
         let script = "cat; env | sort >&2; ls -d \"$HOME\" \"$TMPDIR\" >/dev/null && exit 7";
         let spec = spec(dir.path(), script, Prints::Piped { stdin: true });
-        let mark = spawn::mark(&spec.id);
+        let mark = mark(&spec.id);
         let mut once = runner.once(spec, room()).await.unwrap();
         let mut stdin = once.pipes.stdin.take().unwrap();
         stdin.write_all(b"given").await.unwrap();

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::files::remove;
 use crate::id::Environment;
 
 use super::group::Group;
@@ -191,25 +192,6 @@ pub fn size(dir: &Path) -> u64 {
         }
     }
     bytes
-}
-
-/// Removes a directory with all that is in it, as far as the right to write can be had; follows no link.
-pub fn remove(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
-        done => return done,
-    }
-    let mut todo = vec![dir.to_owned()];
-    while let Some(dir) = todo.pop() {
-        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    fs::remove_dir_all(dir)
 }
 
 /// Ends a process that has written more than `limit` bytes into the view below `dir`. Never ends itself.

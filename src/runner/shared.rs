@@ -16,7 +16,7 @@ use crate::output::{Outputs, Source};
 use crate::record::Process;
 
 use super::cgroup::Cgroups;
-use super::group::{Ended, Group};
+use super::group::{Ended, Group, mark};
 use super::log::{Ends, Pumps, Tail};
 use super::pidfd::PidFd;
 use super::running::Running;
@@ -269,7 +269,7 @@ impl Shared {
     /// The process of an allocation of which there is no record: it leads a group, and has the mark in its
     /// environment or, where a program has written over that, prints into the allocation's pipe.
     pub(super) async fn found(self: &Arc<Self>, allocation: &AllocationId) -> Option<Process> {
-        let (shared, mark) = (Arc::clone(self), spawn::mark(allocation));
+        let (shared, mark) = (Arc::clone(self), mark(allocation));
         let (stdout, _) = log::PIPES[0];
         let pipe = spawn::dir_of(&self.options.run_dir, allocation).join(stdout);
         let looked = tokio::task::spawn_blocking(move || {

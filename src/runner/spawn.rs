@@ -1,7 +1,5 @@
 //! Makes what a process needs, and the process.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,20 +23,13 @@ use crate::id::{AllocationId, Environment, Generation};
 use crate::record::Process;
 
 use super::cgroup::{Cgroup, Cgroups};
-use super::expanded::{PATH, expanded};
-use super::scratch::{self, Scratch};
+use super::expanded::{PATH, Variables, expanded};
+use super::group::MARK;
+use super::scratch::Scratch;
 use super::{Program, StartError, log};
 
 /// Files that a process may have open (getrlimit(2)), unless the edge itself may have fewer.
 const OPEN_FILES: u64 = 65_536;
-
-/// In the environment of everything an allocation starts; also how a leftover is found.
-pub const MARK: &str = "VANGO_EDGE_ALLOCATION";
-
-/// The mark of one allocation, as it stands in an environment.
-pub fn mark(allocation: &AllocationId) -> String {
-    format!("{MARK}={allocation}")
-}
 
 /// Where a process listens: a port that the kernel chose and that it gives to no program that asks for any
 /// port, for as long as this lives: a socket is bound to it, and does not listen. An app that sets
@@ -97,9 +88,6 @@ impl Streams {
         Self { stdin: Stdio::null(), stdout: stdout.into(), stderr: stderr.into() }
     }
 }
-
-/// Names and values of a process's environment.
-pub type Variables = BTreeMap<String, OsString>;
 
 /// A directory that only the edge's user may enter.
 fn private_dir(path: &Path) -> io::Result<()> {
@@ -312,7 +300,7 @@ pub fn dirs(run_dir: &Path) -> Vec<AllocationId> {
 /// Removes an allocation's directory; the environment's stays.
 pub fn remove_dir(run_dir: &Path, allocation: &AllocationId) {
     let dir = dir_of(run_dir, allocation);
-    match scratch::remove(&dir) {
+    match crate::files::remove(&dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             ::log::warn!("{}: {e}", dir.display());
         }

@@ -459,7 +459,7 @@ impl Request {
     /// The edge answers; what a provider is told is on record before.
     async fn tell(&mut self, journey: &mut Journey) -> (Option<u16>, Option<Broke>) {
         let gate = &self.edge.gate;
-        let status = journey.answer().map(vango_edge::lifecycle::reply::Answer::status);
+        let status = journey.answer().map(vango_edge::lifecycle::answer::Answer::status);
         if journey.event_id().is_some() {
             let evidence = journey.evidence_of(status, gate.clock.now(), gate.clock.wall());
             if let Some(evidence) = evidence {

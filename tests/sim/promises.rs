@@ -7,7 +7,6 @@ use std::time::Duration;
 use vango_edge::clock::Clock;
 use vango_edge::contract::Posture;
 use vango_edge::id::{AllocationId, Epoch};
-use vango_edge::lifecycle::enter::under;
 use vango_edge::lifecycle::fields::IdempotencyKey;
 use vango_edge::lifecycle::journey::{Go, Journey};
 use vango_edge::lifecycle::reply::{Forwarded, Problem};
@@ -159,9 +158,10 @@ impl Sim {
     /// By the contract of the owner that gets it, not by one that was replaced.
     fn check_rules(&self, n: u64, journey: &Journey) {
         let (facts, view) = (journey.facts(), journey.view());
-        let Ok((_, posture)) = under(view, facts) else {
+        let Ok(taken) = view.contract.route(&facts.asked()) else {
             self.broken(format!("#{n} has no route there"))
         };
+        let posture = taken.posture();
         if posture != journey.posture() {
             let now = journey.posture();
             self.broken(format!("#{n} is {posture:?} for its owner, and treated as {now:?}"));

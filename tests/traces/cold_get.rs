@@ -225,7 +225,15 @@ fn what_is_safe_by_its_method_is_safe_on_every_class() {
 
 #[test]
 fn what_an_app_may_read_as_another_method_is_not_safe() {
-    for field in ["x-http-method-override", "x-http-method", "x-method-override"] {
+    for field in [
+        "x-http-method-override",
+        "x-http-method",
+        "x-method-override",
+        // To PHP and other CGI-like servers these are the first one.
+        "x.http.method.override",
+        "x-http-method.override",
+        "x~http*method!override",
+    ] {
         let asks = || http::Request::builder().header(field, "POST");
         let world = World::hot();
         for (path, problem) in [

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use vango_edge::clock::Wall;
 use vango_edge::lifecycle::access::{Guess, HEADER, PreviewPolicy};
+use vango_edge::lifecycle::answer::Answer;
 use vango_edge::lifecycle::enter::{Arrival, Entered, HttpsRedirect, Policies, enter};
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::origin::Origin;
-use vango_edge::lifecycle::reply::{Answer, Problem, Reply};
+use vango_edge::lifecycle::reply::{Problem, Reply};
 use vango_edge::lifecycle::validation::Validations;
 
 use crate::given::{PREVIEW, World};

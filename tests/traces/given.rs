@@ -8,13 +8,14 @@ use vango_edge::id::{
     AllocationId, DeploymentId, Digest, Environment, Epoch, Generation, RequestId,
 };
 use vango_edge::lifecycle::affinity::{Given, KnownBy, Prior};
+use vango_edge::lifecycle::answer::Answer;
 use vango_edge::lifecycle::enter::{Arrival, Policies, classify, enter};
 use vango_edge::lifecycle::facts::Facts;
 use vango_edge::lifecycle::idempotency::ExistingRecord;
 use vango_edge::lifecycle::journey::{
     Ask, BodyRefusal, Command, Event, Go, Journey, LedgerFailed, Look, Recorded, Woke,
 };
-use vango_edge::lifecycle::reply::{Answer, Reply};
+use vango_edge::lifecycle::reply::Reply;
 use vango_edge::lifecycle::resume::{Lookup, StoreAnswer};
 use vango_edge::lifecycle::trace::{HoldEnd, Step, StepText, Trace, UpstreamFailure};
 use vango_edge::lifecycle::validation::Validations;

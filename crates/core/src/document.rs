@@ -42,6 +42,16 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// The least of most durations.
+pub const MS: Duration = Duration::from_millis(1);
+/// 24 hours.
+pub const DAY: Duration = secs(86_400);
+
+/// `n` seconds, for bounds and defaults of [`Table::duration`].
+pub const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
 /// A value, or everything that is wrong.
 pub type Checked<T> = Result<T, Vec<Diagnostic>>;
 

@@ -13,7 +13,7 @@ use jiff::tz::{TimeZone, TimeZoneDatabase};
 use crate::clock::Wall;
 use crate::document::Table;
 
-use super::parse::env;
+use super::expand::env;
 
 /// Workers of an app, and entries of its schedule, at most.
 const MOST: usize = 16;

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use crate::document::{self, Table};
 
+use super::is_reserved;
+
 /// Names that every process of an app has in its environment from the edge.
 pub const GIVEN: &[&str] = &[
     "PORT",
@@ -23,6 +25,22 @@ pub const GIVEN: &[&str] = &[
     "VANGO_EDGE_GENERATION",
     "VANGO_EDGE_DIGEST",
 ];
+
+/// The `env` of a process, without what the edge sets.
+pub(super) fn env(t: &Table<'_>) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    if let Some(table) = t.opt_table("env") {
+        for (name, value) in table.entries("a string; secrets come from the operator by name") {
+            if is_reserved(&name) {
+                table.error(&name, "the edge sets this one; take it out");
+            } else if name.is_empty() || name.contains(['=', '\0']) {
+                table.error(&name, "not a name of an environment variable");
+            }
+            env.insert(name, value);
+        }
+    }
+    env
+}
 
 /// Why a text cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -191,6 +191,13 @@ pub struct Taken<'c> {
     pub safe: bool,
 }
 
+impl Taken<'_> {
+    /// What may be done with the request.
+    pub fn posture(&self) -> Posture {
+        self.route.class.posture(self.safe)
+    }
+}
+
 /// Why a request goes by no route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unrouted {

@@ -3,24 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::document::{self, Checked, Table};
+use crate::document::{self, Checked, DAY, MS, Table, secs};
 
 use super::beside;
 use super::route::RuntimePath;
 use super::routes::routes;
 use super::{
     Assets, Contract, CronEntry, LivePolicy, Process, Protocol, Ready, Release, Scale,
-    SessionStore, Sleep, SleepMode, State, Task, Wake, is_reserved,
+    SessionStore, Sleep, SleepMode, State, Task, Wake,
 };
 use super::{expand, headers};
-
-pub(super) const MS: Duration = Duration::from_millis(1);
-pub(super) const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-pub(super) const DAY: u64 = 86_400;
 
 /// Reads a contract; `file` is named in errors.
 ///
@@ -101,7 +94,7 @@ fn process(top: &Table<'_>, command: &[String]) -> Option<Process> {
         t.error("path", format!("{dir:?}: a colon parts the directories of PATH; rename it"));
     }
     let secrets = t.texts("secrets");
-    let env = env(&t);
+    let env = expand::env(&t);
     if let Some(table) = t.opt_table("env") {
         env.iter().for_each(|(name, value)| expand::check_value(&table, name, value, &secrets));
     }
@@ -111,7 +104,7 @@ fn process(top: &Table<'_>, command: &[String]) -> Option<Process> {
     let ready = ready(&t.table("ready"), t.has("ready"), protocol);
     let stop_timeout = t.duration("stop_timeout", MS..=secs(600), secs(10));
     let workers = beside::workers(&t);
-    let drain_timeout = t.duration("drain_timeout", MS..=secs(DAY), secs(30));
+    let drain_timeout = t.duration("drain_timeout", MS..=DAY, secs(30));
     t.finish();
     Some(Process {
         command,
@@ -125,22 +118,6 @@ fn process(top: &Table<'_>, command: &[String]) -> Option<Process> {
         drain_timeout,
         workers,
     })
-}
-
-/// The `env` of a process, without what the edge sets.
-pub(super) fn env(t: &Table<'_>) -> BTreeMap<String, String> {
-    let mut env = BTreeMap::new();
-    if let Some(table) = t.opt_table("env") {
-        for (name, value) in table.entries("a string; secrets come from the operator by name") {
-            if is_reserved(&name) {
-                table.error(&name, "the edge sets this one; take it out");
-            } else if name.is_empty() || name.contains(['=', '\0']) {
-                table.error(&name, "not a name of an environment variable");
-            }
-            env.insert(name, value);
-        }
-    }
-    env
 }
 
 /// What the commands beside the app's own name that they cannot.
@@ -222,9 +199,9 @@ fn sleep(top: &Table<'_>) -> Sleep {
     let modes = [("stop", SleepMode::Stop), ("freeze", SleepMode::Freeze)];
     let policies = [("pins", LivePolicy::Pins), ("traffic", LivePolicy::Traffic)];
     let sleep = Sleep {
-        after: t.duration_or_never("after", 100 * MS..=secs(30 * DAY), secs(300)),
+        after: t.duration_or_never("after", 100 * MS..=30 * DAY, secs(300)),
         mode: t.word("mode", &modes, SleepMode::Stop),
-        freeze_for: t.duration("freeze_for", secs(1)..=secs(30 * DAY), secs(3600)),
+        freeze_for: t.duration("freeze_for", secs(1)..=30 * DAY, secs(3600)),
         live: t.word("live", &policies, LivePolicy::Pins),
     };
     t.finish();

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use http::Method;
 
-use crate::document::Table;
+use crate::document::{DAY, MS, Table, secs};
 
 use super::methods;
-use super::parse::{DAY, MS, secs};
 use super::route::{
     Action, Cold, Duplicate, Encoding, EventId, Fingerprint, GenericHmac, Handshake, Idempotency,
     KeySource, Live, PathPattern, Provider, Resume, Route, RouteClass, SessionSource, SocketEnd,
@@ -157,7 +156,7 @@ fn check_methods(t: &Table<'_>, class: &RouteClass, named: Option<&[Method]>, sa
 }
 
 fn timeout(t: &Table<'_>) -> Option<Duration> {
-    t.has("timeout").then(|| t.duration("timeout", MS..=secs(DAY), secs(60)))
+    t.has("timeout").then(|| t.duration("timeout", MS..=DAY, secs(60)))
 }
 
 fn cold(t: &Table<'_>, class: &RouteClass, wakes: bool, default: Cold) -> Cold {
@@ -240,7 +239,7 @@ fn action(t: &Table<'_>) -> Action {
         key,
         principal,
         fingerprint,
-        retention: t.duration("retention", secs(60)..=secs(90 * DAY), secs(DAY)),
+        retention: t.duration("retention", secs(60)..=90 * DAY, DAY),
     }
 }
 

@@ -30,10 +30,11 @@ use subtle::ConstantTimeEq;
 use crate::clock::{Mono, Wall};
 use crate::id::AppName;
 
+use super::answer::Answer;
 use super::facts::{ErrorForm, Facts};
 use super::fields;
 use super::origin::customer;
-use super::reply::{Answer, Problem, Reply};
+use super::reply::{Problem, Reply};
 
 /// The header that carries the token. The app never sees it, as no `vango-edge-` header of a client.
 pub const HEADER: &str = "vango-edge-preview-token";

@@ -253,10 +253,7 @@ fn is_page(facts: &Facts) -> bool {
 
 /// Whether the contract has a route for the path besides the one for all that others do not take.
 fn has_route(view: &EnvView, facts: &Facts) -> bool {
-    match super::enter::under(view, facts) {
-        Ok((route, _)) => view.contract.routes.get(route).is_some_and(|r| !r.path.is_all()),
-        Err(_) => true,
-    }
+    view.contract.route(&facts.asked()).map_or(true, |taken| !taken.route.path.is_all())
 }
 
 /// What `rules` add to the answer for the file `name`: of one field, what the last of them says.

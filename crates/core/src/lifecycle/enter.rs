@@ -19,15 +19,16 @@ use http::Method;
 use http::header::HeaderMap;
 
 use crate::clock::{Mono, Wall};
-use crate::contract::{Asked, Posture, Route, RouteClass, Unrouted};
+use crate::contract::{Posture, Route, RouteClass, Unrouted};
 use crate::id::AppName;
 use crate::snapshot::{EnvView, Snapshot};
 
 use super::access::{self, Access, Guess, PreviewPolicies, Stop};
+use super::answer::Answer;
 use super::asset::Visit;
 use super::facts::{BadRequest, Facts};
 use super::page::Brand;
-use super::reply::{Answer, Problem, Reply};
+use super::reply::{Problem, Reply};
 use super::standing::{self, Standing};
 use super::trace::{Outcome, StepKind, Trace};
 use super::validation::Validations;
@@ -259,24 +260,10 @@ impl Classified {
 /// [`Unrouted`], also for a host without an owner.
 pub fn classify(snapshot: &Snapshot, facts: &Facts) -> Result<Classified, Unrouted> {
     let view = snapshot.host(&facts.host).ok_or(Unrouted::NoRoute)?;
-    let (route, posture) = under(view, facts)?;
+    let taken = view.contract.route(&facts.asked())?;
+    let (route, posture) = (taken.index, taken.posture());
     let may_wake = may_wake(view, route, facts);
     Ok(Classified { view: Arc::clone(view), route, posture, may_wake })
-}
-
-/// Route and posture under one owner's contract: also for a request that was classified before,
-/// since its owner may have changed while it waited.
-///
-/// # Errors
-/// [`Unrouted`]
-pub fn under(view: &EnvView, facts: &Facts) -> Result<(usize, Posture), Unrouted> {
-    let taken = view.contract.route(&Asked {
-        path: &facts.path,
-        sent: facts.sent(),
-        method: &facts.method,
-        overridden: facts.method_overridden,
-    })?;
-    Ok((taken.index, taken.route.class.posture(taken.safe)))
 }
 
 /// The edge's own answer to a request that goes to no app, on any host (RFC 9110 §7.6.2, §9.3.8):

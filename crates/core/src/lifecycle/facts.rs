@@ -16,6 +16,7 @@ use http::request::Parts;
 use http::{Method, Version};
 
 use crate::clock::Mono;
+use crate::contract::Asked;
 use crate::id::{Host, RequestId};
 
 use super::affinity::{Prior, SessionId};
@@ -275,6 +276,16 @@ impl Facts {
         self.spelled.as_deref().unwrap_or(&self.path)
     }
 
+    /// What a contract is asked, to say which route it takes.
+    pub fn asked(&self) -> Asked<'_> {
+        Asked {
+            path: &self.path,
+            sent: self.sent(),
+            method: &self.method,
+            overridden: self.method_overridden,
+        }
+    }
+
     /// Path and query as they were sent: the app's.
     pub fn target(&self) -> String {
         self.with_query(self.sent())
@@ -357,10 +368,12 @@ fn is_websocket(parts: &Parts) -> bool {
         && has_token(&parts.headers, header::UPGRADE, "websocket")
 }
 
-/// Fields by which frameworks read another method than the request line's.
+/// Fields by which frameworks read another method than the request line's, as a server may spell them.
 fn overrides_method(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    matches!(name, "x-http-method-override" | "x-http-method" | "x-method-override")
+    matches!(
+        &*fields::folded(name),
+        "x-http-method-override" | "x-http-method" | "x-method-override"
+    )
 }
 
 /// Pingora has refused heads with lengths that differ, or one that is no number.

@@ -2,10 +2,24 @@
 //! cookies, `traceparent`, `Idempotency-Key`, and the trailers of an app's answer. One reading each, for
 //! requests and responses, whatever carries them.
 
+use std::borrow::Cow;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Version, request};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// A field's name as servers spell it that are like CGI (RFC 3875 §4.1.18): they make one name of all that
+/// differ only in what is neither letter nor digit. To PHP `X.HTTP.Method.Override` is
+/// `X-HTTP-Method-Override`.
+pub fn folded(name: &HeaderName) -> Cow<'_, str> {
+    let text = name.as_str();
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if text.bytes().all(is_plain) {
+        return text.into();
+    }
+    text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+}
 
 /// Fields that belong to one connection and end with it (RFC 9110 §7.6.1), whatever `Connection` says.
 /// `Transfer-Encoding` is not among them: it frames the body, and goes where the body is framed anew

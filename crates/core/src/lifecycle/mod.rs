@@ -8,14 +8,15 @@
 //! preview is open to it, [`asset`] whether the artifact answers without the app, [`journey`] how it goes
 //! on: where it is placed, sent, held, answered; [`idempotency`] when two requests are one, and what a
 //! key's record says and becomes, [`webhook`] whether a provider's delivery is to be believed, [`reply`]
-//! what the edge answers itself, [`grpc`] how to a call of gRPC's, [`page`] how to a person, [`standing`]
-//! where that page asks how its app stands, and [`trace`] keeps what was decided and why.
+//! what the edge answers itself, [`answer`] how: [`grpc_status`] to a call of gRPC's ([`grpc`] knows one),
+//! [`page`] to a person, [`standing`] where that page asks how its app stands, and [`trace`] keeps what was decided and why.
 //! [`affinity`] says where a session was before, [`resume`] what a live socket's app is told about it,
 //! [`hello`] which session a Vango client names. [`explain`] asks the same questions of a request
 //! that is never sent.
 
 pub mod access;
 pub mod affinity;
+pub mod answer;
 pub mod asset;
 pub mod enter;
 pub mod explain;
@@ -23,6 +24,7 @@ pub mod facts;
 pub mod fields;
 pub mod forms;
 pub mod grpc;
+pub mod grpc_status;
 pub mod hello;
 pub mod idempotency;
 pub mod journey;

@@ -112,6 +112,7 @@ fn a_preflight_passes_and_nothing_that_only_looks_like_one() {
         ("OPTIONS", &[asks]),
         ("OPTIONS", &[origin, asks, ("content-length", "1")]),
         ("OPTIONS", &[origin, asks, ("x-http-method-override", "POST")]),
+        ("OPTIONS", &[origin, asks, ("x.http.method.override", "GET")]),
         ("GET", &[origin, asks]),
         ("POST", &[origin, asks]),
     ] {

@@ -178,7 +178,11 @@ impl Answer<'_> {
         self.set(header::CONTENT_LENGTH, HeaderValue::from(bytes));
     }
 
+    /// Nothing of it, for this request alone: a shared cache would give what is kept for a year to every
+    /// client, for a range or a condition that was this one's (RFC 9111 §3).
     fn empty(&mut self) -> Body {
+        self.out.retain(|(name, _)| *name != header::CACHE_CONTROL);
+        self.set(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         self.length(0);
         Body::None
     }

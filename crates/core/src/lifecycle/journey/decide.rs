@@ -7,7 +7,7 @@ use crate::clock::Mono;
 use crate::contract::Unrouted;
 use crate::id::AllocationId;
 use crate::lifecycle::affinity::{Affinity, on_ring};
-use crate::lifecycle::enter::{may_wake, under};
+use crate::lifecycle::enter::may_wake;
 use crate::lifecycle::idempotency::DEFAULT_WHOLE_BODY;
 use crate::lifecycle::reply::Reply;
 use crate::lifecycle::resume::Decision;
@@ -30,9 +30,9 @@ impl Journey {
     ) -> Command {
         // The contract that counts is that of the owner who would get it, not of one before.
         let found = look.view.as_ref().ok_or(Unrouted::NoRoute);
-        let found = found.and_then(|v| Ok((v, under(v, &self.facts)?)));
-        let (view, (route, posture)) = match found {
-            Ok(found) => found,
+        let found = found.and_then(|v| Ok((v, v.contract.route(&self.facts.asked())?)));
+        let (view, route, posture) = match found {
+            Ok((view, taken)) => (view, taken.index, taken.posture()),
             Err(why) => return self.answer_with(Reply::unrouted(why, &self.facts.host), now),
         };
         let posture_changed = posture != self.posture;

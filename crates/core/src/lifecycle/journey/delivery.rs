@@ -10,8 +10,9 @@ use http::header::HeaderMap;
 use crate::clock::{Mono, Wall};
 use crate::contract::{Duplicate, Posture, RouteClass, Webhook, WhenCold};
 use crate::id::Environment;
+use crate::lifecycle::answer::Answer;
 use crate::lifecycle::idempotency::{Claim, Delivered};
-use crate::lifecycle::reply::{Answer, Forwarded, Problem, Reply};
+use crate::lifecycle::reply::{Forwarded, Problem, Reply};
 use crate::lifecycle::trace::{EventVerdict, Outcome, StepKind};
 use crate::lifecycle::webhook::{self, Refusal, Signed};
 

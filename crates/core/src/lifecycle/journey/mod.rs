@@ -17,11 +17,12 @@ use crate::id::{AllocationId, OperationId};
 use crate::record::ledger::StoredResponse;
 use crate::snapshot::EnvView;
 
+use super::answer::Answer;
 use super::enter::Classified;
 use super::facts::Facts;
 use super::fields::IdempotencyKey;
 use super::idempotency::{Claim, ExistingRecord};
-use super::reply::{Answer, Reply};
+use super::reply::Reply;
 use super::resume::{Decision, Lookup, StoreAnswer};
 use super::trace::{HoldEnd, Outcome, StepKind, Trace, UpstreamFailure};
 use super::webhook::Refusal;

@@ -14,6 +14,7 @@ use http::header::HeaderMap;
 
 use crate::clock::{Mono, Wall};
 use crate::contract::{Action, KeySource, Posture, Route, RouteClass};
+use crate::lifecycle::answer::Answer;
 use crate::lifecycle::facts::kept_method;
 use crate::lifecycle::fields::IdempotencyKey;
 use crate::lifecycle::forms;
@@ -21,7 +22,7 @@ use crate::lifecycle::idempotency::{
     self, Claim, Delivered, ExistingRecord, NoPrincipal, Repeat, Unkeyed, judge, judge_event,
     key_hash,
 };
-use crate::lifecycle::reply::{Answer, Forwarded, PROBLEM_BASE, Problem, Reply};
+use crate::lifecycle::reply::{Forwarded, PROBLEM_BASE, Problem, Reply};
 use crate::lifecycle::trace::{EventVerdict, KeyVerdict, Outcome, QueueBound, StepKind};
 use crate::lifecycle::webhook::{self, Refusal, Signed};
 use crate::record::ledger::{AuditEvidence, StoredResponse, Subject};

@@ -74,6 +74,28 @@ fn what_may_have_been_done_is_not_offered_again() {
     }
 }
 
+/// A page that was asked for, and a body that was cut off on its way, are told what happened to them.
+#[test]
+fn only_what_may_have_been_done_is_to_be_looked_for() {
+    let of = |problem, status| Reply {
+        forwarded: Forwarded::OutcomeUnknown,
+        ..Reply::refused(problem, status, "the reason")
+    };
+    let says = |reply: &Reply| shown(reply, ErrorForm::Page).contains("it could be done twice");
+    assert!(says(&of(Problem::OutcomeUnknown, 502)));
+    for (problem, status) in [
+        (Problem::UpstreamClosed, 502),
+        (Problem::UpstreamTimeout, 504),
+        (Problem::ContentTooLarge, 413),
+    ] {
+        let reply = of(problem, status);
+        assert!(
+            !says(&reply) && shown(&reply, ErrorForm::Page).contains("the reason"),
+            "{problem:?}"
+        );
+    }
+}
+
 #[test]
 fn what_is_said_cannot_be_markup() {
     let page = shown(&reply(Problem::NoRoute), ErrorForm::Page);

@@ -1,6 +1,6 @@
 //! What a person is told: a heading, a sentence, and what is going on, for each condition that passes.
 
-use crate::lifecycle::reply::{Forwarded, Problem, Reply};
+use crate::lifecycle::reply::{Problem, Reply};
 
 use super::Mode;
 
@@ -93,7 +93,8 @@ pub(super) fn words(reply: &Reply, mode: Mode, name: Option<&str>) -> Words {
         (Some(said), Mode::Ask) => {
             Words { heading: NOT_DELIVERED.into(), text: named(said.form), more }
         }
-        (_, _) if reply.forwarded == Forwarded::OutcomeUnknown => Words {
+        // A page that was asked for may be given to the app too, and nothing was to be done.
+        (_, _) if reply.problem == Problem::OutcomeUnknown => Words {
             heading: reply.problem.title().into(),
             text: "What you sent was given to the app, and the app gave no answer. Look whether it was done \
                    before you send it again: it could be done twice."

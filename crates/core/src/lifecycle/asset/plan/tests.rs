@@ -107,6 +107,7 @@ fn ranges_are_of_the_encoding_that_was_chosen() {
     assert_eq!((none.status, &none.body), (416, &Body::None));
     assert_eq!(text(&none, "content-range"), Some("bytes */100"));
     assert_eq!(text(&none, "content-length"), Some("0"));
+    assert_eq!(text(&none, "cache-control"), Some("no-store"));
     let two = [("range", "bytes=0-1"), ("range", "bytes=2-3")];
     assert_eq!(ask(&asset, false, &two).status, 200);
     let stale = ask(&asset, false, &[("range", "bytes=0-1"), ("if-range", "\"other\"")]);
@@ -146,6 +147,7 @@ fn what_is_not_allowed_says_so() {
     assert_eq!((none.status, text(&none, "vary")), (406, Some("accept-encoding")));
     let failed = ask(&asset, false, &[("if-match", "\"other\"")]);
     assert_eq!((failed.status, &failed.body), (412, &Body::None));
+    assert_eq!(text(&failed, "cache-control"), Some("no-store"));
 }
 
 const ALL: Allowed = Allowed::Perform { range: true };

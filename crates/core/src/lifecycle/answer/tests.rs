@@ -1,7 +1,10 @@
 //! What each answer says of what became of its request, and what no page of theirs does by itself.
 
+use std::time::Duration;
+
 use super::*;
 use crate::clock::SeededEntropy;
+use crate::lifecycle::reply::Problem;
 
 #[test]
 fn an_answer_says_what_became_of_the_request() {
