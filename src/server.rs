@@ -249,7 +249,7 @@ fn access_log(config: &Config, telemetry: &Arc<Telemetry>) -> Result<Option<Foll
 }
 
 /// Starts what runs beside requests; returns what must not go on while the edge takes its leave.
-fn spawn_loops(edge: &Edge) -> [JoinHandle<()>; 10] {
+fn spawn_loops(edge: &Edge) -> [JoinHandle<()>; 11] {
     let Ground { ledger, audit, node, outputs, .. } = &edge.ground;
     tokio::spawn(edge.woken.exits.clone().follow());
     tokio::spawn(outputs.clone().sweep());
@@ -259,8 +259,17 @@ fn spawn_loops(edge: &Edge) -> [JoinHandle<()>; 10] {
     tokio::spawn(async move { to_write.write().await });
     let to_trim = audit.clone();
     tokio::spawn(async move { to_trim.trim().await });
-    let Commands { sleeper, promotions, collector, counts, previews, workers, schedules, .. } =
-        &*edge.commands;
+    let Commands {
+        sleeper,
+        promotions,
+        collector,
+        counts,
+        previews,
+        workers,
+        schedules,
+        decisions,
+        ..
+    } = &*edge.commands;
     [
         tokio::spawn(sleeper.clone().run()),
         tokio::spawn(control::trim(node.clone())),
@@ -271,6 +280,7 @@ fn spawn_loops(edge: &Edge) -> [JoinHandle<()>; 10] {
         tokio::spawn(previews.clone().run()),
         tokio::spawn(workers.clone().run()),
         tokio::spawn(schedules.clone().run()),
+        tokio::spawn(decisions.clone().run()),
         tokio::spawn(edge.orders.clone().run()),
     ]
 }

@@ -7,7 +7,11 @@
 //! role allows it? Tokens are compared by digest and in constant time, every one of them. What apps
 //! may use of it, below [`OWN`], asks for an allocation's credential instead of a token.
 
-use axum::extract::{Request, State};
+use std::convert::Infallible;
+use std::fmt;
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -46,10 +50,47 @@ pub enum AccessError {
     Short(String),
 }
 
+/// A token that is asked for.
+#[derive(Debug)]
+struct Known {
+    role: Role,
+    digest: [u8; 32],
+    /// As the audit has it: nothing of the token itself.
+    name: String,
+}
+
+/// Who gives a command, as the audit has it: the token that the request carried.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct By(Option<String>);
+
+impl By {
+    /// The token, where any is asked for.
+    pub fn token(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(name) => write!(f, "the {name}"),
+            None => f.write_str("an operator"),
+        }
+    }
+}
+
+impl FromRequestParts<Admin> for By {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Admin) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get().cloned().unwrap_or_default())
+    }
+}
+
 /// The rules of one admin listener.
 #[derive(Debug)]
 pub struct Access {
-    tokens: Vec<(Role, [u8; 32])>,
+    tokens: Vec<Known>,
     hosts: Vec<String>,
     /// The listener can be reached from this machine only.
     loopback: bool,
@@ -67,7 +108,12 @@ impl Access {
             if secret.expose().len() < SHORTEST {
                 return Err(AccessError::Short(token.source.to_string()));
             }
-            tokens.push((token.role, Sha256::digest(secret.expose()).into()));
+            let name = match &token.name {
+                Some(name) => format!("token {name}"),
+                None => format!("token in {}", token.source),
+            };
+            let digest = Sha256::digest(secret.expose()).into();
+            tokens.push(Known { role: token.role, digest, name });
         }
         let loopback = config.listen.ip().is_loopback();
         if tokens.is_empty() && !loopback {
@@ -76,7 +122,7 @@ impl Access {
         Ok(Self { tokens, hosts: config.hosts.clone(), loopback })
     }
 
-    fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    fn check(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<By, Problem> {
         let forbidden = |why: &str| Err(Problem::new(StatusCode::FORBIDDEN, why));
         let path = uri.path();
         let mut hosts = headers.get_all(header::HOST).iter();
@@ -102,7 +148,7 @@ impl Access {
         let own = path.strip_prefix(OWN).is_some_and(|rest| rest.starts_with('/'));
         let guarded = path == "/metrics" || (path.starts_with("/v1") && !own);
         if self.tokens.is_empty() || !guarded {
-            return Ok(());
+            return Ok(By::default());
         }
         let Some(token) = bearer(headers) else {
             return Err(Problem::unauthorized(
@@ -110,22 +156,23 @@ impl Access {
                  --token-file of the command line",
             ));
         };
-        match self.role_of(token) {
+        match self.known(token) {
             None => Err(Problem::unauthorized("this edge does not know that token")),
-            Some(role) if role < needed(method, path) => {
+            Some(known) if known.role < needed(method, path) => {
                 forbidden("a token of the role read may look and explain, and change nothing")
             }
-            Some(_) => Ok(()),
+            Some(known) => Ok(By(Some(known.name.clone()))),
         }
     }
 
     /// Looks at every token whatever it finds, so that the time taken says nothing.
-    fn role_of(&self, token: &str) -> Option<Role> {
+    fn known(&self, token: &str) -> Option<&Known> {
         let digest: [u8; 32] = Sha256::digest(token).into();
-        let mut found = None;
-        for (role, known) in &self.tokens {
-            if bool::from(known.ct_eq(&digest)) {
-                found = found.max(Some(*role));
+        let mut found: Option<&Known> = None;
+        for known in &self.tokens {
+            let more = found.is_none_or(|found| found.role < known.role);
+            if bool::from(known.digest.ct_eq(&digest)) && more {
+                found = Some(known);
             }
         }
         found
@@ -162,9 +209,12 @@ fn needed(method: &Method, path: &str) -> Role {
 }
 
 /// Refuses what [`Access`] does not allow, before anything reads the request.
-pub async fn checked(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+pub async fn checked(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
     match admin.access.load().check(request.method(), request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(by) => {
+            request.extensions_mut().insert(by);
+            next.run(request).await
+        }
         Err(problem) => problem.into_response(),
     }
 }
@@ -175,7 +225,11 @@ mod tests {
 
     fn access(listen: &str, tokens: &[(Role, &str)]) -> Access {
         let loopback = listen.parse::<std::net::IpAddr>().unwrap().is_loopback();
-        let tokens = tokens.iter().map(|(r, t)| (*r, Sha256::digest(t).into())).collect();
+        let known = |(role, token): &(Role, &str)| {
+            let digest = Sha256::digest(token).into();
+            Known { role: *role, digest, name: format!("token {}", token.len()) }
+        };
+        let tokens = tokens.iter().map(known).collect();
         Access { tokens, hosts: vec!["edge-1.example".into()], loopback }
     }
 
@@ -185,7 +239,7 @@ mod tests {
             map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
         match access.check(method, &path.parse().unwrap(), &map) {
-            Ok(()) => 200,
+            Ok(_) => 200,
             Err(problem) => problem.into_response().status().as_u16(),
         }
     }

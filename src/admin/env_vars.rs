@@ -11,6 +11,7 @@ use crate::id::Environment;
 use crate::record::ledger::AuditEvidence;
 
 use super::Admin;
+use super::access::By;
 use super::problem::Problem;
 use super::records::{Answer, Named};
 use super::releases::{over, promotion_row};
@@ -96,11 +97,12 @@ pub async fn names(State(admin): State<Admin>, Path(named): Path<Named>) -> Answ
         (status = 503, description = "The store cannot be read, or it cannot be recorded")))]
 pub async fn values(
     State(admin): State<Admin>,
+    by: By,
     Path(named): Path<Named>,
 ) -> Answer<BTreeMap<String, String>> {
     let environment = named.environment()?;
     let all = read(&admin, &environment).await?;
-    audited(&admin, &environment, "env-shown", "an operator looked at all values").await?;
+    audited(&admin, &environment, "env-shown", &format!("{by} looked at all values")).await?;
     Ok(Json(all))
 }
 
@@ -118,30 +120,19 @@ pub async fn values(
         (status = 503, description = "The store cannot be used")))]
 pub async fn change(
     State(admin): State<Admin>,
+    by: By,
     Path(named): Path<Named>,
     Json(request): Json<EnvRequest>,
 ) -> Answer<EnvChanged> {
     let environment = named.environment()?;
     let EnvRequest { set, unset } = request;
-    let changed = admin.commands.env_vars.change(&environment, &set, &unset).await?;
-    let mut why = String::from("an operator");
-    for (verb, names) in
-        [("set", set.keys().collect::<Vec<_>>()), ("unset", unset.iter().collect())]
-    {
-        if !names.is_empty() {
-            let names: Vec<_> = names.iter().take(50).map(|n| n.as_str()).collect();
-            why.push_str(&format!(" {verb} {}", names.join(" ")));
-        }
-    }
+    let by = by.to_string();
+    let changed = admin.commands.env_vars.change(&environment, &set, &unset, &by).await?;
     let (effect, promotion) = match changed {
         EnvVarsChange::None => ("unchanged", None),
         EnvVarsChange::Stored => ("stored", None),
         EnvVarsChange::Moves(p) => ("moves", Some(*p)),
     };
-    if effect != "unchanged" {
-        let by = promotion.as_ref().map_or_else(String::new, |p| format!(" ({})", p.id));
-        audited(&admin, &environment, "env", &format!("{why}{by}")).await?;
-    }
     let promotion = match promotion {
         Some(begun) => Some(promotion_row(&over(&admin, begun).await?)),
         None => None,

@@ -29,6 +29,7 @@ use crate::record::ledger::AuditEvidence;
 use crate::runner::{ExitStatus, Pipes};
 
 use super::Admin;
+use super::access::By;
 use super::problem::Problem;
 use super::records::Named;
 use super::types::Done;
@@ -107,6 +108,7 @@ impl From<ExecError> for Problem {
         (status = 503, description = "As many commands run as may, or it cannot be recorded")))]
 pub async fn exec(
     State(admin): State<Admin>,
+    by: By,
     Path(named): Path<Named>,
     Json(request): Json<ExecRequest>,
 ) -> Result<Response, Problem> {
@@ -120,7 +122,7 @@ pub async fn exec(
     let mut told =
         Told { admin: admin.clone(), environment: environment.clone(), shown, over: true };
     // On record before it can do anything.
-    let row = told.row("exec", "an operator runs it once");
+    let row = told.row("exec", &format!("{by} runs it once"));
     admin.audit.before_answer(&row).await.map_err(Problem::unavailable)?;
     told.over = false;
     let execution = match admin.commands.one_offs.exec(&environment, &command).await {

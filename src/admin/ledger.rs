@@ -13,6 +13,7 @@ use crate::lifecycle::idempotency::Resolution;
 use crate::record::ledger::{Attempted, AuditEvidence, Subject, key};
 
 use super::Admin;
+use super::access::By;
 use super::page::{Asked, Page, PageQuery, Rows};
 use super::problem::Problem;
 use super::records::Answer;
@@ -185,11 +186,12 @@ pub struct Resolve {
         (status = 503, description = "The ledger cannot be used")))]
 pub async fn resolve(
     State(admin): State<Admin>,
+    by: By,
     Path((app, environment, hash)): Path<(String, String, String)>,
     Json(request): Json<Resolve>,
 ) -> Answer<LedgerRow> {
     let at = named(&app, &environment, &hash)?;
-    say(&admin, &at, &request, "operator").await
+    say(&admin, &at, &request, by.token().unwrap_or("operator")).await
 }
 
 /// Resolves a record by the word of `who`; on record and in the audit before it is answered.

@@ -15,6 +15,7 @@ use crate::id::{AppName, Environment};
 use crate::record::{Evidence, Promotion, WakePhases, key};
 
 use super::Admin;
+use super::access::By;
 use super::problem::Problem;
 use super::records::{Answer, Named, digest, records};
 use super::types::{
@@ -261,9 +262,9 @@ pub async fn promotion(
         (status = 404, description = "There is no such preview"),
         (status = 409, description = "It moves to another artifact, or its owner changed meanwhile"),
         (status = 503, description = "The store cannot be used")))]
-pub async fn remove(State(admin): State<Admin>, Path(named): Path<Named>) -> Answer<Done> {
+pub async fn remove(State(admin): State<Admin>, by: By, Path(named): Path<Named>) -> Answer<Done> {
     let environment = named.environment()?;
-    admin.commands.previews.remove(&environment).await.map_err(|e| {
+    admin.commands.previews.remove(&environment, &by.to_string()).await.map_err(|e| {
         let status = match &e {
             RemoveError::Production(_) => StatusCode::BAD_REQUEST,
             RemoveError::None(_) => StatusCode::NOT_FOUND,

@@ -18,6 +18,7 @@ use crate::id::Digest;
 use crate::assets::{AssetIndex, MAX_INDEX};
 use crate::clock::Wall;
 
+use super::in_use::{InUse, TreeUse};
 use super::layer::{self, Into, LayerError};
 use super::layout::{self, Descriptor, Image, Index, Manifest, key};
 use super::sweep;
@@ -31,6 +32,8 @@ pub struct Tree {
     pub root: PathBuf,
     /// What was found in it that is not of the artifact.
     pub wrote: Option<Wrote>,
+    /// Held for as long as anything runs from it; without it the tree may be collected.
+    pub used: Option<TreeUse>,
 }
 
 /// The artifact store of a node.
@@ -45,6 +48,7 @@ pub struct Artifacts {
     /// What of it may not be on disk yet.
     pub(super) unsynced: Unsynced,
     trees: Trees,
+    in_use: InUse,
     /// One unpacking at a time for each artifact: the second caller finds the first one's tree.
     unpacking: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     /// `index.json` is read, changed and written by one at a time.
@@ -69,6 +73,7 @@ impl Artifacts {
             directory: Some(dir.to_owned()),
             unsynced: Unsynced::default(),
             trees: Trees::open(trees)?,
+            in_use: InUse::default(),
             unpacking: Mutex::default(),
             noting: tokio::sync::Mutex::default(),
         })
@@ -79,8 +84,8 @@ impl Artifacts {
     pub(super) fn over(objects: Arc<dyn ObjectStore>, trees: &Path) -> Result<Self, ArtifactError> {
         let (trees, unpacking) = (Trees::open(trees)?, Mutex::default());
         let noting = tokio::sync::Mutex::default();
-        let unsynced = Unsynced::default();
-        Ok(Self { objects, directory: None, unsynced, trees, unpacking, noting })
+        let (unsynced, in_use) = Default::default();
+        Ok(Self { objects, directory: None, unsynced, trees, in_use, unpacking, noting })
     }
 
     /// Every blob that the artifact `digest` is made of, itself included.
@@ -102,7 +107,7 @@ impl Artifacts {
     }
 
     /// Removes blobs that are not among `blobs` and are older than `uploading`, and trees of artifacts
-    /// that are not among `trees`; does nothing where blobs are not in a directory. Returns how many
+    /// that are not among `trees` and that nothing runs from; does nothing where blobs are not in a directory. Returns how many
     /// blobs, of how many bytes, and how many trees.
     ///
     /// # Errors
@@ -116,10 +121,15 @@ impl Artifacts {
     ) -> Result<(usize, u64, usize), ArtifactError> {
         let Some(directory) = self.directory.clone() else { return Ok((0, 0, 0)) };
         let (blobs, trees, kept) = (blobs.clone(), trees.clone(), self.trees.clone());
+        let in_use = self.in_use.clone();
         let at = Wall(now.0.saturating_sub(uploading.as_millis() as u64));
         let swept = tokio::task::spawn_blocking(move || {
             let (n, bytes) = sweep::blobs(&directory.join("blobs/sha256"), &blobs, at)?;
-            Ok((n, bytes, kept.sweep(|name| trees.iter().any(|d| d.hex() == name))?))
+            let may_go = |name: &str| {
+                let kept = trees.iter().any(|d| d.hex() == name);
+                if kept { None } else { in_use.unused(name) }
+            };
+            Ok((n, bytes, kept.sweep(may_go)?))
         });
         swept.await?
     }
@@ -142,12 +152,24 @@ impl Artifacts {
 
     /// The unpacked tree of the artifact `digest`: every digest was checked before it was put in place, and
     /// it is the same still. Made from the layer if there is none; where there is one, what was added to it
-    /// is removed, unless it is `in_use`, and what was changed is written again. Those who ask at the same
-    /// time share one unpacking.
+    /// is removed, unless it is `in_use` or something else holds it, and what was changed is written again. Those
+    /// who ask at the same time share one unpacking.
     ///
     /// # Errors
     /// [`ArtifactError`]: what is missing, damaged or hostile, or why it could not be written.
     pub async fn tree(
+        &self,
+        digest: &Digest,
+        in_use: impl FnOnce() -> bool,
+    ) -> Result<Tree, ArtifactError> {
+        // From before it is looked for: it could be collected between the look and the start.
+        let used = self.in_use.take(digest);
+        let shared = || self.in_use.is_shared(&used) || in_use();
+        let Tree { root, wrote, .. } = self.looked_up(digest, shared).await?;
+        Ok(Tree { root, wrote, used: Some(used) })
+    }
+
+    async fn looked_up(
         &self,
         digest: &Digest,
         in_use: impl FnOnce() -> bool,
@@ -178,7 +200,7 @@ impl Artifacts {
                 checked(input, &handle, |input| layer::read(input, Into::Empty(root), &[]))
             })
         });
-        Ok(Tree { root: made.await??.0, wrote: None })
+        Ok(Tree { root: made.await??.0, wrote: None, used: None })
     }
 
     async fn put_right(
@@ -189,7 +211,7 @@ impl Artifacts {
     ) -> Result<Tree, ArtifactError> {
         let root = found.root.clone();
         if found.is_intact() {
-            return Ok(Tree { root, wrote: None });
+            return Ok(Tree { root, wrote: None, used: None });
         }
         let remove = !found.added.is_empty() && !in_use();
         let tidied = tokio::task::spawn_blocking(move || {
@@ -199,7 +221,7 @@ impl Artifacts {
         });
         let (wrote, changed) = tidied.await??;
         if changed.is_empty() {
-            return Ok(Tree { root, wrote });
+            return Ok(Tree { root, wrote, used: None });
         }
         log::warn!(
             "{} entries of the tree of {digest} were changed since it was unpacked, and are written \
@@ -215,7 +237,7 @@ impl Artifacts {
         };
         let changed = self.read_layer(layer, repaired).await?.1;
         tokio::task::spawn_blocking(move || trees.repaired(&name, &changed)).await??;
-        Ok(Tree { root, wrote })
+        Ok(Tree { root, wrote, used: None })
     }
 
     pub(super) async fn read_layer<T: Send + 'static>(

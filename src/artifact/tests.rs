@@ -1,15 +1,17 @@
 //! From a directory to a tree and on: what packing refuses, and what a tree that was touched costs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ::bytes::Bytes;
 use futures_util::stream;
 use tempfile::TempDir;
 
 use super::*;
+use crate::clock::Wall;
 use crate::contract::{self, Assets};
 
 fn pack_in(dir: &Path, assets: &[Arc<Assets>]) -> Result<Packed, ArtifactError> {
@@ -148,12 +150,10 @@ async fn what_was_added_to_a_tree_is_removed_and_nothing_is_unpacked_for_it() {
     fs::write(root.join("venv/lib/__pycache__/module.pyc"), "12345").unwrap();
     writable(&root);
     fs::write(root.join("data.db"), "1234567").unwrap();
-    let tree = artifacts.tree(&digest, || true).await.unwrap();
-    let wrote = tree.wrote.unwrap();
+    let wrote = artifacts.tree(&digest, || true).await.unwrap().wrote.unwrap();
     assert_eq!((wrote.files, wrote.bytes, wrote.removed), (2, 12, false));
     assert!(root.join("data.db").exists(), "another process runs from it");
-    let tree = artifacts.tree(&digest, || false).await.unwrap();
-    let wrote = tree.wrote.unwrap();
+    let wrote = artifacts.tree(&digest, || false).await.unwrap().wrote.unwrap();
     assert_eq!((wrote.files, wrote.bytes, wrote.removed), (2, 12, true));
     assert_eq!(wrote.paths, "data.db, venv/lib/__pycache__");
     assert_eq!(entries(&root), before, "no file was written anew, nothing is writable");
@@ -205,4 +205,23 @@ async fn what_was_changed_in_a_tree_is_written_again_and_the_rest_stays() {
         let refused = artifacts.tree(&digest, || false).await.unwrap_err();
         assert!(matches!(refused, ArtifactError::Damaged { .. }), "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_tree_that_is_held_is_neither_tidied_nor_collected() {
+    let dir = installed();
+    let (_state, artifacts, digest) = stored(dir.path()).await;
+    let held = artifacts.tree(&digest, || false).await.unwrap();
+    let file = held.root.join("data.db");
+    writable(&held.root);
+    fs::write(&file, "1234567").unwrap();
+    let wrote = artifacts.tree(&digest, || false).await.unwrap().wrote.unwrap();
+    assert!(!wrote.removed && file.exists(), "what holds it may have written it");
+    let none = BTreeSet::new();
+    let collected = || artifacts.sweep(&none, &none, Duration::MAX, Wall(0));
+    assert_eq!(collected().await.unwrap().2, 0);
+    assert!(file.exists());
+    drop(held);
+    assert_eq!(collected().await.unwrap().2, 1);
+    assert!(!file.exists());
 }

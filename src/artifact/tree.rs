@@ -186,21 +186,25 @@ impl Trees {
         Ok((self.0.join(name).join("root"), done))
     }
 
-    /// Removes the trees whose name `keep` does not want; returns how many. Each is put aside first: one
-    /// that is half removed is no tree.
-    pub fn sweep(&self, keep: impl Fn(&str) -> bool) -> Result<usize, ArtifactError> {
+    /// Removes the trees of which `may_go` says so by their name; returns how many. Each is put aside first, while
+    /// what `may_go` gave lives: one that is half removed is no tree.
+    pub fn sweep<G>(&self, may_go: impl Fn(&str) -> Option<G>) -> Result<usize, ArtifactError> {
         let failed = |e| ArtifactError::io(&self.0, e);
         let mut removed = 0;
         for entry in fs::read_dir(&self.0).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // Those with a dot are being made or removed.
-            if name.contains('.') || keep(&name) {
+            if name.contains('.') || may_go(&name).is_none() {
                 continue;
             }
             let aside = self.0.join(format!("{name}.aside"));
             remove(&aside).map_err(failed)?;
-            fs::rename(entry.path(), &aside).map_err(failed)?;
+            {
+                // Asked again: what was put aside before may have taken its time to remove.
+                let Some(_unused) = may_go(&name) else { continue };
+                fs::rename(entry.path(), &aside).map_err(failed)?;
+            }
             crash::before("collect", "tree");
             remove(&aside).map_err(failed)?;
             crash::after("collect", "tree");

@@ -176,6 +176,8 @@ keys! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminToken {
     pub role: Role,
+    /// As the audit names it; where it has none, by its source.
+    pub name: Option<String>,
     pub source: SecretSource,
 }
 
@@ -199,9 +201,14 @@ fn tokens(t: &Table<'_>, key: &'static str) -> Vec<AdminToken> {
             token.error_here("expected role = \"read\" or role = \"operate\"");
         }
         let role = token.word("role", &roles, Role::Read);
+        let name = token.text("name");
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+        if name.as_ref().is_some_and(|n| n.is_empty() || n.len() > 64 || !n.chars().all(plain)) {
+            token.error("name", "expected up to 64 letters, digits and -_.@");
+        }
         let source = source(&token);
         token.finish();
-        source.map(|source| AdminToken { role, source })
+        source.map(|source| AdminToken { role, name, source })
     };
     t.tables(key).into_iter().filter_map(token).collect()
 }

@@ -132,7 +132,7 @@ impl Deployments {
         let tree = self.starts.tree(&digest).await?;
         // A power cut must not take what a recorded deployment names.
         self.artifacts.flush().await?;
-        let schema = schema_of(&contract, &tree)?;
+        let schema = schema_of(&contract, &tree.root)?;
         let environment = match preview {
             None => Environment::production(contract.app.clone()),
             Some(name) => Environment::new(contract.app.clone(), name.clone()),

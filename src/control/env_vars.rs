@@ -11,6 +11,7 @@ use crate::node::{Found, Node, ReadError, as_read};
 use crate::record::{Promotion, Record, Values, Variables, key};
 use crate::store::Txn;
 
+use super::decisions::Decisions;
 use super::promotions::{PromoteError, Promotions};
 
 /// Longest name, longest value, and names and values of one environment together, in bytes.
@@ -56,12 +57,13 @@ pub enum EnvVarsChange {
 pub struct EnvVars {
     node: Node,
     promotions: Arc<Promotions>,
+    decisions: Arc<Decisions>,
 }
 
 impl EnvVars {
-    /// Which `promotions` bring into force.
-    pub fn new(node: Node, promotions: Arc<Promotions>) -> Arc<Self> {
-        Arc::new(Self { node, promotions })
+    /// Which `promotions` bring into force; each change is on record with what `decisions` have of it.
+    pub fn new(node: Node, promotions: Arc<Promotions>, decisions: Arc<Decisions>) -> Arc<Self> {
+        Arc::new(Self { node, promotions, decisions })
     }
 
     /// What is in force.
@@ -79,7 +81,7 @@ impl EnvVars {
         self.node.read(&key::variables(environment)).await
     }
 
-    /// Sets and unsets variables, all or none. Where something serves, the change is in force once the promotion
+    /// Sets and unsets variables, all or none, at the command of `by`. Where something serves, the change is in force once the promotion
     /// that is returned is healthy.
     ///
     /// # Errors
@@ -89,6 +91,19 @@ impl EnvVars {
         environment: &Environment,
         set: &BTreeMap<String, String>,
         unset: &BTreeSet<String>,
+        by: &str,
+    ) -> Result<EnvVarsChange, EnvVarsError> {
+        let changed = self.change_recorded(environment, set, unset, by).await;
+        self.decisions.bring().await;
+        changed
+    }
+
+    async fn change_recorded(
+        &self,
+        environment: &Environment,
+        set: &BTreeMap<String, String>,
+        unset: &BTreeSet<String>,
+        by: &str,
     ) -> Result<EnvVarsChange, EnvVarsError> {
         let known = self
             .node
@@ -118,7 +133,9 @@ impl EnvVars {
         let txn = as_read(Txn::new(), &at, found.as_ref());
         let asked = |operation: &OperationId| {
             let next = before.clone().changing(operation.clone(), values.clone());
-            txn.clone().put(&at, next.encode())
+            let txn = txn.clone().put(&at, next.encode());
+            let why = format!("{} ({operation})", in_words(by, set, unset));
+            self.decisions.with(txn, environment, "env", &why)
         };
         if let Some(promotion) = self.promotions.configure(environment, asked).await? {
             return Ok(EnvVarsChange::Moves(Box::new(promotion)));
@@ -128,6 +145,8 @@ impl EnvVars {
         }
         let changed = self.node.clock.wall();
         let record = Variables { set: Values(values), changed, ..Variables::default() };
+        let why = in_words(by, set, unset);
+        let txn = self.decisions.with(txn, environment, "env", &why);
         self.node.commit(txn.put(&at, record.encode()).synced()).await?;
         Ok(EnvVarsChange::Stored)
     }
@@ -141,6 +160,20 @@ impl EnvVars {
         let view = self.node.view(environment)?;
         view.contract.process.secrets.iter().find(|name| set.contains_key(*name)).cloned()
     }
+}
+
+/// Who set and unset what: names, never values.
+fn in_words(by: &str, set: &BTreeMap<String, String>, unset: &BTreeSet<String>) -> String {
+    const MOST: usize = 50;
+    let mut words = by.to_owned();
+    let (set, unset): (Vec<_>, Vec<_>) = (set.keys().collect(), unset.iter().collect());
+    for (verb, names) in [("set", set), ("unset", unset)] {
+        if !names.is_empty() {
+            words.push_str(&format!(" {verb}"));
+            names.iter().take(MOST).for_each(|name| words.push_str(&format!(" {name}")));
+        }
+    }
+    words
 }
 
 fn check(

@@ -2,7 +2,7 @@
 //! [`Routing`] what is shown, [`Owners`] who answers a host, [`Deployments`] what was deployed,
 //! [`Promotions`] what is to move, [`Counts`] what previews answered, [`Previews`] when they go,
 //! [`OneOffs`] and [`Workers`] what runs beside allocations, [`Schedules`] what is started by the time,
-//! [`EnvVars`] what an operator sets for an environment,
+//! [`EnvVars`] what an operator sets for an environment, [`Decisions`] what of it is to be in the audit,
 //! [`Collector`] what nothing refers to, [`Sleeper`] which environments fall asleep and how, [`Retirer`]
 //! what is over, [`Reloader`] the configuration in force.
 //!
@@ -11,6 +11,7 @@
 mod check;
 mod collector;
 mod counts;
+mod decisions;
 mod deployments;
 mod env_vars;
 mod one_offs;
@@ -31,17 +32,18 @@ pub use crate::runner::PATH as APP_PATH;
 pub use check::check;
 pub use collector::{CollectError, Collected, Collector, trim};
 pub use counts::{Counts, EvidenceError};
+pub use decisions::{Decisions, Keep};
 pub use deployments::{DeployError, Deployed, Deployments, Effect};
 pub use env_vars::{EnvVars, EnvVarsChange, EnvVarsError};
 pub use one_offs::{Command, ExecError, Execution, LIMITS, NoInput, OneOffs, without_secrets};
 pub use owners::Owners;
-pub use previews::{Decided, Previews, RemoveError};
+pub use previews::{Previews, RemoveError};
 pub use promotion_work::PromotionWork;
 pub use promotions::{Candidate, PromoteError, Promotions};
 pub use reload::{Attempt, Commit, Prepare, ReloadState, Reloader};
 pub use retirer::Retirer;
 pub use routing::{Externals, Routing};
-pub use schedules::{CronView, Schedules};
+pub use schedules::{CronView, Decided, Schedules};
 pub use sleeper::{Sleeper, Slept};
 pub use workers::{WorkerState, Workers};
 
@@ -67,4 +69,6 @@ pub struct Commands {
     pub collector: Arc<Collector>,
     pub one_offs: Arc<OneOffs>,
     pub env_vars: Arc<EnvVars>,
+    /// What goes to the audit.
+    pub decisions: Arc<Decisions>,
 }

@@ -166,7 +166,7 @@ impl OneOffs {
     ) -> Result<(AllocationId, Once), ExecError> {
         let id = AllocationId::random(&*self.node.entropy);
         let contract = self.starts.contract(&wanted.environment, &wanted.deployment).await?;
-        let mut program = self.starts.program(wanted, &id, &contract).await?;
+        let mut program = self.starts.program(wanted, None, &contract).await?;
         let grace = contract.process.stop_timeout;
         let (name, command) = match prints {
             Prints::ToLog => ("release", words.to_vec()),

@@ -12,12 +12,12 @@ use vango_edge_core::control::keep::{self, Mark, PreviewUse};
 use crate::clock::Wall;
 use crate::id::{DeploymentId, Environment, OperationId};
 use crate::node::{Node, ReadError, as_read};
-use crate::record::ledger::AuditEvidence;
 use crate::record::{Deployment, Promotion, Record, Used, key};
 use crate::snapshot::EnvView;
 use crate::store::{StoreError, Txn};
 
 use super::counts::Counts;
+use super::decisions::Decisions;
 use super::owners::Owners;
 use super::routing::Routing;
 use super::sleeper::Sleeper;
@@ -53,37 +53,34 @@ impl From<ReadError> for RemoveError {
     }
 }
 
-/// Takes down what was decided about an environment as a whole.
-pub type Decided = Box<dyn Fn(AuditEvidence) + Send + Sync>;
-
 pub struct Previews {
     node: Node,
     counts: Arc<Counts>,
     owners: Arc<Owners>,
     sleeper: Arc<Sleeper>,
     routing: Arc<Routing>,
-    decided: Decided,
+    decisions: Arc<Decisions>,
 }
 
 impl Previews {
-    /// Removals are told to `decided`.
+    /// Each removal is on record with what `decisions` have of it.
     pub fn new(
         node: Node,
         counts: Arc<Counts>,
         owners: Arc<Owners>,
         sleeper: Arc<Sleeper>,
         routing: Arc<Routing>,
-        decided: Decided,
+        decisions: Arc<Decisions>,
     ) -> Arc<Self> {
-        Arc::new(Self { node, counts, owners, sleeper, routing, decided })
+        Arc::new(Self { node, counts, owners, sleeper, routing, decisions })
     }
 
-    /// Removes a preview, at an operator's command.
+    /// Removes a preview, at the command of `by`.
     ///
     /// # Errors
     /// [`RemoveError`].
-    pub async fn remove(&self, environment: &Environment) -> Result<(), RemoveError> {
-        self.remove_if(environment, None, "an operator asked for it").await
+    pub async fn remove(&self, environment: &Environment, by: &str) -> Result<(), RemoveError> {
+        self.remove_if(environment, None, &format!("{by} asked for it")).await
     }
 
     /// The same, if it still runs the deployment `only`. `why` is for the audit.
@@ -113,10 +110,10 @@ impl Previews {
         }
         let txn = txn.and(self.owners.give_up(owners).await?);
         let txn = txn.and(self.owners.replaced(environment, &newest).await?);
+        let txn = self.decisions.with(txn, environment, "removed", why);
         let revision = self.node.commit(txn.synced()).await?;
         log::info!("{environment} was removed: {why}");
-        let now = self.node.clock.wall();
-        (self.decided)(AuditEvidence::of_environment(environment, now, "removed", why));
+        self.decisions.bring().await;
         self.sleeper.sleep_detached(environment, SleepFor::Command);
         self.routing.shown(revision).await;
         Ok(())

@@ -27,8 +27,6 @@ use crate::snapshot::EnvView;
 use crate::store::Txn;
 use crate::wake::{StartRequest, Starts, Wakes};
 
-use super::previews::Decided;
-
 /// How often it is looked whether a time has come.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -53,6 +51,9 @@ pub struct CronView {
     pub next: Option<Wall>,
     pub last: Option<CronRun>,
 }
+
+/// Takes down what became of a run.
+pub type Decided = Box<dyn Fn(AuditEvidence) + Send + Sync>;
 
 /// Runs what schedules say.
 pub struct Schedules {
@@ -305,7 +306,7 @@ impl Schedules {
         let room = tokio::time::timeout(entry.timeout, self.runner.room()).await;
         let full = "it was not started: the node runs as many processes as it may";
         let room = room.map_err(|_| full)?;
-        let program = self.starts.program(&start, &id, &view.contract).await;
+        let program = self.starts.program(&start, None, &view.contract).await;
         let mut program = program.map_err(|e| format!("it was not started: {e}"))?;
         program.command = command;
         program.env.extend(env);

@@ -23,6 +23,8 @@ use crate::store::StoreError;
 use crate::wake::hold::HoldQueues;
 use crate::wake::{Allocations, Froze, Wakes};
 
+use super::workers::Workers;
+
 /// How often idleness is looked at, and what is frozen; more often where an app that is up asks for
 /// less, down to the shortest.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -59,6 +61,7 @@ pub struct Sleeper {
     sockets: Arc<Sockets>,
     queues: Arc<HoldQueues>,
     wakes: Arc<Wakes>,
+    workers: Arc<Workers>,
     /// Environments that are being put to sleep now.
     sleeping: Mutex<HashSet<Environment>>,
 }
@@ -71,9 +74,10 @@ impl Sleeper {
         queues: Arc<HoldQueues>,
         sockets: Arc<Sockets>,
         wakes: Arc<Wakes>,
+        workers: Arc<Workers>,
     ) -> Arc<Self> {
         let sleeping = Mutex::default();
-        Arc::new(Self { node, allocations, sockets, queues, wakes, sleeping })
+        Arc::new(Self { node, allocations, sockets, queues, wakes, workers, sleeping })
     }
 
     /// Puts idle environments to sleep, stops what has been frozen long enough, and wakes what its
@@ -113,8 +117,10 @@ impl Sleeper {
     }
 
     async fn look_at_frozen(self: &Arc<Self>, snapshot: &Snapshot, seen: &mut Seen) {
-        let mut frozen = Vec::new();
+        let (mut frozen, mut own) = (Vec::new(), HashMap::new());
         for view in snapshot.environments() {
+            // They go with the owner's allocation: what they hold is counted once, with that.
+            let mut beside = self.workers.frozen_bytes(&view.environment);
             for a in view.others.iter().filter(|a| a.state == AllocationState::Frozen) {
                 let known = seen.frozen.get(&a.id).copied();
                 let (since, bytes) = match known {
@@ -122,17 +128,20 @@ impl Sleeper {
                     // What stands still does not grow.
                     None => (self.node.clock.now(), self.allocations.memory(&a.id).await),
                 };
+                let current = view.has_authority(a.epoch, &a.digest);
+                own.insert(a.id.clone(), (since, bytes));
+                let beside = if current { std::mem::take(&mut beside) } else { 0 };
                 frozen.push(FrozenOne {
                     id: a.id.clone(),
                     environment: view.environment.clone(),
                     since,
-                    bytes,
+                    bytes: bytes.saturating_add(beside),
                     keep_for: view.contract.sleep.freeze_for,
-                    current: view.has_authority(a.epoch, &a.digest),
+                    current,
                 });
             }
         }
-        seen.frozen = frozen.iter().map(|f| (f.id.clone(), (f.since, f.bytes))).collect();
+        seen.frozen = own;
         let cap = self.node.config.load().runner.frozen_memory;
         for out in plan::kept_long_enough(&frozen, cap, self.node.clock.now()) {
             let sleeper = Arc::clone(self);

@@ -39,6 +39,8 @@ pub struct WorkerState {
     pub pid: Option<u32>,
     /// How often in a row it ended by itself or did not start.
     pub failures: u32,
+    /// Bytes of memory that it holds while it is frozen.
+    pub frozen_bytes: u64,
 }
 
 /// Keeps workers running.
@@ -85,6 +87,13 @@ impl Workers {
         self.kept().values().cloned().collect()
     }
 
+    /// Bytes of memory that an environment's workers hold while they are frozen.
+    pub fn frozen_bytes(&self, environment: &Environment) -> u64 {
+        let kept = self.kept();
+        let own = kept.values().filter(|w| w.environment == *environment);
+        own.map(|w| w.frozen_bytes).sum()
+    }
+
     /// Keeps what is wanted running, for as long as the process runs.
     pub async fn run(self: Arc<Self>) {
         loop {
@@ -111,10 +120,20 @@ impl Workers {
             }
             let (environment, name) = key.clone();
             let StartRequest { epoch, digest, .. } = goal.start;
-            let (id, pid, failures, state) = (None, None, 0, "starting");
+            let (id, pid, failures, state, frozen_bytes) = (None, None, 0, "starting", 0);
             kept.insert(
                 key.clone(),
-                WorkerState { environment, name, state, epoch, digest, id, pid, failures },
+                WorkerState {
+                    environment,
+                    name,
+                    state,
+                    epoch,
+                    digest,
+                    id,
+                    pid,
+                    failures,
+                    frozen_bytes,
+                },
             );
         }
         let workers = Arc::clone(self);
@@ -170,7 +189,10 @@ impl Workers {
                 let pause = backoff(self.backoff, failures, self.node.entropy.next_u64());
                 failures += 1;
                 log::warn!("{environment}: the worker {name} {why}; next start in {pause:?}");
-                self.tell(key, |s| (s.state, s.pid, s.failures) = ("waiting", None, failures));
+                self.tell(key, |s| {
+                    (s.state, s.pid, s.failures) = ("waiting", None, failures);
+                    s.frozen_bytes = 0;
+                });
                 let until = self.node.clock.now() + pause;
                 // What changes meanwhile is not what failed.
                 while self.node.clock.now() < until
@@ -198,7 +220,7 @@ impl Workers {
             (s.state, s.id, s.epoch, s.digest) = ("starting", Some(id.clone()), epoch, digest);
         });
         let room = self.runner.try_room().map_err(|e| format!("was not started: {e}"))?;
-        let program = self.starts.program(&goal.start, &id, &goal.contract).await;
+        let program = self.starts.program(&goal.start, None, &goal.contract).await;
         let mut program = program.map_err(|e| format!("was not started: {e}"))?;
         program.command.clone_from(&goal.worker.command);
         program.env.extend(goal.worker.env.clone());
@@ -235,10 +257,12 @@ impl Workers {
                 break;
             }
             frozen = wanted == Wanted::Frozen;
+            // What stands still does not grow.
+            let bytes = if frozen { once.memory().await } else { 0 };
             let state = if frozen { "frozen" } else { "running" };
-            self.tell(key, |s| s.state = state);
+            self.tell(key, |s| (s.state, s.frozen_bytes) = (state, bytes));
         }
-        self.tell(key, |s| s.state = "ending");
+        self.tell(key, |s| (s.state, s.frozen_bytes) = ("ending", 0));
         once.end();
         once.ended().await;
         None

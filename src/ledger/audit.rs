@@ -247,6 +247,30 @@ impl Audit {
         tokio::time::timeout(DEADLINE, kept).await.unwrap_or(Err(StoreError::Busy))
     }
 
+    /// Keeps evidence of an environment at `place`, which is its own; again is once. Returns once it is kept.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it is not, or when that is not known.
+    pub async fn once(&self, place: &str, evidence: &AuditEvidence) -> Result<(), StoreError> {
+        let kept = self.keep_once(format!("{}{place}", key::EVIDENCE), evidence);
+        tokio::time::timeout(DEADLINE, kept).await.unwrap_or(Err(StoreError::Busy))
+    }
+
+    async fn keep_once(&self, at: String, evidence: &AuditEvidence) -> Result<(), StoreError> {
+        if self.store.get(&at).await?.is_some() {
+            return Ok(());
+        }
+        let room = {
+            let shelf = &mut self.shelves.lock().await[0];
+            if shelf.most == 0 {
+                return Ok(());
+            }
+            shelf.make_room(&*self.store, 1).await?
+        };
+        let txn = room.into_iter().fold(Txn::new(), Txn::delete).put(at, evidence.encode());
+        self.commit(txn).await
+    }
+
     /// `txn`, which keeps evidence too: whole, or neither. Its store is the ledger's.
     pub(super) async fn with(&self, txn: Txn, evidence: &AuditEvidence) -> Result<Txn, StoreError> {
         self.adding(txn, std::slice::from_ref(evidence)).await

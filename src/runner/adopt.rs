@@ -15,9 +15,9 @@ use super::cgroup::Cgroup;
 use super::group::Group;
 use super::pidfd::PidFd;
 use super::running::Running;
-use super::shared::{Shared, WEB};
+use super::shared::{Shared, WEB, Watched};
 use super::spawn::{self, Port};
-use super::{AdoptError, AdoptSpec, StartError, log, proc};
+use super::{AdoptError, AdoptSpec, Needs, StartError, log, proc};
 
 /// Proves and takes over; nothing is changed when it fails.
 pub(super) async fn adopt(shared: &Arc<Shared>, spec: AdoptSpec) -> Result<(), AdoptError> {
@@ -65,7 +65,9 @@ pub(super) async fn adopt(shared: &Arc<Shared>, spec: AdoptSpec) -> Result<(), A
         WEB,
         "the edge was started again",
     );
-    shared.watch(running, pidfd, None, output);
+    // The tree that it runs from is kept by its record.
+    let watched = Watched { pidfd, child: None, needs: Needs::default() };
+    shared.watch(running, watched, output);
     Ok(())
 }
 

@@ -44,6 +44,12 @@ pub fn expanded(
     // Variables whose values hold a secret.
     let mut secret: Vec<&str> = program.secrets.iter().map(|(name, _)| name.as_str()).collect();
     for (name, value) in &program.env {
+        // Of the process that takes requests alone: elsewhere a value that is made of it is none.
+        let missing = |web| of_edge(web).is_none();
+        if contract::names_of_web(value).is_some_and(missing) {
+            env.remove(name);
+            continue;
+        }
         let mut holds_one = false;
         let value = contract::expand(value, |n| {
             of_edge(n).or_else(|| {
@@ -89,18 +95,23 @@ mod tests {
         all.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect()
     }
 
-    fn of(command: &[&str]) -> Result<Expanded, ExpandError> {
-        let program = Program {
+    fn program(command: &[&str]) -> Program {
+        Program {
             environment: "studylab".parse().unwrap(),
             epoch: Epoch(1),
             digest: Digest::from_bytes([1; 32]),
             root: "/tree".into(),
+            needs: Default::default(),
             command: command.iter().map(|w| (*w).to_owned()).collect(),
             path: vec!["venv/bin".into(), "bin".into()],
             env: pairs(&[("DB", "pg://:${PASSWORD}@db"), ("HOME", "/h"), ("OLD", "${HOME}")]),
             secrets: pairs(&[("PASSWORD", "pa$$word"), ("PORT", "1")]),
             scratch: false,
-        };
+        }
+    }
+
+    fn of(command: &[&str]) -> Result<Expanded, ExpandError> {
+        let program = program(command);
         let defaults = variables(&[("PATH", "/bin"), ("HOME", "/home/app")]);
         expanded(&program, &program.root, &defaults, &variables(&[("PORT", "4711")]))
     }
@@ -122,6 +133,19 @@ mod tests {
         assert_eq!(env, wanted);
         assert_eq!(of(&["./run"]).unwrap().program, Path::new("/tree/./run"));
         assert_eq!(of(&["${HOME}/run"]).unwrap().program, Path::new("/h/run"));
+    }
+
+    #[test]
+    fn what_has_no_port_has_no_value_that_is_made_of_one() {
+        let program = Program {
+            env: pairs(&[("BIND", "[$HOST]:${PORT}"), ("PRICE", "$$PORT"), ("LOG", "info")]),
+            secrets: Vec::new(),
+            ..program(&["./task", "$LOG"])
+        };
+        let none = Variables::new();
+        let found = expanded(&program, &program.root, &none, &none).unwrap();
+        assert_eq!(found.env, variables(&[("PRICE", "$PORT"), ("LOG", "info")]));
+        assert_eq!(found.arguments, ["info"]);
     }
 
     #[test]

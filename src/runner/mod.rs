@@ -32,9 +32,11 @@ pub use once::{Once, OnceSpec, Pipes, Prints};
 pub use process::ProcessRunner;
 pub use shared::ProcessRunnerOptions;
 
+use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -55,6 +57,8 @@ pub struct Program {
     pub digest: Digest,
     /// The artifact's unpacked root: the working directory.
     pub root: PathBuf,
+    /// What has to stay for as long as it runs.
+    pub needs: Needs,
     /// Program and arguments, with names such as `$PORT` in them (`contract::expand`). A program with a `/` is
     /// resolved in the root, another in `PATH`.
     pub command: Vec<String>,
@@ -67,6 +71,23 @@ pub struct Program {
     pub secrets: Vec<(String, String)>,
     /// Whether it gets a view of the root that it may write to.
     pub scratch: bool,
+}
+
+/// What a process needs for as long as it runs, such as the tree that it runs from: let go of once it has ended.
+#[derive(Clone, Default)]
+pub struct Needs(Option<Arc<dyn Any + Send + Sync>>);
+
+impl Needs {
+    /// All that dropping `what` would take away.
+    pub fn of(what: impl Any + Send + Sync) -> Self {
+        Self(Some(Arc::new(what)))
+    }
+}
+
+impl fmt::Debug for Needs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Needs").field(&self.0.is_some()).finish()
+    }
 }
 
 /// What is to be started.

@@ -19,7 +19,7 @@ use crate::id::AllocationId;
 use super::expanded::Variables;
 use super::group::{Ended, Group};
 use super::log::{self, Tail};
-use super::shared::Shared;
+use super::shared::{Shared, Watched};
 use super::spawn::{self, Streams};
 use super::{ExitStatus, FreezeError, Program, Room, StartError};
 
@@ -97,6 +97,12 @@ impl Once {
         self.group.thaw()
     }
 
+    /// Bytes of memory that it holds, with what it started.
+    pub async fn memory(&self) -> u64 {
+        let group = Arc::clone(&self.group);
+        tokio::task::spawn_blocking(move || group.memory()).await.unwrap_or(0)
+    }
+
     /// Whether it was told to end, by this or by the edge that stops.
     pub fn asked(&self) -> bool {
         self.group.asked.load(Ordering::Acquire)
@@ -160,6 +166,7 @@ impl Shared {
         let mut child = place.spawn(&program, Variables::new(), streams)?;
         let pipes = pipes_of(&mut child);
         let (group, pidfd, child) = self.group(place, child)?;
+        let watched = Watched { pidfd, child: Some(child), needs: program.needs };
         // For the next process of the edge: a program may write over the mark in its environment.
         if let Err(e) = spawn::record(&self.options.run_dir, &id, &group.process) {
             ::log::warn!("{id}: what runs is not written down: {e}");
@@ -171,14 +178,12 @@ impl Shared {
         self.options.outputs.note(&environment, &id, &name, &started);
         let pumps = self.pumps(output, &environment, &group, &name, &tail);
         self.state().once.insert(id, (Arc::clone(&group), grace));
-        let (shared, watched) = (Arc::clone(self), Arc::clone(&group));
+        let (shared, of) = (Arc::clone(self), Arc::clone(&group));
         tokio::spawn(async move {
-            let (status, left) = watched.until_over(pidfd, Some(child)).await;
-            pumps.finish().await;
-            shared.tell_end(&environment, &watched, &name, status);
-            spawn::remove_dir(&shared.options.run_dir, &watched.allocation);
-            shared.state().once.remove(&watched.allocation);
-            watched.ended.send_replace(Some(Ended { status, left }));
+            let (status, left) = shared.until_over(&environment, &of, &name, watched, pumps).await;
+            spawn::remove_dir(&shared.options.run_dir, &of.allocation);
+            shared.state().once.remove(&of.allocation);
+            of.ended.send_replace(Some(Ended { status, left }));
             drop(room);
         });
         let pipes = pipes.map_err(|e| {
@@ -251,6 +256,7 @@ mod tests {
                 epoch: Epoch(3),
                 digest: Digest::from_bytes([1; 32]),
                 root: dir.to_owned(),
+                needs: Default::default(),
                 command: ["sh", "-c", script].map(str::to_owned).into(),
                 path: Vec::new(),
                 secrets: Vec::new(),

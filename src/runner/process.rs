@@ -290,6 +290,7 @@ mod tests {
                 epoch: Epoch(1),
                 digest: Digest::from_bytes([1; 32]),
                 root: dir.path().to_owned(),
+                needs: Default::default(),
                 command: ["sh", "-c", "echo broken; exit 3"].map(str::to_owned).into(),
                 path: Vec::new(),
                 env: Vec::new(),

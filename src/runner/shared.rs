@@ -22,7 +22,7 @@ use super::pidfd::PidFd;
 use super::running::Running;
 use super::scratch;
 use super::spawn::{self, Place, Streams};
-use super::{Exit, ExitStatus, Program, StartError, StartSpec, Started, log, proc};
+use super::{Exit, ExitStatus, Needs, Program, StartError, StartSpec, Started, log, proc};
 
 /// An allocation's own process, as the log names it.
 pub(super) const WEB: &str = "web";
@@ -57,6 +57,14 @@ pub(super) struct Shared {
     pub(super) https: AtomicBool,
     /// Whether starts are refused. A start reads it from before the fork until it is watched.
     pub(super) closed: Arc<RwLock<bool>>,
+}
+
+/// What the end of a process is waited for by, and what it needs until then.
+pub(super) struct Watched {
+    pub(super) pidfd: PidFd,
+    /// None of one that an earlier process of the edge started.
+    pub(super) child: Option<Child>,
+    pub(super) needs: Needs,
 }
 
 #[derive(Default)]
@@ -182,31 +190,18 @@ impl Shared {
             _slot: slot,
         });
         let address = running.port.address;
-        self.watch(running, pidfd, Some(child), output);
+        self.watch(running, Watched { pidfd, child: Some(child), needs: program.needs }, output);
         Ok(Started { process, address })
     }
 
     /// Puts a running process on the list, reads what it prints and waits for its end.
-    pub(super) fn watch(
-        self: &Arc<Self>,
-        running: Arc<Running>,
-        pidfd: PidFd,
-        child: Option<Child>,
-        output: Ends,
-    ) {
+    pub(super) fn watch(self: &Arc<Self>, running: Arc<Running>, watched: Watched, output: Ends) {
         let pumps = self.pumps(output, &running.environment, &running.group, WEB, &running.tail);
         self.state().running.insert(running.group.allocation.clone(), Arc::clone(&running));
         let shared = Arc::clone(self);
         tokio::spawn(async move {
-            let dir = spawn::dir_of(&shared.options.run_dir, &running.group.allocation);
-            let most = shared.options.scratch_bytes;
-            let (status, left) = tokio::select! {
-                over = running.group.until_over(pidfd, child) => over,
-                never = scratch::bound(&dir, most, &running.environment, &running.group) => match never {},
-            };
-            scratch::end(dir).await;
-            pumps.finish().await;
-            shared.tell_end(&running.environment, &running.group, WEB, status);
+            let (environment, group) = (&running.environment, &running.group);
+            let (status, left) = shared.until_over(environment, group, WEB, watched, pumps).await;
             shared.retire(&running, status);
             running.group.ended.send_replace(Some(Ended { status, left }));
             let exit = Exit {
@@ -218,6 +213,31 @@ impl Shared {
             // There is no receiver in a test, or at the very end.
             let _ = shared.exited.send(exit).await;
         });
+    }
+
+    /// Until a process has ended, whatever it is for: meanwhile what it writes beside its code is bounded, then
+    /// that is gone, what it printed is read to its end, and what it needed is let go of.
+    pub(super) async fn until_over(
+        &self,
+        environment: &Environment,
+        group: &Group,
+        process: &str,
+        watched: Watched,
+        pumps: Pumps,
+    ) -> (ExitStatus, Vec<u32>) {
+        let Watched { pidfd, child, needs } = watched;
+        let dir = spawn::dir_of(&self.options.run_dir, &group.allocation);
+        let most = self.options.scratch_bytes;
+        let over = tokio::select! {
+            over = group.until_over(pidfd, child) => over,
+            never = scratch::bound(&dir, most, environment, group) => match never {},
+        };
+        scratch::end(dir).await;
+        pumps.finish().await;
+        self.tell_end(environment, group, process, over.0);
+        // Before its end is told: what starts then has it to itself.
+        drop(needs);
+        over
     }
 
     /// Reads what a process prints.

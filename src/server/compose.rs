@@ -10,8 +10,8 @@ use crate::artifact::AssetBytes;
 use crate::certificates::{OrderWork, Orders, Shown};
 use crate::config::SecretValues;
 use crate::control::{
-    Collector, Commands, Counts, Deployments, EnvVars, Externals, OneOffs, Owners, Previews,
-    PromotionWork, Promotions, Reloader, Retirer, Routing, Schedules, Sleeper, Workers,
+    Collector, Commands, Counts, Decisions, Deployments, EnvVars, Externals, OneOffs, Owners,
+    Previews, PromotionWork, Promotions, Reloader, Retirer, Routing, Schedules, Sleeper, Workers,
 };
 use crate::id::Environment;
 use crate::lifecycle::validation::Validations;
@@ -72,14 +72,22 @@ pub(super) async fn compose(given: Given<'_>) -> Result<(Edge, Publisher)> {
 
     let routing =
         Routing::new(n(), artifacts.clone(), wakes.clone(), queues.clone(), sockets.clone());
-    let sleeper =
-        Sleeper::new(n(), allocations.clone(), queues.clone(), sockets.clone(), wakes.clone());
+    let runner = || ground.runner.clone();
+    let workers = Workers::new(n(), starts.clone(), runner(), given.config.runner.backoff);
+    let sleeper = Sleeper::new(
+        n(),
+        allocations.clone(),
+        queues.clone(),
+        sockets.clone(),
+        wakes.clone(),
+        workers.clone(),
+    );
     let retirer = Retirer::new(n(), allocations.clone(), sockets.clone());
     let owners = Owners::new(n(), routing.clone(), sleeper.clone());
     let counts = Counts::new(n());
     let collector = Collector::new(n(), artifacts.clone());
     let most = given.config.runner.max_commands;
-    let one_offs = OneOffs::new(n(), starts.clone(), ground.runner.clone(), most);
+    let one_offs = OneOffs::new(n(), starts.clone(), runner(), most);
     let work = PromotionWork::new(
         n(),
         counts.clone(),
@@ -102,26 +110,31 @@ pub(super) async fn compose(given: Given<'_>) -> Result<(Edge, Publisher)> {
         collector: collector.clone(),
     });
     let audit = ground.audit.clone();
+    let decisions = Decisions::new(
+        n(),
+        Box::new(move |place, row| {
+            let audit = audit.clone();
+            Box::pin(async move { audit.once(&place, &row).await })
+        }),
+    );
     let previews = Previews::new(
         n(),
         counts.clone(),
         owners.clone(),
         sleeper.clone(),
         routing.clone(),
-        // What is decided of an environment as a whole goes to the audit.
-        Box::new(move |row| audit.soon(row)),
+        decisions.clone(),
     );
 
     let audit = ground.audit.clone();
-    let runner = || ground.runner.clone();
     let schedules = Schedules::new(
         n(),
         starts.clone(),
         runner(),
         wakes.clone(),
+        // What became of each run goes to the audit.
         Box::new(move |row| audit.soon(row)),
     );
-    let workers = Workers::new(n(), starts.clone(), runner(), given.config.runner.backoff);
 
     let (parts, externals) = parts(&given, &ground, &woken, sessions)?;
     let exchanges = Arc::new(Exchanges::default());
@@ -140,7 +153,7 @@ pub(super) async fn compose(given: Given<'_>) -> Result<(Edge, Publisher)> {
         prepare(parts.clone()),
         externals.clone(),
     );
-    let env_vars = EnvVars::new(n(), promotions.clone());
+    let env_vars = EnvVars::new(n(), promotions.clone(), decisions.clone());
     let (wakes, ready) = (wakes.clone(), Arc::new(AtomicBool::new(false)));
     let commands = Arc::new(Commands {
         wakes,
@@ -154,6 +167,7 @@ pub(super) async fn compose(given: Given<'_>) -> Result<(Edge, Publisher)> {
         collector,
         one_offs,
         env_vars,
+        decisions,
     });
     let edge = Edge {
         ground,

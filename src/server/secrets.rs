@@ -56,16 +56,18 @@ impl Secrets for ProcessSecrets {
     fn of(
         &self,
         environment: &Environment,
-        allocation: &AllocationId,
+        allocation: Option<&AllocationId>,
         contract: &Contract,
     ) -> Result<Vec<(String, String)>, String> {
         let value = |name: &String| Ok((name.clone(), self.operator.read(environment, name)?));
         let secrets: Result<Vec<_>, String> = contract.process.secrets.iter().map(value).collect();
         let mut secrets = secrets?;
-        // After the contract's own: the last one of a name counts.
-        secrets.push(("VANGO_EDGE_SELF_URL".into(), format!("http://{}{OWN}", self.admin)));
-        let token = self.credentials.seal(environment, allocation);
-        secrets.push(("VANGO_EDGE_SELF_TOKEN".into(), token));
+        if let Some(allocation) = allocation {
+            // After the contract's own: the last one of a name counts.
+            secrets.push(("VANGO_EDGE_SELF_URL".into(), format!("http://{}{OWN}", self.admin)));
+            let token = self.credentials.seal(environment, allocation);
+            secrets.push(("VANGO_EDGE_SELF_TOKEN".into(), token));
+        }
         Ok(secrets)
     }
 }

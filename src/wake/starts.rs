@@ -2,7 +2,6 @@
 //! is not. Nothing here decides whether to start.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use crate::node::{Node, ReadError, as_read};
 use crate::record::{
     Allocation, AllocationState, Deployment, Failure, Record, Starts as Counter, Variables, key,
 };
-use crate::runner::{Program, Room, Runner, StartError, StartSpec};
+use crate::runner::{Needs, Program, Room, Runner, StartError, StartSpec};
 use crate::store::Txn;
 
 use super::allocations::{Allocations, SUPERSEDED};
@@ -71,14 +70,14 @@ pub(super) trait Starter: Send {
 /// Gives a process its secrets; the only place their values pass through here.
 pub trait Secrets: Send + Sync {
     /// Name and value of each secret that `contract` names for `environment`, and of those that the
-    /// edge itself gives `allocation`.
+    /// edge itself gives `allocation`: what runs beside one has no credential.
     ///
     /// # Errors
     /// What is missing, by name, never by value.
     fn of(
         &self,
         environment: &Environment,
-        allocation: &AllocationId,
+        allocation: Option<&AllocationId>,
         contract: &Contract,
     ) -> Result<Vec<(String, String)>, String>;
 }
@@ -250,7 +249,7 @@ impl Starts {
         id: &AllocationId,
     ) -> Result<StartSpec, NotStarted> {
         let contract = self.contract(&wanted.environment, &wanted.deployment).await?;
-        let program = self.program(wanted, id, &contract).await?;
+        let program = self.program(wanted, Some(id), &contract).await?;
         let host = self.host(&wanted.environment);
         Ok(StartSpec {
             allocation: id.clone(),
@@ -272,19 +271,18 @@ impl Starts {
         })
     }
 
-    /// The program of `contract` for a process with the mark `id`: of an allocation, or of a command that runs
-    /// beside it. Which of two values of one name counts is said here and in what the runner adds.
+    /// The program of `contract` for a process: of `allocation`, or of a command that runs beside any. Which of two values of one name counts is said here and in what the runner adds.
     ///
     /// # Errors
     /// [`NotStarted::Failed`]: the artifact cannot be had, or a secret is not configured.
     pub(crate) async fn program(
         &self,
         wanted: &StartRequest,
-        id: &AllocationId,
+        allocation: Option<&AllocationId>,
         contract: &Contract,
     ) -> Result<Program, NotStarted> {
-        let root = self.tree(&wanted.digest).await?;
-        let secrets = self.secrets.of(&wanted.environment, id, contract);
+        let Tree { root, used, .. } = self.tree(&wanted.digest).await?;
+        let secrets = self.secrets.of(&wanted.environment, allocation, contract);
         let secrets = secrets.map_err(|e| NotStarted::failed("a secret is not configured", e))?;
         let at = key::variables(&wanted.environment);
         let variables = self.node.read::<Variables>(&at).await?;
@@ -296,6 +294,7 @@ impl Starts {
             epoch: wanted.epoch,
             digest: wanted.digest,
             root,
+            needs: used.map_or_else(Needs::default, Needs::of),
             command: contract.process.command.clone(),
             path: contract.process.path.clone(),
             // Of two with one name the last counts.
@@ -305,20 +304,20 @@ impl Starts {
         })
     }
 
-    /// The unpacked tree of `digest`. What an app wrote beside itself is said in the log.
+    /// The unpacked tree of `digest`, held as long as it says so. What an app wrote beside itself is said in the log.
     ///
     /// # Errors
     /// [`ArtifactError`]: it cannot be had.
-    pub async fn tree(&self, digest: &Digest) -> Result<PathBuf, ArtifactError> {
+    pub async fn tree(&self, digest: &Digest) -> Result<Tree, ArtifactError> {
         let snapshots = &self.node.snapshots;
         let in_use = || {
             let snapshot = snapshots.load();
             let mut all = snapshot.environments().flat_map(|v| v.ready.iter().chain(&v.others));
             all.any(|a| a.digest == *digest && a.pid.is_some())
         };
-        let Tree { root, wrote } = self.trees.tree(digest, &in_use).await?;
-        if let Some(Wrote { files, bytes, paths, removed }) = wrote {
-            let what = if removed {
+        let tree = self.trees.tree(digest, &in_use).await?;
+        if let Some(Wrote { files, bytes, paths, removed }) = &tree.wrote {
+            let what = if *removed {
                 "removed: each start gets exactly the artifact"
             } else {
                 "left there while another process runs from it"
@@ -330,7 +329,7 @@ impl Starts {
                  `writable = \"scratch\"` in its contract gives it a view of its own to write to"
             );
         }
-        Ok(root)
+        Ok(tree)
     }
 
     /// The contract of a deployment.

@@ -1,8 +1,11 @@
 //! What nothing refers to goes, the rest stays, and killing it in between changes neither.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
 use vango_edge::clock::{Entropy, SeededEntropy};
 
 use crate::support::{Edge, binary, eventually};
@@ -109,4 +112,70 @@ fn it_can_be_killed_anywhere() {
     }
     edge.json(&["collect"]);
     assert_eq!(edge.json(&["collect"])["blobs"], 0, "nothing is left over from being killed");
+}
+
+fn tree(edge: &Edge, deployed: &Value) -> PathBuf {
+    let hex = deployed["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+    edge.state().join("trees").join(hex)
+}
+
+#[test]
+fn what_only_a_command_runs_from_is_kept_until_it_has_ended() {
+    let edge = Edge::start_with(SOON);
+    edge.deploy(&version("0"));
+    let artifact = version("1");
+    fs::write(artifact.path().join("fixture.txt"), "a fixture\n").unwrap();
+    let deployed = deploy_preview(&edge, &artifact, "pr-1");
+    let script = "echo up; read -r go; cat fixture.txt";
+    let mut command = Command::new(binary())
+        .args(["exec", "studylab/pr-1", "--", "sh", "-c", script])
+        .env("VANGO_EDGE_ADMIN", format!("http://{}", edge.admin))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut printed = BufReader::new(command.stdout.take().unwrap());
+    let mut line = String::new();
+    printed.read_line(&mut line).unwrap();
+    assert_eq!(line, "up\n");
+    deploy_preview(&edge, &version("2"), "pr-1");
+    edge.json(&["remove", "studylab/pr-1"]);
+    let done = edge.json(&["collect"]);
+    assert_eq!((&done["deployments"], &done["trees"]), (&1.into(), &0.into()), "{done}");
+    assert!(tree(&edge, &deployed).is_dir());
+    command.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let mut rest = String::new();
+    printed.read_to_string(&mut rest).unwrap();
+    assert!(command.wait().unwrap().success());
+    assert_eq!(rest, "a fixture\n");
+    assert_eq!(edge.json(&["collect"])["trees"], 1);
+    assert!(!tree(&edge, &deployed).exists());
+}
+
+#[test]
+fn a_worker_that_ends_slowly_keeps_what_it_runs_from() {
+    let edge = Edge::start_with(SOON);
+    let script = "trap 'while [ ! -e \"$HOME/go\" ]; do sleep 0.05; done; cat fixture.txt; exit 0' TERM; \
+                  echo up; while :; do sleep 0.05; done";
+    let worker = format!(
+        "[[process.worker]]\nname = \"slow\"\nrun = \"always\"\ncommand = [\"sh\", \"-c\", {script:?}]\n[wake]"
+    );
+    let artifact = version("0").replace("[wake]", &worker).set("process", "stop_timeout", "\"5m\"");
+    fs::write(artifact.path().join("fixture.txt"), "a fixture\n").unwrap();
+    let deployed = edge.deploy(&artifact);
+    let printed = || edge.said(&["logs", "studylab", "--process", "slow"]);
+    eventually("it runs", || printed().contains("up"));
+    edge.deploy(&version("1"));
+    edge.deploy(&version("2"));
+    eventually("it ends", || edge.ps().iter().any(|row| row["state"] == "ending"));
+    let done = edge.json(&["collect"]);
+    assert_eq!(done["deployments"], 1, "{done}");
+    assert!(tree(&edge, &deployed).is_dir());
+    fs::write(edge.state().join("run/home/studylab/production/go"), "").unwrap();
+    eventually("it has ended", || printed().contains("stopped: exit code 0"));
+    assert!(printed().contains("a fixture"), "{}", printed());
+    eventually("nothing needs it", || {
+        edge.json(&["collect"]);
+        !tree(&edge, &deployed).exists()
+    });
 }

@@ -165,3 +165,102 @@ fn previews_have_their_own_and_values_are_shown_to_nobody_by_accident() {
     deploy_preview(&edge, &shown(), "pr-7");
     assert_eq!(value(&edge, &host("pr-7"), "WORD"), None, "they went with the preview");
 }
+
+fn audited(edge: &Edge) -> Vec<String> {
+    let rows = edge.list(&["audit", "studylab"]).into_iter().filter(|r| r["decision"] == "env");
+    rows.map(|r| r["why"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_change_is_in_the_audit_once_wherever_the_edge_is_killed() {
+    let mut edge = Edge::start();
+    edge.deploy(&shown());
+    for (n, point) in [
+        "promotion before requested",
+        "promotion after requested",
+        "audit before kept",
+        "audit after kept",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        edge.crash_at(point);
+        let asked = edge.command(&["env", "set", "studylab", &format!("N{n}=1")]);
+        assert!(!asked.status.success(), "{point}");
+        edge.crashed();
+        edge.start_again();
+        eventually("the change is over", || {
+            let at = "/v1/environments/studylab/production/promotion";
+            edge.admin("GET", at).json()["in_progress"] != true
+        });
+        let is_set = edge.said(&["env", "list", "studylab"]).contains(&format!("N{n}\n"));
+        assert_eq!(is_set, n > 0, "{point}");
+        let rows =
+            || audited(&edge).iter().filter(|why| why.contains(&format!("set N{n} "))).count();
+        eventually("it is in the audit if it is on record", || rows() == usize::from(is_set));
+    }
+    // Bringing again what was brought adds nothing.
+    edge.kill();
+    edge.start_again();
+    edge.json(&["env", "set", "studylab", "LAST=1"]);
+    assert_eq!(audited(&edge).len(), 4, "{:?}", audited(&edge));
+}
+
+#[test]
+fn of_two_changes_at_once_each_is_whole_or_refused() {
+    let edge = Edge::start();
+    edge.deploy(&shown());
+    let set = |name: &str| {
+        let words = [format!("{name}=1"), format!("{name}_TOO=1")];
+        edge.command(&["env", "set", "studylab", &words[0], &words[1]])
+    };
+    let (one, two) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| set("TWO"));
+        (set("ONE"), other.join().unwrap())
+    });
+    let names = edge.said(&["env", "list", "studylab"]);
+    for (name, asked) in [("ONE", &one), ("TWO", &two)] {
+        let done = asked.status.success();
+        let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+        assert!(done || said.contains("vango-edge ops") || said.contains("wait for it"), "{said}");
+        assert_eq!(names.contains(&format!("{name}\n{name}_TOO\n")), done, "{names}{said}");
+        assert_eq!(names.contains(name), done, "{names}{said}");
+        let rows = audited(&edge).iter().filter(|why| why.contains(&format!(" {name} "))).count();
+        assert_eq!(rows, usize::from(done), "{:?}", audited(&edge));
+    }
+    assert!(one.status.success() || two.status.success());
+}
+
+#[test]
+fn the_audit_names_the_token_and_never_shows_it() {
+    let mut edge = Edge::start();
+    edge.deploy(&shown());
+    let (named, bare) =
+        (edge.config().with_file_name("ci.token"), edge.config().with_file_name("bare.token"));
+    fs::write(&named, "a-secret-token-of-ci").unwrap();
+    fs::write(&bare, "a-secret-token-of-none").unwrap();
+    let tokens = format!(
+        "[admin]\ntokens = [{{ role = \"operate\", name = \"ci\", file = {named:?} }}, \
+         {{ role = \"operate\", file = {bare:?} }}]\n"
+    );
+    edge.reconfigure("[admin]\n", &tokens);
+    edge.kill();
+    edge.start_again();
+    let (named, bare) = (named.to_str().unwrap(), bare.to_str().unwrap());
+    let by = |token: &str, words: &[&str]| edge.json(&[&["--token-file", token], words].concat());
+    by(named, &["env", "set", "studylab", "A=1"]);
+    by(bare, &["env", "set", "studylab", "B=1"]);
+    by(named, &["env", "list", "studylab", "--values"]);
+    let exec = edge.command(&["--token-file", named, "exec", "studylab", "-n", "--", "true"]);
+    assert!(exec.status.success());
+    let audit = by(named, &["audit", "studylab"]).to_string();
+    for words in [
+        "studylab/production: the token ci set A (",
+        &format!("studylab/production: the token in file {bare} set B ("),
+        "the token ci looked at all values",
+        "the token ci runs it once: true",
+    ] {
+        assert!(audit.contains(words), "{words}: {audit}");
+    }
+    assert!(!audit.contains("a-secret-token") && !edge.log().contains("a-secret-token"), "{audit}");
+}

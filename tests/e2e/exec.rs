@@ -169,3 +169,60 @@ fn what_cannot_run_is_said_with_another_code_than_a_commands() {
     assert!(first.wait().unwrap().success());
     assert!(run(&edge, &["--", "true"], b"").status.success(), "its place is free again");
 }
+
+#[test]
+fn it_has_no_port_no_credential_and_nothing_that_is_made_of_them() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new().env("BIND", "127.0.0.1:$PORT").env("PRICE", "$$PORT"));
+    let script = "echo \"$PRICE [$BIND$PORT$HOST$VANGO_EDGE_SELF_URL$VANGO_EDGE_SELF_TOKEN]\"";
+    let done = run(&edge, &["--", "sh", "-c", script], b"");
+    assert_eq!((text(&done.stdout), text(&done.stderr)), ("$PORT []\n", ""));
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let web = u32::try_from(edge.ps()[0]["pid"].as_u64().unwrap()).unwrap();
+    let environ = std::fs::read_to_string(format!("/proc/{web}/environ")).unwrap();
+    let value = |name: &str| environ.split('\0').find_map(|e| e.strip_prefix(name)).unwrap();
+    assert_eq!(value("BIND="), format!("127.0.0.1:{}", value("PORT=")));
+    assert!(!value("VANGO_EDGE_SELF_TOKEN=").is_empty());
+}
+
+#[test]
+fn what_it_writes_beside_the_code_is_bounded_and_gone_as_an_apps_is() {
+    let edge = Edge::start_with("[runner]\nscratch_bytes = \"1MiB\"\n");
+    let worker = "[[process.worker]]\nname = \"writer\"\nrun = \"always\"\n\
+                  command = [\"sh\", \"-c\", \"head -c 2000000 /dev/zero >big; sleep 1000\"]\n[wake]";
+    let artifact = Artifact::new().set("process", "writable", "\"scratch\"");
+    edge.deploy(&artifact.replace("[wake]", worker));
+    let ended = || edge.log().contains("the worker writer ended: SIGTERM");
+    eventually("the worker is ended", ended);
+    let script = "echo 1 >small; cat small; head -c 2000000 /dev/zero >big; sleep 1000";
+    let done = run(&edge, &["--timeout", "60s", "--", "sh", "-c", script], b"");
+    assert_eq!((done.status.code(), text(&done.stdout)), (Some(143), "1\n"), "{}", edge.log());
+    let said = edge.log().matches("more than runner.scratch_bytes").count();
+    assert!(said >= 2, "{}", edge.log());
+    let none = run(&edge, &["--", "ls", "small"], b"");
+    assert_eq!(none.status.code(), Some(2), "each has a view of its own");
+}
+
+#[test]
+fn kill_9_of_the_edge_leaves_nothing_of_it_also_without_control_groups() {
+    let mut edge = Edge::start_without_control_groups();
+    edge.deploy(&Artifact::new());
+    // Two at once, each with a child of a session of its own.
+    let script = "setsid sleep 1000 & echo up; wait";
+    let mut both = [0, 1].map(|_| start(&edge, &["--", "sh", "-c", script]));
+    for child in &mut both {
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "up\n");
+    }
+    eventually("all of it runs", || edge.processes().len() >= 4);
+    edge.kill();
+    for mut child in both {
+        assert_eq!(child.wait().unwrap().code(), Some(125));
+    }
+    edge.start_again();
+    eventually("nothing of it runs", || edge.processes().is_empty());
+    assert_eq!(std::fs::read_dir(edge.state().join("run/allocations")).unwrap().count(), 0);
+    let over = audited(&edge).iter().filter(|row| row["decision"] == "exec").count();
+    assert_eq!(over, 2, "that they began is on record");
+}

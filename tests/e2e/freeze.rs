@@ -247,3 +247,29 @@ fn what_its_contract_keeps_up_is_up_without_a_request() {
         edge.ps().iter().any(|a| a["state"] == "ready" && a["generation"] == 2)
     });
 }
+
+#[test]
+fn what_a_frozen_apps_workers_hold_counts_as_the_apps() {
+    let worker = |bytes: u32| {
+        let program = format!("$$| = 1; my $$held = 'x' x {bytes}; print \"up\\n\"; sleep 1000;");
+        format!(
+            "[[process.worker]]\nname = \"mailer\"\ncommand = [\"perl\", \"-e\", {program:?}]\n[wake]"
+        )
+    };
+    let edge = Edge::start_with("[runner]\nfrozen_memory = \"96MiB\"\n");
+    let frozen = |bytes| {
+        edge.deploy(&freezing().replace("[wake]", &worker(bytes)));
+        assert_eq!(edge.get("/dashboard").status, 200);
+        let up = || edge.said(&["logs", "studylab", "--process", "mailer"]).matches("up").count();
+        let before = up();
+        eventually("its worker is up", || up() > before || up() > 1);
+        edge.json(&["sleep", "studylab"]);
+    };
+    frozen(1);
+    eventually("both are frozen", || {
+        edge.ps().iter().filter(|p| p["state"] == "frozen").count() == 2
+    });
+    frozen(200_000_000);
+    eventually("both are stopped", || edge.ps().is_empty() && edge.processes().is_empty());
+    assert!(edge.log().contains("is not kept frozen longer"), "{}", edge.log());
+}

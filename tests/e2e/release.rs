@@ -132,3 +132,58 @@ fn an_edge_that_is_killed_while_it_runs_does_not_run_it_again() {
     assert_eq!(edge.json(&["promote", "studylab", "pr-2"])["state"], "healthy");
     assert_eq!(released(&edge, "production").len(), before + 1);
 }
+
+/// Whose release command waits, once it has begun, for a file `go` in HOME.
+fn waiting(name: &str) -> Artifact {
+    releasing(
+        name,
+        "while [ ! -e \"$HOME/go\" ]; do sleep 0.02; done; echo over >>\"$HOME/released\"",
+    )
+}
+
+fn go(edge: &Edge) {
+    fs::write(edge.state().join("run/home/studylab/production/go"), "").unwrap();
+}
+
+#[test]
+fn it_goes_on_where_the_client_that_deploys_hangs_up() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    let artifact = waiting("1");
+    let mut deploying = std::process::Command::new(crate::support::binary())
+        .args(["deploy", artifact.write().to_str().unwrap()])
+        .env("VANGO_EDGE_ADMIN", format!("http://{}", edge.admin))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("it runs", || released(&edge, "production").len() == 1);
+    deploying.kill().unwrap();
+    deploying.wait().unwrap();
+    go(&edge);
+    eventually("what it was for serves", || route(&edge)["epoch"] == 2);
+    assert_eq!(released(&edge, "production"), ["1 of studylab/production", "over"]);
+}
+
+#[test]
+fn of_two_deployments_at_once_one_releases() {
+    let edge = Edge::start();
+    let first = edge.deploy(&Artifact::new());
+    let (one, two) = (waiting("1"), waiting("2"));
+    let dirs = [one.write().to_str().unwrap(), two.write().to_str().unwrap()];
+    let done = std::thread::scope(|scope| {
+        let asked = dirs.map(|dir| scope.spawn(|| edge.command(&["deploy", dir])));
+        eventually("one runs", || released(&edge, "production").len() == 1);
+        go(&edge);
+        asked.map(|a| a.join().unwrap())
+    });
+    let won = done.iter().filter(|d| d.status.success()).count();
+    let lines = released(&edge, "production");
+    // The other came while it went on, and is refused; or after it, and releases then.
+    assert_eq!(lines.len(), 2 * won, "{lines:?}");
+    assert!(
+        lines.iter().skip(1).step_by(2).all(|line| line == "over"),
+        "never two at a time: {lines:?}"
+    );
+    assert!(won >= 1 && route(&edge)["digest"] != first["digest"]);
+}

@@ -223,3 +223,54 @@ fn several_directories_are_answered_each_under_its_prefix() {
     let said = edge.refused(&["deploy", twice.write().to_str().unwrap()]);
     assert!(said.contains("assets[1].prefix") && said.contains("already"), "{said}");
 }
+
+#[test]
+fn what_runs_beside_a_process_is_refused_for_a_site_and_a_command_runs_in_its_files() {
+    let edge = Edge::start();
+    let more = |table: &str| site(&format!("{table}\n"));
+    for (table, words) in [
+        ("[release]\ncommand = [\"./migrate\"]", "release: there is no [process] that this could"),
+        (
+            "[[cron]]\nname = \"c\"\nschedule = \"* * * * *\"\ncommand = [\"./c\"]",
+            "cron: there is no [process] that this could be about: add one, or take this out",
+        ),
+        (
+            "[[process.worker]]\nname = \"w\"\ncommand = [\"./w\"]",
+            "a worker runs beside a process that takes requests, which a site of files has not",
+        ),
+    ] {
+        let dir = more(table);
+        let path = dir.path().to_str().unwrap();
+        for command in [&["deploy", path][..], &["check", path]] {
+            let said = edge.refused(command);
+            assert!(said.contains(words), "{said}");
+        }
+    }
+    deploy(&edge, &site(""));
+    assert_eq!(
+        edge.said(&["exec", "studylab", "-n", "--", "cat", "docs/index.html"]),
+        "<h1>docs</h1>"
+    );
+    let home = edge.said(&[
+        "exec",
+        "studylab",
+        "-n",
+        "--",
+        "sh",
+        "-c",
+        "echo kept >\"$HOME/a\"; cat \"$HOME/a\"",
+    ]);
+    assert_eq!(home, "kept\n");
+    let set = edge.json(&["env", "set", "studylab", "A=1"]);
+    assert_eq!(set["state"], "healthy", "{set}");
+    assert_eq!(edge.said(&["exec", "studylab", "-n", "--", "printenv", "A"]), "1\n");
+    page(&edge.get("/"), 200, "<h1>home</h1>");
+    assert_eq!((edge.ps(), edge.processes()), (vec![], vec![]));
+    assert_eq!(edge.list(&["cron"]), [] as [Value; 0]);
+    // A site that becomes an app has them.
+    edge.deploy(&Artifact::new());
+    assert_eq!(edge.get("/dashboard").status, 200);
+    let pid = edge.ps()[0]["pid"].as_u64().unwrap();
+    let environ = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    assert!(environ.split('\0').any(|variable| variable == "A=1"), "{environ}");
+}

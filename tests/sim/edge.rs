@@ -13,8 +13,8 @@ use vango_edge::artifact::{ArtifactError, Artifacts, Tree, TreeSource};
 use vango_edge::config::{Config, Running, Secret, SecretSource, load, read_secret};
 use vango_edge::contract::Contract;
 use vango_edge::control::{
-    Collector, Counts, OneOffs, Owners, Previews, PromotionWork, Promotions, Retirer, Routing,
-    Sleeper,
+    Collector, Counts, Decisions, OneOffs, Owners, Previews, PromotionWork, Promotions, Retirer,
+    Routing, Sleeper, Workers,
 };
 use vango_edge::id::{AllocationId, Digest, Environment};
 use vango_edge::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
@@ -125,7 +125,7 @@ impl Secrets for NoSecrets {
     fn of(
         &self,
         _: &Environment,
-        _: &AllocationId,
+        _: Option<&AllocationId>,
         _: &Contract,
     ) -> Result<Vec<(String, String)>, String> {
         Ok(Vec::new())
@@ -155,7 +155,7 @@ impl TreeSource for SimTrees {
         if !self.0.is_calm() && self.0.dice.one_in(20) {
             return Err(ArtifactError::Missing(*digest));
         }
-        Ok(Tree { root: Path::new("/nowhere").join(digest.hex()), wrote: None })
+        Ok(Tree { root: Path::new("/nowhere").join(digest.hex()), wrote: None, used: None })
     }
 }
 
@@ -247,8 +247,14 @@ impl Edge {
         let artifacts = Arc::clone(&files().artifacts);
         let routing =
             Routing::new(n(), artifacts.clone(), wakes.clone(), queues.clone(), sockets.clone());
-        let sleeper =
-            Sleeper::new(n(), allocations.clone(), queues.clone(), sockets.clone(), wakes.clone());
+        let sleeper = Sleeper::new(
+            n(),
+            allocations.clone(),
+            queues.clone(),
+            sockets.clone(),
+            wakes.clone(),
+            Workers::new(n(), starts.clone(), runner.clone(), BACKOFF),
+        );
         let retirer = Retirer::new(n(), allocations.clone(), sockets.clone());
         let owners = Owners::new(n(), routing.clone(), sleeper.clone());
         let counts = Counts::new(n());
@@ -269,7 +275,7 @@ impl Edge {
             owners.clone(),
             sleeper.clone(),
             routing.clone(),
-            Box::new(|_| {}),
+            Decisions::new(n(), Box::new(|_, _| Box::pin(async { Ok(()) }))),
         );
         let telemetry =
             Arc::new(Telemetry { metrics: Metrics::new().unwrap(), ring: Ring::new(64) });

@@ -252,7 +252,7 @@ async fn move_host(sim: Arc<Sim>, edge: Arc<Edge>) {
 
 /// The preview is removed, or deployed again where it was.
 async fn remove_or_restore(sim: Arc<Sim>, edge: Arc<Edge>) {
-    if edge.previews.remove(&preview()).await.is_ok() {
+    if edge.previews.remove(&preview(), "an operator").await.is_ok() {
         sim.happened("a preview was removed");
     } else {
         let n = sim.dice.below(CONTRACTS.len());

@@ -290,6 +290,27 @@ mod tests {
                 "[[process.worker]]\nname = \"w\"\ncommand = [\"a\"]\nenv = { PORT = \"1\" }\n",
                 "PORT: the edge sets",
             ),
+            (
+                "[[process.worker]]\nname = \"w\"\ncommand = [\"a\", \"--at=$PORT\"]\n",
+                "process.worker: the worker \"w\": $PORT has no value here: only the process",
+            ),
+            (
+                "[[process.worker]]\nname = \"w\"\ncommand = [\"a\"]\nenv = { AT = \"${HOST}:1\" }\n",
+                "the worker \"w\": its env has AT = \"${HOST}:1\": $HOST has no value here",
+            ),
+            (
+                "env = { AT = \"http://$HOST\" }\n[release]\ncommand = [\"a\", \"$AT\"]\n",
+                "release.command: the release command: $AT has no value here",
+            ),
+            (
+                "[release]\ncommand = [\"a\", \"$VANGO_EDGE_GENERATION\"]\n",
+                "release.command: the release command: $VANGO_EDGE_GENERATION has no value",
+            ),
+            (
+                "[[cron]]\nname = \"c\"\nschedule = \"* * * * *\"\ncommand = [\"a\", \"$PORT\"]\n",
+                "cron: the schedule \"c\": $PORT has no value here",
+            ),
+            ("ready = { path = 1 }\n[release]\ncommand = [\"a\", \"$PORT\"]\n", "$PORT has no"),
             ("[[cron]]\nname = \"c\"\nschedule = \"* * * * *\"\n", "expected either command"),
             (
                 "[[cron]]\nname = \"c\"\nschedule = \"* * * *\"\npath = \"/\"\n",

@@ -9,12 +9,10 @@ use std::collections::BTreeMap;
 
 use crate::document::{self, Table};
 
-use super::is_reserved;
+use super::{CronEntry, Process, Release, Task, is_reserved};
 
 /// Names that every process of an app has in its environment from the edge.
 pub const GIVEN: &[&str] = &[
-    "PORT",
-    "HOST",
     "HOME",
     "TMPDIR",
     "PATH",
@@ -22,7 +20,6 @@ pub const GIVEN: &[&str] = &[
     "VANGO_EDGE_ALLOCATION",
     "VANGO_EDGE_ENVIRONMENT",
     "VANGO_EDGE_EPOCH",
-    "VANGO_EDGE_GENERATION",
     "VANGO_EDGE_DIGEST",
 ];
 
@@ -41,6 +38,8 @@ pub(super) fn env(t: &Table<'_>) -> BTreeMap<String, String> {
     }
     env
 }
+/// Names that besides only the process that takes requests has.
+pub const OF_WEB: &[&str] = &["PORT", "HOST", "VANGO_EDGE_GENERATION"];
 
 /// Why a text cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,44 +123,126 @@ pub fn literal(command: &[String]) -> Vec<String> {
     command.iter().map(|text| if shell { text.clone() } else { text.replace('$', "$$") }).collect()
 }
 
-/// Says what the command under `key` of `t` names that it cannot: what has no value, and secrets, since every
-/// user of the machine reads the arguments of all processes.
-pub fn check_command(
-    t: &Table<'_>,
-    key: &'static str,
-    command: &[String],
-    env: &BTreeMap<String, String>,
-    secrets: &[String],
+/// Names and values of an environment, as a contract has them.
+type Values = BTreeMap<String, String>;
+
+/// Says what the commands of a contract name that they cannot: the app's own, and each that runs beside it, where
+/// there is no port.
+pub(super) fn check_commands(
+    top: &Table<'_>,
+    process: &Process,
+    release: Option<&Release>,
+    cron: &[CronEntry],
 ) {
-    let known: Vec<&str> = GIVEN.iter().copied().chain(env.keys().map(String::as_str)).collect();
-    let value = |name: &str| {
-        // Said below, for each that there is.
-        let known = known.contains(&name) || secrets.iter().any(|s| s == name);
-        known.then(String::new)
+    let Process { env, secrets, workers, .. } = process;
+    let t = top.table("process");
+    Of { who: None, env: all(env), secrets }.check(&t, "command", &process.command);
+    let beside = |t: &Table<'_>, key, who: &str, more: &Values, command: &[String]| {
+        for (name, value) in more {
+            if let Some(web) = names_of_web(value) {
+                t.error(key, format!("{who}: its env has {name} = {value:?}: {}", no_port(web)));
+            }
+        }
+        // A value that names a port is not there for what has none.
+        let shared = env.iter().filter(|(_, value)| names_of_web(value).is_none());
+        let env = all(shared.chain(more));
+        Of { who: Some(who), env, secrets }.check(t, key, command);
     };
-    if let Err(e) = expand_command(command, value) {
-        t.error(key, in_words(&e, &known));
+    for worker in workers {
+        let who = format!("the worker {:?}", worker.name);
+        beside(&t, "worker", &who, &worker.env, &worker.command);
     }
-    let names = |text: &str, name: &str| {
-        let unknown = Err(ExpandError::Unknown(name.to_owned()));
-        expand(text, |n| (n != name).then(String::new)) == unknown
-    };
-    let holds_one = env.iter().filter(|(_, value)| secrets.iter().any(|s| names(value, s)));
-    for secret in secrets.iter().chain(holds_one.map(|(name, _)| name)) {
-        let shell = command.first().is_some_and(|program| is_shell(program));
-        if !shell && command.iter().any(|text| names(text, secret)) {
-            let why = "holds a secret, and every user of a machine can read the arguments of its \
-                       processes: let the app read it from its environment";
-            t.error(key, format!("${secret} {why}"));
+    if let Some(release) = release {
+        let t = top.table("release");
+        beside(&t, "command", "the release command", &Values::new(), &release.command);
+    }
+    for entry in cron {
+        if let Task::Command { command, env } = &entry.task {
+            beside(top, "cron", &format!("the schedule {:?}", entry.name), env, command);
         }
     }
 }
 
+fn all<'a>(
+    values: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> BTreeMap<&'a str, &'a str> {
+    values.into_iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}
+
+/// Whose command is checked, and what it may name.
+struct Of<'a> {
+    /// What runs beside the app; none for the app itself, which alone has what is [`OF_WEB`].
+    who: Option<&'a str>,
+    env: BTreeMap<&'a str, &'a str>,
+    secrets: &'a [String],
+}
+
+impl Of<'_> {
+    /// Says what `command` names that has no value, and secrets, since every user of the machine reads the arguments
+    /// of all processes.
+    fn check(&self, t: &Table<'_>, key: &'static str, command: &[String]) {
+        let of_web: &[&str] = if self.who.is_none() { OF_WEB } else { &[] };
+        let known = of_web.iter().chain(GIVEN).copied();
+        let known: Vec<&str> = known.chain(self.env.keys().copied()).collect();
+        let said = |why: String| {
+            let who = self.who.map_or_else(String::new, |who| format!("{who}: "));
+            t.error(key, format!("{who}{why}"));
+        };
+        let is_secret = |name: &str| self.secrets.iter().any(|s| s == name);
+        let value = |name: &str| {
+            // Said below, for each that there is.
+            (known.contains(&name) || is_secret(name)).then(String::new)
+        };
+        match expand_command(command, value) {
+            Ok(_) => {}
+            Err(ExpandError::Unknown(name)) if OF_WEB.contains(&&*name) => said(no_port(&name)),
+            Err(e) => said(in_words(&e, &known)),
+        }
+        if command.first().is_some_and(|program| is_shell(program)) {
+            return;
+        }
+        let holds_one =
+            self.env.iter().filter(|(_, value)| self.secrets.iter().any(|s| names(value, s)));
+        for secret in
+            self.secrets.iter().map(String::as_str).chain(holds_one.map(|(name, _)| *name))
+        {
+            if command.iter().any(|text| names(text, secret)) {
+                let why = "holds a secret, and every user of a machine can read the arguments of its \
+                           processes: let the app read it from its environment";
+                said(format!("${secret} {why}"));
+            }
+        }
+    }
+}
+
+fn no_port(name: &str) -> String {
+    format!(
+        "${name} has no value here: only the process that takes requests has it. Take it out; what is to reach the \
+         app asks one of its hosts (`$$` is a dollar sign)"
+    )
+}
+
+/// What `text` names that only the process that takes requests has.
+pub fn names_of_web(text: &str) -> Option<&'static str> {
+    OF_WEB.iter().copied().find(|name| names(text, name))
+}
+
+/// Whether `text` names `name`.
+fn names(text: &str, name: &str) -> bool {
+    let mut found = false;
+    // What else is wrong with it is said elsewhere.
+    let _ = expand(text, |n| {
+        found |= n == name;
+        Some(String::new())
+    });
+    found
+}
+
 /// Says what a value of the environment names that it cannot. It may name what the edge gives, and secrets;
 /// not another value beside it.
-pub fn check_value(t: &Table<'_>, name: &str, value: &str, secrets: &[String]) {
-    let known: Vec<&str> =
-        GIVEN.iter().copied().chain(secrets.iter().map(String::as_str)).collect();
+pub(super) fn check_value(t: &Table<'_>, name: &str, value: &str, secrets: &[String]) {
+    let given = OF_WEB.iter().chain(GIVEN).copied();
+    let known: Vec<&str> = given.chain(secrets.iter().map(String::as_str)).collect();
     if let Err(e) = expand(value, |name| known.contains(&name).then(String::new)) {
         t.error(name, in_words(&e, &known));
     }

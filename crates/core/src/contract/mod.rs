@@ -14,9 +14,7 @@ mod routes;
 mod spelling;
 
 pub use beside::{CronEntry, Missed, RunWorker, Schedule, Task, Worker};
-pub use expand::{
-    ExpandError, GIVEN, check_command, check_value, expand, expand_command, is_shell, literal,
-};
+pub use expand::{ExpandError, expand, expand_command, is_shell, literal, names_of_web};
 pub use headers::{HeaderRule, NamePattern, Readers, errors};
 pub use methods::is_safe;
 pub use parse::{parse, parse_or};

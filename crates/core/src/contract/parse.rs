@@ -10,8 +10,8 @@ use super::beside;
 use super::route::RuntimePath;
 use super::routes::routes;
 use super::{
-    Assets, Contract, CronEntry, LivePolicy, Process, Protocol, Ready, Release, Scale,
-    SessionStore, Sleep, SleepMode, State, Task, Wake,
+    Assets, Contract, LivePolicy, Process, Protocol, Ready, Release, Scale, SessionStore, Sleep,
+    SleepMode, State, Wake,
 };
 use super::{expand, headers};
 
@@ -39,7 +39,7 @@ fn contract(top: &Table<'_>, command: &[String]) -> Option<Contract> {
     let name = app.required("name").and_then(|n| app.parse("name", &n));
     app.finish();
     let is_static = !top.has("process") && top.has("assets") && command.is_empty();
-    let process = if is_static { Some(no_process(top)) } else { process(top, command) };
+    let process = if is_static { no_process(top) } else { process(top, command) };
     let release = top.opt_table("release").map(release);
     let wake = wake(top);
     let sleep = sleep(top);
@@ -49,8 +49,7 @@ fn contract(top: &Table<'_>, command: &[String]) -> Option<Contract> {
     let cron = beside::cron(top);
     let assets = assets(top, is_static);
     let readers = headers::errors(top);
-    let process = process?;
-    names_of_commands(top, &process, release.as_ref(), &cron);
+    expand::check_commands(top, &process, release.as_ref(), &cron);
     let app = name?;
     Some(Contract {
         app,
@@ -80,14 +79,17 @@ fn no_process(top: &Table<'_>) -> Process {
     Process::none()
 }
 
-fn process(top: &Table<'_>, command: &[String]) -> Option<Process> {
+fn process(top: &Table<'_>, command: &[String]) -> Process {
     let t = top.table("process");
     let own = t.texts("command");
     let command = if t.has("command") { own } else { command.to_vec() };
     if command.first().is_none_or(String::is_empty) {
         let expected = "expected a program and its arguments: command = [\"./app\"]; or a Procfile \
                         beside this file with a line `web: …`";
-        t.error("command", expected);
+        let workers =
+            "; a worker runs beside a process that takes requests, which a site of files has not";
+        let workers = if t.has("worker") { workers } else { "" };
+        t.error("command", format!("{expected}{workers}"));
     }
     let path: Vec<_> = t.texts("path").iter().filter_map(|text| within(&t, "path", text)).collect();
     for dir in path.iter().filter(|dir| dir.contains(':')) {
@@ -99,48 +101,24 @@ fn process(top: &Table<'_>, command: &[String]) -> Option<Process> {
         env.iter().for_each(|(name, value)| expand::check_value(&table, name, value, &secrets));
     }
     let scratch = t.word("writable", &[("none", false), ("scratch", true)], false);
-    expand::check_command(&t, "command", &command, &env, &secrets);
     let protocol = t.word("protocol", &Protocol::NAMES, Protocol::Http1);
     let ready = ready(&t.table("ready"), t.has("ready"), protocol);
     let stop_timeout = t.duration("stop_timeout", MS..=secs(600), secs(10));
     let workers = beside::workers(&t);
     let drain_timeout = t.duration("drain_timeout", MS..=DAY, secs(30));
     t.finish();
-    Some(Process {
+    Process {
         command,
         path,
         protocol,
         env,
         secrets,
         scratch,
-        ready: ready?,
+        // What is wrong with it was said.
+        ready: ready.unwrap_or(Ready::Tcp),
         stop_timeout,
         drain_timeout,
         workers,
-    })
-}
-
-/// What the commands beside the app's own name that they cannot.
-fn names_of_commands(
-    top: &Table<'_>,
-    process: &Process,
-    release: Option<&Release>,
-    cron: &[CronEntry],
-) {
-    let check = |t: &Table<'_>, key, command: &[String], own: &BTreeMap<String, String>| {
-        let env = process.env.clone().into_iter().chain(own.clone()).collect();
-        expand::check_command(t, key, command, &env, &process.secrets);
-    };
-    for worker in &process.workers {
-        check(&top.table("process"), "worker", &worker.command, &worker.env);
-    }
-    if let Some(release) = release {
-        check(&top.table("release"), "command", &release.command, &BTreeMap::new());
-    }
-    for entry in cron {
-        if let Task::Command { command, env } = &entry.task {
-            check(top, "cron", command, env);
-        }
     }
 }
 

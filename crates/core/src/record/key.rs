@@ -27,6 +27,8 @@ pub const PROMOTERS: &str = "prown/";
 pub const PROMOTED: &str = "prlog/";
 /// Prefix of all entries of schedules.
 pub const CRON: &str = "cron/";
+/// Prefix of all decisions that are not in the audit yet.
+pub const DECISIONS: &str = "decided/";
 /// Prefix of all evidence.
 pub const EVIDENCE: &str = "ev/";
 /// Prefix of all that is kept of certificates by ACME.
@@ -47,6 +49,11 @@ pub const ORDER_PACE: &str = "acme/pace";
 /// An entry of an environment's schedule.
 pub fn cron(environment: &Environment, name: &str) -> String {
     format!("cron/{environment}/{name}")
+}
+
+/// A decision that is not in the audit yet; what follows the prefix is its place there.
+pub fn decision(at: Wall, number: u64) -> String {
+    super::ledger::key::evidence(DECISIONS, at, number)
 }
 
 /// When a preview was last used.
