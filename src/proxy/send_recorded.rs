@@ -104,7 +104,8 @@ async fn attempt(
         // gRPC's servers take no call without it.
         head.insert_header(header::TE, "trailers")?;
     }
-    let connection = exchange::connect(address, protocol, limits.connect_timeout).await;
+    let (within, silent) = (limits.connect_timeout, limits.response_timeout);
+    let connection = exchange::connect(address, protocol, within, silent).await;
     let Some(connection) = connection else {
         return Ok(Tried::Went(gate.connect_failed(journey)));
     };

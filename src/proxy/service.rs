@@ -153,7 +153,7 @@ impl ProxyHttp for EdgeProxy {
             upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;
         }
         if h2c && upstream.remove_header(&header::EXPECT).is_some() {
-            // Pingora passes no 1xx on of an app that speaks HTTP/2. It is there, and has a place for it.
+            // Servers of HTTP/2 seldom say a 100, those of gRPC never. It is there, and has a place for it.
             downstream::invite(session).await?;
         }
         Ok(())
