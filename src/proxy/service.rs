@@ -206,6 +206,10 @@ impl ProxyHttp for EdgeProxy {
         if self.report(ctx, Event::Answered { status: response.status.as_u16() }) != Go::PassOn {
             return Err(not_passed_on("its answer is not for the client"));
         }
+        // A call's answer may be a head and nothing else.
+        if let Some(journey) = &mut ctx.journey {
+            journey.heard_fields(&response.headers);
+        }
         if let Some(client) = &ctx.client {
             client.answers(head::is_event_stream(&response.headers));
         }
@@ -226,6 +230,9 @@ impl ProxyHttp for EdgeProxy {
         trailers: &mut HeaderMap,
         ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
+        if let Some(journey) = &mut ctx.journey {
+            journey.heard_fields(trailers);
+        }
         ctx.trailers.clean(trailers);
         Ok(())
     }
