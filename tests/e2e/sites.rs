@@ -136,6 +136,22 @@ fn a_preflight_for_what_the_contract_shares_is_answered_with_its_fields() {
 }
 
 #[test]
+fn init_makes_a_site_of_a_folder_of_files() {
+    let edge = Edge::start();
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "public/index.html", "<h1>home</h1>");
+    put(dir.path(), "public/404.html", "<h1>not here</h1>");
+    put(dir.path(), "README.md", "how it is built");
+    let (path, config) = (dir.path().to_str().unwrap(), edge.config());
+    let config = config.to_str().unwrap();
+    edge.json(&["init", path, "--config", config, "--name", "studylab"]);
+    assert_eq!(deploy(&edge, &dir)["effect"], "owns");
+    page(&edge.get("/"), 200, "<h1>home</h1>");
+    page(&edge.get("/README.md"), 404, "<h1>not here</h1>");
+    assert_eq!(edge.list(&["routes"])[0]["state"], "static");
+}
+
+#[test]
 fn sites_and_apps_follow_each_other_and_go_back() {
     let edge = Edge::start();
     let dir = site("");
