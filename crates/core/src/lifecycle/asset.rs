@@ -243,8 +243,8 @@ fn preflight(view: &EnvView, facts: &Facts) -> Option<Found> {
     if !facts.is_preflight() {
         return None;
     }
-    let owners = view.assets.iter().filter(|s| s.artifact == view.owner.digest);
-    let shelf = owners.into_iter().find(|s| facts.path.starts_with(&*s.assets.prefix))?;
+    let mut owners = view.assets.iter().filter(|s| s.artifact == view.owner.digest);
+    let shelf = owners.find(|s| facts.path.starts_with(&*s.assets.prefix))?;
     let mut name = name_in(shelf, facts)?;
     if let Some(index) =
         shelf.assets.index.as_ref().filter(|_| name.is_empty() || name.ends_with('/'))
