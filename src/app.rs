@@ -16,6 +16,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use crate::contract::Protocol;
 
@@ -209,5 +210,138 @@ impl AsyncWrite for Leg {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+/// A connection of HTTP/2 that says when the app has acknowledged the edge's SETTINGS, which every server owes to
+/// a client's first bytes (RFC 9113 §3.4, §6.5.3).
+///
+/// Until then nothing shows that the app reads, or that it speaks HTTP/2 at all: the kernel takes connections for
+/// an app that hangs, and what a server of HTTP/1.1 answers to a request could not be told from one that is lost.
+#[derive(Debug)]
+pub struct Greeted {
+    tcp: TcpStream,
+    frames: Frames,
+    /// Taken once it is told.
+    acknowledged: Option<oneshot::Sender<()>>,
+}
+
+impl Greeted {
+    /// Over `tcp`, and what is told once the app has acknowledged; dropped where the connection ends before.
+    pub fn new(tcp: TcpStream) -> (Self, oneshot::Receiver<()>) {
+        let (tell, acknowledged) = oneshot::channel();
+        (Self { tcp, frames: Frames::default(), acknowledged: Some(tell) }, acknowledged)
+    }
+}
+
+impl AsyncRead for Greeted {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.tcp).poll_read(cx, buf);
+        if this.acknowledged.is_some()
+            && this.frames.acknowledge(&buf.filled()[before..])
+            && let Some(tell) = this.acknowledged.take()
+        {
+            // What waits for it may have given up.
+            let _ = tell.send(());
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Greeted {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+/// Heads of an app's frames, as its bytes come (RFC 9113 §4.1). Whether they are right, the connection judges.
+#[derive(Debug, Default)]
+struct Frames {
+    head: [u8; 9],
+    /// Bytes of the head that are there.
+    have: usize,
+    /// Bytes of a frame's payload that are still to come.
+    skip: usize,
+}
+
+impl Frames {
+    const SETTINGS: u8 = 4;
+    const ACK: u8 = 1;
+
+    /// Whether an acknowledgement of SETTINGS is among `bytes`, which follow those that were there before.
+    fn acknowledge(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let taken = (self.head.len() - self.have).min(bytes.len());
+            self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
+            self.have += taken;
+            bytes = &bytes[taken..];
+            if self.have == self.head.len() {
+                let [a, b, c, kind, flags, ..] = self.head;
+                self.have = 0;
+                self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+                if kind == Self::SETTINGS && flags & Self::ACK != 0 {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_acknowledged_wherever_the_bytes_are_cut() {
+        let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4];
+        let update = [0, 0, 4, 8, 1, 0, 0, 0, 0, 0, 0, 4, 1];
+        let ack = [0, 0, 0, 4, 1, 0, 0, 0, 0];
+        let all = [&settings[..], &update, &ack].concat();
+        for cut in 0..all.len() {
+            let mut frames = Frames::default();
+            assert!(!frames.acknowledge(&all[..cut]), "{cut}");
+            assert!(frames.acknowledge(&all[cut..]), "{cut}");
+        }
+        let mut one_by_one = Frames::default();
+        let at = all.iter().position(|byte| one_by_one.acknowledge(&[*byte]));
+        assert_eq!(at, Some(all.len() - 1));
+        // What its payload has is no frame, and neither is what a server of HTTP/1.1 answers.
+        let wrapped = [&[0, 0, 9, 0, 1, 0, 0, 0, 1][..], &ack].concat();
+        assert!(!Frames::default().acknowledge(&wrapped));
+        assert!(!Frames::default().acknowledge(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
     }
 }

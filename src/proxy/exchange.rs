@@ -83,11 +83,13 @@ impl Drop for Connection {
     }
 }
 
-/// Connects, `None` where there is no connection within `within`. Nothing of a request is sent.
+/// Connects, `None` where there is no connection within `within`, or one of HTTP/2 is not acknowledged by its app
+/// for as long as an app may be silent, `silent`. Nothing of a request is sent.
 pub async fn connect(
     address: SocketAddr,
     protocol: Protocol,
     within: Duration,
+    silent: Duration,
 ) -> Option<Connection> {
     let tcp = timeout(within, TcpStream::connect(address)).await.ok()?.ok()?;
     tcp.set_nodelay(true).ok()?;
@@ -100,9 +102,13 @@ pub async fn connect(
             Connection { sender: Sender::Http1(sender), driver }
         }
         Protocol::H2c => {
-            let (sender, driver) = app::h2c().handshake(TokioIo::new(tcp)).await.ok()?;
+            let (io, acknowledged) = app::Greeted::new(tcp);
+            let (sender, driver) = app::h2c().handshake(TokioIo::new(io)).await.ok()?;
             let driver = tokio::spawn(async move { drop(driver.await) });
-            Connection { sender: Sender::H2c(sender), driver }
+            let connection = Connection { sender: Sender::H2c(sender), driver };
+            // Without it a record would say "forwarded" of what no app reads, and be unknown for ever.
+            timeout(silent, acknowledged).await.ok()?.ok()?;
+            connection
         }
     })
 }
@@ -111,16 +117,19 @@ impl Connection {
     /// Sends `request`, and reads the head of its response.
     async fn send(&mut self, mut request: http::Request<Body>) -> Result<Heard, Unheard> {
         let answer = match &mut self.sender {
-            Sender::Http1(sender) => sender.send_request(request).await,
+            Sender::Http1(sender) => sender.try_send_request(request).await,
             Sender::H2c(sender) => {
                 // Of a head that was read it cannot fail; nothing was sent then.
                 app::into_h2c(&mut request).map_err(|_| Unheard::Unprocessed)?;
-                sender.send_request(request).await
+                sender.try_send_request(request).await
             }
         };
-        answer.map_err(|e| match app::is_unprocessed(&e) {
-            true => Unheard::Unprocessed,
-            false => Unheard::Failed(UpstreamFailure::Closed),
+        answer.map_err(|mut e| {
+            // A connection that ended while the record was written gives back what it sent nothing of.
+            if e.take_message().is_some() || app::is_unprocessed(e.error()) {
+                return Unheard::Unprocessed;
+            }
+            Unheard::Failed(UpstreamFailure::Closed)
         })
     }
 }
@@ -129,7 +138,7 @@ type Heard = http::Response<Incoming>;
 
 /// Why there is no response.
 enum Unheard {
-    /// The app says that it did nothing with the request.
+    /// Nothing of the request was sent, or the app says that it did nothing with it.
     Unprocessed,
     Failed(UpstreamFailure),
 }
@@ -147,7 +156,7 @@ pub enum Exchanged {
     /// A response that is not kept, because it is too large or never ends. Its first bytes, and the rest
     /// as it comes.
     Streaming(http::response::Parts, Bytes, Rest),
-    /// The app says that it did nothing with the request: it is not on record.
+    /// Nothing of the request was sent, or the app says that it did nothing with it: it is not on record.
     Unprocessed,
     /// No whole response came.
     Failed(UpstreamFailure),
@@ -408,7 +417,8 @@ mod tests {
     /// Sends one keyed request to an app that answers `bytes`.
     async fn exchanged(ledger: &Arc<Ledger>, key: &str, bytes: &[u8], reset: bool) -> Exchanged {
         let (address, app) = app(bytes.to_vec(), reset).await;
-        let connection = connect(address, Protocol::Http1, Duration::from_secs(5)).await.unwrap();
+        let within = Duration::from_secs(5);
+        let connection = connect(address, Protocol::Http1, within, within).await.unwrap();
         let taken = ledger.forward(None, &claim(key), false, None).await.unwrap();
         let Taken::Held(sending) = taken else { panic!("{key} is taken") };
         let request = http::Request::post("/a").header("host", "a").header("content-length", 3);
@@ -449,6 +459,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_connection_that_ended_before_was_not_given_is_not_on_record() {
+        let (ledger, within) = (ledger(), Duration::from_secs(5));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connection = connect(address, Protocol::Http1, within, within).await.unwrap();
+        drop(listener.accept().await.unwrap());
+        while !connection.driver.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let claim = claim("left");
+        let taken = ledger.forward(None, &claim, false, None).await.unwrap();
+        let Taken::Held(sending) = taken else { panic!("it is taken") };
+        let request = http::Request::post("/a").header("host", "a").header("content-length", 3);
+        let request = request.body(whole(Bytes::from_static(b"tea"))).unwrap();
+        let (tell, told) = oneshot::channel();
+        run(connection, request, Some(sending), within, 4096, tell).await;
+        assert!(matches!(told.await.unwrap(), Exchanged::Unprocessed));
+        ledger.settled(within).await;
+        assert!(ledger.get(&claim.at).await.unwrap().is_none());
     }
 
     #[tokio::test]

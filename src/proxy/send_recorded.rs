@@ -2,7 +2,7 @@
 //! response to the client that still waits: the shell around [`super::exchange`] for one request. The client's body goes on to the app
 //! piece by piece, before the answer and beside it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -47,16 +47,23 @@ impl EdgeProxy {
                     let Ctx { journey: Some(journey), trailers, .. } = ctx else { break };
                     let mut beside = Beside { upload, journey, gate };
                     let rest = stream::poll_fn(|cx| rest.poll_recv(cx));
+                    // The journey is with what is beside the answer until its end.
+                    let ended = OnceLock::new();
                     let rest = rest.map(|part| {
                         part.map(|part| match part {
                             Part::Trailers(mut sent) => {
+                                ended.get_or_init(|| sent.clone());
                                 trailers.clean(&mut sent);
                                 Part::Trailers(sent)
                             }
                             data => data,
                         })
                     });
-                    return answer::stream(session, head, first, rest, &mut beside).await;
+                    let answered = answer::stream(session, head, first, rest, &mut beside).await;
+                    if let Some(fields) = ended.get() {
+                        beside.journey.heard_fields(fields);
+                    }
+                    return answered;
                 }
                 Tried::Went(Go::Again) if self.drive(session, ctx).await == Go::Connect => {}
                 Tried::Went(_) => break,
@@ -104,7 +111,8 @@ async fn attempt(
         // gRPC's servers take no call without it.
         head.insert_header(header::TE, "trailers")?;
     }
-    let connection = exchange::connect(address, protocol, limits.connect_timeout).await;
+    let (within, silent) = (limits.connect_timeout, limits.response_timeout);
+    let connection = exchange::connect(address, protocol, within, silent).await;
     let Some(connection) = connection else {
         return Ok(Tried::Went(gate.connect_failed(journey)));
     };
@@ -154,6 +162,10 @@ async fn attempt(
             return Ok(Tried::Went(gate.report(journey, Event::Failed(failure))));
         }
     };
+    journey.heard_fields(&head.headers);
+    if let After::End(trailers) = &after {
+        journey.heard_fields(trailers);
+    }
     let go = gate.report(journey, Event::Answered { status: head.status.as_u16() });
     Ok(if go == Go::PassOn {
         Tried::Answered(Box::new(head), body, after)

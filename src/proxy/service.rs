@@ -154,7 +154,7 @@ impl ProxyHttp for EdgeProxy {
             upstream.insert_header("vango-edge-idempotency-attempt", attempt.to_string())?;
         }
         if h2c && upstream.remove_header(&header::EXPECT).is_some() {
-            // Pingora passes no 1xx on of an app that speaks HTTP/2. It is there, and has a place for it.
+            // Servers of HTTP/2 seldom say a 100, those of gRPC never. It is there, and has a place for it.
             downstream::invite(session).await?;
         }
         Ok(())
@@ -207,6 +207,10 @@ impl ProxyHttp for EdgeProxy {
         if self.report(ctx, Event::Answered { status: response.status.as_u16() }) != Go::PassOn {
             return Err(not_passed_on("its answer is not for the client"));
         }
+        // A call's answer may be a head and nothing else.
+        if let Some(journey) = &mut ctx.journey {
+            journey.heard_fields(&response.headers);
+        }
         if let Some(client) = &ctx.client {
             client.answers(head::is_event_stream(&response.headers));
         }
@@ -227,6 +231,9 @@ impl ProxyHttp for EdgeProxy {
         trailers: &mut HeaderMap,
         ctx: &mut Box<Ctx>,
     ) -> pingora::Result<()> {
+        if let Some(journey) = &mut ctx.journey {
+            journey.heard_fields(trailers);
+        }
         ctx.trailers.clean(trailers);
         Ok(())
     }

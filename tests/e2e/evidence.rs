@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::support::{Artifact, Edge, pass};
+use crate::support::{Artifact, Edge, eventually, pass};
 
 use super::promotion::{deploy_preview, host, visit};
 
@@ -53,4 +53,41 @@ fn errors_outlive_a_kill_after_a_moment() {
     edge.kill();
     edge.start_again();
     assert_eq!(counted(&edge), (2, 1));
+}
+
+/// An app that says how a call ended, in its head or behind its body.
+const CALLS: &str = r#"
+    my $kind = "HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nConnection: close\r\n";
+    if ($line =~ m{ /head-(\d+) }) {
+        print $client $kind . "grpc-status: $1\r\nContent-Length: 0\r\n\r\n";
+    } elsif ($line =~ m{ /trailers-(\d+) }) {
+        print $client $kind . "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ngrpc-status: $1\r\n\r\n";
+    } else {
+        print $client $ok;
+    }
+"#;
+
+#[test]
+fn a_call_that_the_app_fails_at_is_an_error_whatever_its_http_status() {
+    let edge = Edge::start();
+    deploy_preview(&edge, &Artifact::perl(CALLS), "pr-7");
+    let host = host("pr-7");
+    assert_eq!(edge.ask("GET", "/", &[("Host", &host)], "").status, 200);
+    let mut known = (1, 0);
+    let grpc = ("Content-Type", "application/grpc");
+    for (path, more, failed) in [
+        ("/head-13", Some(grpc), true),
+        ("/head-5", Some(grpc), false),
+        ("/head-12", Some(grpc), false),
+        ("/trailers-14", Some(grpc), true),
+        ("/trailers-0", Some(grpc), false),
+        // No call: its status is what HTTP says.
+        ("/head-13", None, false),
+    ] {
+        let fields: Vec<_> = [("Host", &*host)].into_iter().chain(more).collect();
+        assert_eq!(edge.ask("POST", path, &fields, "").status, 200, "{path}");
+        known = (known.0 + 1, known.1 + u64::from(failed));
+        eventually("it is counted", || counted(&edge).0 == known.0);
+        assert_eq!(counted(&edge), known, "{path}");
+    }
 }

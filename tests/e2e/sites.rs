@@ -94,11 +94,61 @@ fn a_folder_of_files_is_a_site_without_a_process() {
         edge.start_again();
     }
     assert_eq!(edge.list(&["routes"])[0]["state"], "static");
+    let standing = edge.get(crate::page::ADDRESS).json();
+    assert_eq!((&standing["state"], &standing["retry_after"]), (&"ready".into(), &0.into()));
     assert!(edge.refused(&["wake", "studylab"]).contains("no process"));
     edge.json(&["sleep", "studylab"]);
     assert_eq!((edge.ps(), edge.ops(), edge.processes()), (vec![], vec![], vec![]));
     let trace = edge.trace(edge.get("/docs/").request_id());
     assert_eq!((&trace["class"], &trace["outcome"]), (&"asset".into(), &"asset".into()));
+}
+
+#[test]
+fn a_preflight_for_what_the_contract_shares_is_answered_with_its_fields() {
+    let edge = Edge::start();
+    let dir = site(
+        "[[assets.header]]\nfiles = [\"data/*\", \"docs/index.html\"]\nset = { Access-Control-Allow-Origin = \
+         \"*\", Access-Control-Allow-Headers = \"x-app\" }\n[[assets.header]]\nfiles = [\"*.js\"]\nset = { \
+         X-A = \"1\" }\n",
+    );
+    put(dir.path(), "data/a.json", "{}");
+    deploy(&edge, &dir);
+    let asked = [
+        ("Origin", "https://app.example"),
+        ("Access-Control-Request-Method", "GET"),
+        ("Access-Control-Request-Headers", "x-app"),
+    ];
+    // The last is no file, which is not told before it is asked for.
+    for path in ["/data/a.json", "/docs/", "/data/none"] {
+        let answer = edge.ask("OPTIONS", path, &asked, "");
+        assert_eq!((answer.status, answer.header("content-length")), (204, None), "{path}");
+        assert_eq!(answer.header("access-control-allow-origin"), Some("*"), "{path}");
+        assert_eq!(answer.header("access-control-allow-headers"), Some("x-app"), "{path}");
+        assert_eq!(answer.header("allow"), Some("GET, HEAD, OPTIONS"), "{path}");
+    }
+    let file = edge.ask("GET", "/data/a.json", &asked[..1], "");
+    assert_eq!((file.status, file.header("access-control-allow-origin")), (200, Some("*")));
+    // What other origins may not read, and what is no preflight.
+    for (path, asked) in [("/index.html", &asked[..]), ("/x.js", &asked), ("/data/a.json", &[])] {
+        let answer = edge.ask("OPTIONS", path, asked, "");
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")), "{path}");
+    }
+}
+
+#[test]
+fn init_makes_a_site_of_a_folder_of_files() {
+    let edge = Edge::start();
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "public/index.html", "<h1>home</h1>");
+    put(dir.path(), "public/404.html", "<h1>not here</h1>");
+    put(dir.path(), "README.md", "how it is built");
+    let (path, config) = (dir.path().to_str().unwrap(), edge.config());
+    let config = config.to_str().unwrap();
+    edge.json(&["init", path, "--config", config, "--name", "studylab"]);
+    assert_eq!(deploy(&edge, &dir)["effect"], "owns");
+    page(&edge.get("/"), 200, "<h1>home</h1>");
+    page(&edge.get("/README.md"), 404, "<h1>not here</h1>");
+    assert_eq!(edge.list(&["routes"])[0]["state"], "static");
 }
 
 #[test]

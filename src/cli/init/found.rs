@@ -8,6 +8,7 @@ use crate::id::AppName;
 pub struct Found {
     /// What it is, and what says so.
     pub what: String,
+    /// None of a site, which has no process.
     pub command: Vec<String>,
     /// What is to be said about the command, in the file.
     pub about: Vec<String>,
@@ -37,6 +38,10 @@ pub struct Assets {
     pub manifest: Option<String>,
     /// Patterns of names that change with their content.
     pub immutable: Vec<String>,
+    /// The page for what is no file, whose scripts say what is there.
+    pub fallback: Option<String>,
+    /// The page of a 404.
+    pub not_found: Option<String>,
     /// What they are.
     pub about: String,
 }
@@ -77,15 +82,44 @@ impl Found {
         self
     }
 
+    /// Whether it is files and nothing else.
+    pub fn is_site(&self) -> bool {
+        self.command.is_empty()
+    }
+
     /// The contract, with comments for who goes on from it.
     pub fn contract(&self, app: &AppName) -> String {
         let mut out = format!(
             "# How vango-edge runs this app: {}. Made by `vango-edge init`; it is yours from here on.\n\
              # Every key, with its default: docs/vango-edge.toml of vango-edge.\n\n\
-             [app]\nname = {}\n\n[process]\n",
+             [app]\nname = {}\n",
             self.what,
             quoted(app.as_str()),
         );
+        if !self.is_site() {
+            self.process(&mut out);
+        }
+        if let Some(assets) = &self.assets {
+            let about = match self.is_site() {
+                true => {
+                    "The edge answers these itself: nothing is started, and nothing sleeps.".into()
+                }
+                false => {
+                    let about = &assets.about;
+                    format!("{about}: the edge answers for them itself, also while the app sleeps.")
+                }
+            };
+            out.push_str(&format!("\n# {about}\n{}", assets.table()));
+        }
+        for table in &self.tables {
+            out.push_str(&format!("\n{}\n", table.trim_end()));
+        }
+        out
+    }
+
+    /// How its process runs, and when it sleeps.
+    fn process(&self, out: &mut String) {
+        out.push_str("\n[process]\n");
         for line in &self.about {
             out.push_str(&format!("# {line}\n"));
         }
@@ -129,25 +163,13 @@ impl Found {
             "\n[sleep]\n# Without requests for so long the process is stopped; the next request starts it.\n\
              after = \"5m\"\n",
         );
-        if let Some(assets) = &self.assets {
-            out.push_str(&assets.table());
-        }
-        for table in &self.tables {
-            out.push_str(&format!("\n{}\n", table.trim_end()));
-        }
-        out
     }
 }
 
 impl Assets {
     fn table(&self) -> String {
-        let mut out = format!(
-            "\n# {}: the edge answers for them itself, also while the app sleeps.\n[assets]\ndir = {}\n\
-             prefix = {}\n",
-            self.about,
-            quoted(&self.dir),
-            quoted(&self.prefix)
-        );
+        let (dir, prefix) = (quoted(&self.dir), quoted(&self.prefix));
+        let mut out = format!("[assets]\ndir = {dir}\nprefix = {prefix}\n");
         if let Some(manifest) = &self.manifest {
             out.push_str(&format!("manifest = {}\n", quoted(manifest)));
         }
@@ -156,6 +178,15 @@ impl Assets {
                 "# Their names change with their content: browsers keep them for a year.\n",
             );
             out.push_str(&format!("immutable = {}\n", list(&self.immutable)));
+        }
+        if let Some(fallback) = &self.fallback {
+            out.push_str(
+                "# What is no file is answered by this page, whose scripts say what is there; without it, 404.\n",
+            );
+            out.push_str(&format!("fallback = {}\n", quoted(fallback)));
+        }
+        if let Some(not_found) = &self.not_found {
+            out.push_str(&format!("not_found = {}\n", quoted(not_found)));
         }
         out
     }

@@ -56,11 +56,12 @@ pub fn init(dir: &Path, config: Option<&Path>, name: Option<&AppName>, json: boo
         outside(dir, config)?;
     }
     let mut report = Report::default();
-    let (app, found) = contract_of(dir, name, &mut report)?;
+    let (app, found, is_site) = contract_of(dir, name, &mut report)?;
     report.app = app.to_string();
     let secrets = found.as_ref().map_or(&[][..], |found| &found.secrets);
     let port = operators(config, &app, secrets, &mut report)?;
-    next(dir, config, (&app, port), found.as_ref(), &mut report);
+    let before = found.map(|found| found.before).unwrap_or_default();
+    next(dir, config, (&app, port, is_site), &before, &mut report);
     show::either(json, &report, words)
 }
 
@@ -86,11 +87,12 @@ fn look(dir: &Path) -> Option<Found> {
     })
 }
 
+/// The app, what the folder was taken for, and whether it is a site without a process.
 fn contract_of(
     dir: &Path,
     name: Option<&AppName>,
     report: &mut Report,
-) -> Result<(AppName, Option<Found>)> {
+) -> Result<(AppName, Option<Found>, bool)> {
     let file = dir.join(CONTRACT);
     if file.exists() {
         report.kept.push(file.display().to_string());
@@ -99,7 +101,7 @@ fn contract_of(
             let all: Vec<_> = errors.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("{}", all.join("\n"))
         })?;
-        return Ok((contract.app, None));
+        return Ok((contract.app, None, contract.is_static));
     }
     let Some(found) = look(dir) else {
         bail!(
@@ -130,7 +132,8 @@ fn contract_of(
              stay belongs below $HOME"
         ));
     }
-    Ok((app, Some(found)))
+    let is_site = found.is_site();
+    Ok((app, Some(found), is_site))
 }
 
 /// An edge's files in the folder would go into the artifact, its state too.
@@ -240,12 +243,12 @@ fn write_new(file: &Path, text: &str, report: &mut Report) -> Result<()> {
 fn next(
     dir: &Path,
     config: Option<&Path>,
-    (app, port): (&AppName, u16),
-    found: Option<&Found>,
+    (app, port, is_site): (&AppName, u16, bool),
+    before: &[String],
     report: &mut Report,
 ) {
     let at = shown(dir);
-    for command in found.iter().flat_map(|found| &found.before) {
+    for command in before {
         report.next.push(match dir == Path::new(".") {
             true => command.clone(),
             false => format!("(cd {at} && {command})"),
@@ -266,9 +269,8 @@ fn next(
     report.next.push(format!("vango-edge check -c {file} {at}"));
     report.next.push(format!("vango-edge run -c {file}    # in a terminal of its own; or `vango-edge reload` where it runs"));
     report.next.push(format!("vango-edge deploy {at}"));
-    report
-        .next
-        .push(format!("curl -i http://{app}.localhost:{port}/    # the first request wakes it"));
+    let wakes = if is_site { "" } else { "    # the first request wakes it" };
+    report.next.push(format!("curl -i http://{app}.localhost:{port}/{wakes}"));
 }
 
 /// As a shell takes it.

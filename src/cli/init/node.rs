@@ -45,6 +45,7 @@ fn framework(folder: &Folder, package: &Value, has: &dyn Fn(&str) -> bool) -> Op
             manifest: None,
             immutable: vec!["*".into()],
             about: about.into(),
+            ..Assets::default()
         })
     };
     if has("next") {
@@ -56,7 +57,14 @@ fn framework(folder: &Folder, package: &Value, has: &dyn Fn(&str) -> bool) -> Op
         let config = ["next.config.js", "next.config.mjs", "next.config.ts"];
         let config: String = config.iter().map(|file| folder.text(file)).collect();
         if config.contains("output:") && config.contains("export") {
-            return Some(super::others::site("out", "a Next.js app that is exported"));
+            let site = site(folder, "out", "a Next.js app that is exported", &["_next/static/*"]);
+            return Some(match config.contains("trailingSlash") {
+                true => site,
+                // /about is about/index.html, and not about.html.
+                false => site.note(
+                    "add `trailingSlash: true` to Next's configuration, so that /about is a page",
+                ),
+            });
         }
         let about = "What `next build` names by its content";
         return Some(
@@ -109,12 +117,31 @@ fn framework(folder: &Folder, package: &Value, has: &dyn Fn(&str) -> bool) -> Op
     }
     let starts = package.get("scripts").and_then(|s| s.get("start")).is_some();
     if has("vite") && !starts && main_file(folder, package).is_none() {
-        return Some(super::others::site("dist", "a site built by Vite"));
+        let hashed = ["assets/*-*.js", "assets/*-*.css"];
+        return Some(pages_by_script(site(folder, "dist", "a site built by Vite", &hashed)));
     }
     if has("react-scripts") {
-        return Some(super::others::site("build", "a site built by react-scripts"));
+        let what = "a site built by react-scripts";
+        return Some(pages_by_script(site(folder, "build", what, &["static/*"])));
     }
     None
+}
+
+/// A site whose build names some files by their content.
+fn site(folder: &Folder, dir: &str, what: &str, immutable: &[&str]) -> Found {
+    let mut found = super::others::site(folder, dir, what);
+    if let Some(assets) = &mut found.assets {
+        assets.immutable = immutable.iter().map(|name| (*name).to_owned()).collect();
+    }
+    found
+}
+
+/// One whose pages are made in the browser, as its own preview answers them.
+fn pages_by_script(mut found: Found) -> Found {
+    if let Some(assets) = &mut found.assets {
+        assets.fallback = Some("index.html".into());
+    }
+    found
 }
 
 const READS_PORT: &str = "It has to listen on process.env.PORT.";

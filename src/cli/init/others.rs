@@ -244,24 +244,29 @@ fn dockerfile(folder: &Folder) -> Option<Found> {
 }
 
 fn static_site(folder: &Folder) -> Option<Found> {
+    let of_hugo = ["hugo.toml", "hugo.yaml", "hugo.json"];
+    if folder.first(&of_hugo).is_some() {
+        return Some(site(folder, "public", "a site made by Hugo").before("hugo"));
+    }
     let dir = ["public", "dist", "build", "out", "_site", "site", "www", "."];
     let dir = dir.into_iter().find(|dir| folder.has(&format!("{dir}/index.html")))?;
-    Some(site(dir, "a site of static files"))
+    let found = site(folder, dir, "a site of static files");
+    Some(match dir {
+        "." => found.note(
+            "every file of this folder is answered, but for the contract and names that begin with a dot: what is \
+             not for everybody belongs elsewhere, or name a directory as `dir`",
+        ),
+        _ => found,
+    })
 }
 
-/// Files without a program: one of this machine's serves them, and the edge itself what a prefix takes.
-pub fn site(dir: &str, what: &str) -> Found {
-    let python =
-        vec!["python3", "-m", "http.server", "--bind", "127.0.0.1", "--directory", dir, "$PORT"];
-    let php = vec!["php", "-S", "127.0.0.1:$PORT", "-t", dir];
-    let busybox = vec!["busybox", "httpd", "-f", "-p", "127.0.0.1:$PORT", "-h", dir];
-    let all = [python, php, busybox];
-    let command = all.iter().find(|command| is_installed(command[0])).unwrap_or(&all[0]);
-    let found = Found::new(format!("{what} ({dir}/), served by {}", command[0]), command);
-    found.assets((dir != ".").then(|| Assets {
+/// Files in `dir` without a program: the edge answers them all itself.
+pub fn site(folder: &Folder, dir: &str, what: &str) -> Found {
+    let not_found = folder.has(&format!("{dir}/404.html")).then(|| "404.html".to_owned());
+    Found::new(format!("{what} ({dir}/), without a process"), &[]).assets(Some(Assets {
         dir: dir.to_owned(),
         prefix: "/".into(),
-        about: "The files themselves; folders' pages come from the program above".into(),
+        not_found,
         ..Assets::default()
     }))
 }

@@ -264,8 +264,8 @@ fn django(folder: &Folder, gunicorn: bool) -> Found {
                 dir: root.trim_matches('/').to_owned(),
                 prefix: format!("/{}/", url.trim_matches('/')),
                 manifest: hashed.then(|| format!("{}/staticfiles.json", root.trim_matches('/'))),
-                immutable: Vec::new(),
                 about: "What `manage.py collectstatic` collects".into(),
+                ..Assets::default()
             }))
         }
         None if gunicorn => found.note(format!(

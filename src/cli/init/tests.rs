@@ -27,6 +27,7 @@ fn found(files: &[(&str, &str)]) -> Found {
         (found.command.clone(), found.path.clone())
     );
     assert_eq!(contract.process.scratch, found.writes.is_some());
+    assert_eq!(contract.is_static, found.is_site());
     found
 }
 
@@ -138,7 +139,11 @@ fn apps_of_node_are_started_without_npm_where_that_can_be() {
         "node server.js"
     );
     let vite = r#"{"scripts": {"build": "vite build"}, "devDependencies": {"vite": "6"}}"#;
-    assert!(command(&[("package.json", vite)]).contains("dist"));
+    let vite = found(&[("package.json", vite)]);
+    let assets = vite.assets.as_ref().unwrap();
+    assert_eq!((vite.is_site(), &*assets.dir, &*assets.prefix), (true, "dist", "/"));
+    assert_eq!((assets.fallback.as_deref(), assets.immutable.len()), (Some("index.html"), 2));
+    assert_eq!(vite.before, ["npm install", "npm run build"]);
 }
 
 #[test]
@@ -171,8 +176,14 @@ fn other_languages_are_known_by_their_files() {
     ]);
     assert_eq!((&*rails.secrets[0], &*rails.command[2]), ("RAILS_MASTER_KEY", "rails"));
     assert_eq!(command(&[("config.ru", "run A")]), "rackup -o 127.0.0.1 -p $PORT");
-    let site = found(&[("public/index.html", "<p>")]);
-    assert_eq!(site.assets.unwrap().prefix, "/");
+    let site = found(&[("public/index.html", "<p>"), ("public/404.html", "<p>")]);
+    assert!(site.is_site() && site.notes.is_empty(), "{site:?}");
+    let assets = site.assets.unwrap();
+    assert_eq!((&*assets.dir, assets.not_found.as_deref()), ("public", Some("404.html")));
+    let all = found(&[("index.html", "<p>")]);
+    assert!(all.is_site() && all.notes[0].contains("every file"), "{:?}", all.notes);
+    let hugo = found(&[("hugo.toml", "title = 'x'\n"), ("content/a.md", "")]);
+    assert!(hugo.is_site() && hugo.before == ["hugo"], "{hugo:?}");
     assert!(look(folder(&[("README.md", "")]).path()).is_none());
 }
 

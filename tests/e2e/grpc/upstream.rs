@@ -14,7 +14,7 @@ use crate::http2::peer::{
     ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, frame,
 };
-use crate::support::Edge;
+use crate::support::{Edge, eventually};
 
 const HOST: (&str, &str) = ("Host", "legacy.localhost");
 const NO_ERROR: u32 = 0;
@@ -34,6 +34,8 @@ enum Act {
     Close,
     /// Answers once as many requests wait.
     Together,
+    /// 103 before the answer.
+    Hint,
 }
 
 /// A server that speaks HTTP/2 in frames. What is not its subject it does not do: windows are large enough.
@@ -151,6 +153,12 @@ fn serve(
                 return tcp.shutdown(std::net::Shutdown::Both);
             }
             Act::Close => return tcp.shutdown(std::net::Shutdown::Both),
+            Act::Hint => {
+                // Without a table: `:status: 103`, `link: </a.css>`.
+                let hint = b"\x08\x03103\x00\x04link\x08</a.css>";
+                tcp.write_all(&frame(HEADERS, END_HEADERS, stream, hint))?;
+                tcp.write_all(&answer.concat())?;
+            }
             Act::Together => {
                 let now = open.fetch_add(1, Ordering::AcqRel) + 1;
                 assert!(now <= streams as usize, "{now} streams, of {streams} allowed");
@@ -213,6 +221,105 @@ fn a_server_that_speaks_no_http2_is_given_nothing() {
     let edge = edge(address, UNCHECKED, "");
     let answer = post(&edge, "a=1");
     assert_eq!((answer.status, &answer.json()["forwarded"]), (503, &json!("not forwarded")));
+}
+
+/// Whose keys the edge keeps.
+const KEYED: &str = "[health]\ncheck = \"none\"\n[[route]]\npath = \"/form\"\nclass = \"action\"\n\
+                     idempotency = \"edge\"\nprincipal = \"header:Who\"\n";
+
+fn keyed(edge: &Edge) -> crate::support::Answer {
+    edge.ask("POST", "/form", &[HOST, ("Idempotency-Key", "k"), ("Who", "me")], "a=1")
+}
+
+/// A record that says "forwarded" of what no app has read would be unknown for ever.
+#[test]
+fn a_key_is_free_again_where_nothing_of_its_request_reached_an_app() {
+    // The kernel takes its connections, and it reads none.
+    let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+    let speaks_http1 = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = [hangs.local_addr().unwrap(), speaks_http1.local_addr().unwrap()];
+    std::thread::spawn(move || {
+        for stream in speaks_http1.incoming() {
+            let mut tcp = stream.unwrap();
+            let _ = tcp.read(&mut [0; 1024]);
+            let _ = tcp.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    for address in addresses {
+        let edge = edge(address, KEYED, "[limits]\nresponse_timeout = \"500ms\"\n");
+        for _ in 0..2 {
+            let answer = keyed(&edge);
+            let said = answer.text();
+            assert_eq!(answer.status, 503, "{said}");
+            assert_eq!(answer.json()["forwarded"], "not forwarded", "{said}");
+        }
+    }
+}
+
+/// It acknowledges the edge's settings, and says that it takes nothing; then it serves.
+#[test]
+fn a_key_is_free_again_where_the_app_left_before_its_request_was_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&requests);
+    std::thread::spawn(move || {
+        let mut left = listener.accept().unwrap().0;
+        let mut preface = [0; PREFACE.len()];
+        left.read_exact(&mut preface).unwrap();
+        let leaves = [
+            frame(SETTINGS, 0, 0, []),
+            frame(SETTINGS, ACK, 0, []),
+            frame(GOAWAY, 0, 0, [0u32.to_be_bytes(), NO_ERROR.to_be_bytes()].concat()),
+        ];
+        left.write_all(&leaves.concat()).unwrap();
+        left.shutdown(std::net::Shutdown::Write).unwrap();
+        // What is unread when it is closed would reset what it said.
+        let _ = left.read_to_end(&mut Vec::new());
+        for stream in listener.incoming() {
+            let together = Arc::new(Barrier::new(1));
+            let _ = serve(stream.unwrap(), 100, &[Act::Answer], &seen, &together);
+        }
+    });
+    let edge = edge(address, KEYED, "");
+    let answer = keyed(&edge);
+    let said = answer.text();
+    assert_eq!(
+        (answer.status, &answer.json()["forwarded"]),
+        (503, &json!("not forwarded")),
+        "{said}"
+    );
+    assert_eq!(requests.load(Ordering::Acquire), 0);
+    let mut again = keyed(&edge);
+    eventually("its record is taken back", || {
+        if again.status != 200 {
+            again = keyed(&edge);
+        }
+        again.status == 200
+    });
+    assert_eq!(requests.load(Ordering::Acquire), 1);
+}
+
+#[test]
+fn an_app_s_hints_pass_before_its_answer() {
+    let server = Server::start(100, [Act::Hint]);
+    let edge = edge_with_server(server.address, "h2c = true");
+    let mut connection = edge.connect();
+    connection.send_head("GET", "/page", &[HOST, ("Connection", "close")]);
+    let hint = connection.answer().unwrap();
+    assert_eq!((hint.status, hint.header("link")), (103, Some("</a.css>")));
+    assert_eq!(connection.answer().unwrap().status, 200);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let tcp = tokio::net::TcpStream::connect(edge.listen).await.unwrap();
+        let (send, connection) = h2::client::handshake(tcp).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::get("http://legacy.localhost/page").body(()).unwrap();
+        let (mut answer, _) = send.ready().await.unwrap().send_request(request, true).unwrap();
+        let hint = std::future::poll_fn(|cx| answer.poll_informational(cx)).await;
+        assert_eq!(hint.unwrap().unwrap().status(), 103);
+        assert_eq!(answer.await.unwrap().status(), 200);
+    });
 }
 
 #[test]
@@ -371,6 +478,9 @@ fn a_request_s_trailers_pass_from_http2_to_http2() {
     assert_eq!(trailers.unwrap()["x-sum"], "3");
 }
 
+/// Bytes that `/slow` has got. One test asks for it.
+static GOT: AtomicUsize = AtomicUsize::new(0);
+
 /// Answers `stall` never, and other paths once all of the body is there.
 async fn slow(
     request: http::Request<h2::RecvStream>,
@@ -379,28 +489,39 @@ async fn slow(
     if request.uri().path() == "/stall" {
         return std::future::pending().await;
     }
-    let (body, _) = whole(request.into_body()).await;
+    let mut body = request.into_body();
+    while let Some(piece) = body.data().await {
+        let piece = piece.unwrap();
+        body.flow_control().release_capacity(piece.len()).unwrap();
+        GOT.fetch_add(piece.len(), Ordering::AcqRel);
+    }
     let mut send = respond.send_response(Response::new(()), false).unwrap();
-    send.send_data(body.len().to_string().into(), true).unwrap();
+    send.send_data(GOT.load(Ordering::Acquire).to_string().into(), true).unwrap();
 }
 
 #[test]
 fn an_app_is_not_silent_while_it_is_sent_to() {
     let edge = edge(h2_server(slow), UNCHECKED, "[limits]\nresponse_timeout = \"500ms\"\n");
     let mut connection = edge.connect();
-    let length = (12 * 10).to_string();
-    let asked = [HOST, ("Content-Length", &*length), ("Connection", "close")];
-    connection.send_head("POST", "/", &asked);
-    for _ in 0..12 {
-        // Twice the time that it may be silent, in all.
-        std::thread::sleep(std::time::Duration::from_millis(90));
-        connection.send("0123456789");
-    }
+    let asked = [HOST, ("Transfer-Encoding", "chunked"), ("Connection", "close")];
+    connection.send_head("POST", "/slow", &asked);
+    let sent = std::thread::scope(|scope| {
+        // What an app is silent about twice tells how long twice that time is.
+        let silent = scope.spawn(|| [(); 2].map(|()| edge.ask("POST", "/stall", &[HOST], "abc")));
+        let mut sent = 0;
+        while !silent.is_finished() {
+            connection.send("a\r\n0123456789\r\n");
+            sent += 10;
+            eventually("the app has it", || GOT.load(Ordering::Acquire) == sent);
+        }
+        for answer in silent.join().unwrap() {
+            let told = (answer.status, &answer.json()["forwarded"]);
+            assert_eq!(told, (504, &json!("forwarded, outcome unknown")));
+        }
+        sent
+    });
+    connection.send("0\r\n\r\n");
     let answer = connection.answer().unwrap();
-    assert!(answer.status == 200 && answer.text().contains("120"), "{}", answer.text());
-    let silent = edge.ask("POST", "/stall", &[HOST], "abc");
-    assert_eq!(
-        (silent.status, &silent.json()["forwarded"]),
-        (504, &json!("forwarded, outcome unknown"))
-    );
+    let text = answer.text();
+    assert!(answer.status == 200 && text.contains(&sent.to_string()), "{sent}: {text}");
 }

@@ -100,6 +100,37 @@ fn a_form_is_sent_again_by_its_person_and_arrives_once() {
 }
 
 #[test]
+fn a_form_can_be_sent_after_its_person_said_no_to_the_browser_s_question() {
+    let (edge, gate) = (Edge::start(), Gate::closed());
+    edge.deploy(&slow(&gate).replace("idempotency = \"app\"", "idempotency = \"none\""));
+    let mut browser = Browser::open_with("about:blank", &[]);
+    send_form(&mut browser, &url(&edge, "/actions/save"));
+    until_heading(&mut browser, "What you sent was not delivered");
+    gate.open();
+    app_of(&edge);
+    eventually("it is offered", || button_is_there(&mut browser));
+    // Chromium asks by itself only where a person reloads; it asks for a page that wants it, at the same moment.
+    browser.ask("Page.enable", json!({}));
+    let clicks = "onbeforeunload = e => e.preventDefault(); \
+                  setTimeout(() => document.querySelector('[data-again]').click())";
+    browser.ask("Runtime.evaluate", json!({ "expression": clicks, "userGesture": true }));
+    let no = json!({ "accept": false });
+    eventually("the person is asked, and says no", || {
+        browser.ask("Page.handleJavaScriptDialog", no.clone()).is_object()
+    });
+    eventually("it is offered again", || {
+        browser.evaluate("document.querySelector('[data-again]').disabled") == json!(false)
+    });
+    assert_eq!(edge.executions("/actions/save"), 0);
+    browser.evaluate("onbeforeunload = null; document.querySelector('[data-again]').click()");
+    eventually("it arrived", || {
+        let text = browser.evaluate("document.body.innerText");
+        text.as_str().is_some_and(|t| t.contains("\"once\""))
+    });
+    assert_eq!(edge.executions("/actions/save"), 1);
+}
+
+#[test]
 fn a_failed_start_is_said_and_the_page_goes_on_after_the_back_off() {
     let edge = Edge::start_with("[runner.backoff]\nfirst = \"3s\"\nmax = \"3s\"\n");
     let broken = edge.state().join("broken");

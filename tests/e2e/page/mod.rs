@@ -4,3 +4,5 @@
 mod address;
 mod brand;
 mod browser;
+
+pub use address::ADDRESS;

@@ -1142,6 +1142,17 @@ pub(crate) async fn pipe_up_to_down_response(
     tx: mpsc::Sender<HttpTask>,
     pipe_state: Arc<AtomicU8>,
 ) -> Result<()> {
+    // vango-edge: 1xx pass as they come; they were dropped. A 101, which HTTP/2 does not have, is told apart by
+    // the filter, as of HTTP/1.1.
+    while let Some(interim) = client
+        .read_interim_header()
+        .await
+        .map_err(|e| e.into_up())?
+    {
+        tx.send(HttpTask::Header(Box::new(interim), false))
+            .await
+            .or_err(InternalError, "sending h2 interim headers to pipe")?;
+    }
     client
         .read_response_header()
         .await

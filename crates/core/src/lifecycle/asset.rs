@@ -23,7 +23,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::Method;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
 use crate::assets::{Asset, Folder, looks_fingerprinted};
@@ -47,6 +47,9 @@ enum Found {
     Gone(Option<(Arc<Asset>, Fields)>),
     /// Of an app without a process, by a method that asks for no file.
     Method,
+    /// Of an app without a process: whether a script of another origin may ask for a file, of which its contract
+    /// says these fields.
+    Preflight(Fields),
     /// The artifact's index cannot be read.
     Unreadable(Digest),
 }
@@ -103,6 +106,11 @@ impl Visit {
                 let artifact = view.owner.digest;
                 trace.push(now, StepKind::FindAsset { asset: None, artifact });
                 Action::Serve(plan::method_not_allowed())
+            }
+            Found::Preflight(fields) => {
+                let artifact = view.owner.digest;
+                trace.push(now, StepKind::FindAsset { asset: None, artifact });
+                Action::Serve(plan::preflight(fields))
             }
             Found::Gone(Some((asset, fields))) => {
                 let head = facts.method == Method::HEAD;
@@ -182,7 +190,7 @@ impl Visit {
 fn find(view: &EnvView, facts: &Facts) -> Option<Found> {
     let is_static = view.contract.is_static;
     if !matches!(facts.method, Method::GET | Method::HEAD) {
-        return is_static.then_some(Found::Method);
+        return is_static.then(|| preflight(view, facts).unwrap_or(Found::Method));
     }
     let mut gone = false;
     for shelf in &view.assets {
@@ -227,6 +235,25 @@ fn find(view: &EnvView, facts: &Facts) -> Option<Found> {
         return Some(Found::Asset(asset, view.owner.digest, fields));
     }
     (gone || is_static).then(|| Found::Gone(file(|a| a.not_found.as_ref())))
+}
+
+/// The answer to a preflight, where the contract's fields for the name say which origins may read it. Whether a
+/// file has the name does not count: a preview is asked without its token, and is not to tell its files' names.
+fn preflight(view: &EnvView, facts: &Facts) -> Option<Found> {
+    if !facts.is_preflight() {
+        return None;
+    }
+    let mut owners = view.assets.iter().filter(|s| s.artifact == view.owner.digest);
+    let shelf = owners.find(|s| facts.path.starts_with(&*s.assets.prefix))?;
+    let mut name = name_in(shelf, facts)?;
+    if let Some(index) =
+        shelf.assets.index.as_ref().filter(|_| name.is_empty() || name.ends_with('/'))
+    {
+        name = format!("{name}{index}").into();
+    }
+    let fields = fields(&shelf.assets.headers, &name);
+    let shared = fields.iter().any(|(field, _)| *field == header::ACCESS_CONTROL_ALLOW_ORIGIN);
+    shared.then_some(Found::Preflight(fields))
 }
 
 /// What is asked for of `shelf`, if it can be anything of it.

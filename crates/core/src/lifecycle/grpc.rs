@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::header::{self, HeaderMap, HeaderName};
 
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// How a call says that it is one; its answer says the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,24 @@ impl Dialect {
             Self::WebText => "application/grpc-web-text+proto",
         }
     }
+}
+
+/// Whether an answer with these fields, of its head or its trailers, says that the app failed at the call, as a
+/// 5xx of HTTP does. A call's HTTP status is 200 whatever came of it.
+///
+/// UNKNOWN is what servers make of an exception that nothing catches, and DEADLINE_EXCEEDED their own 504. The
+/// others blame the call, or are an answer to it: UNIMPLEMENTED is a name that the app does not have, a 404,
+/// which tools that look for gRPC's reflection are told by every server without it; ABORTED a conflict;
+/// RESOURCE_EXHAUSTED a client's limit.
+pub fn is_app_failure(fields: &HeaderMap) -> bool {
+    const UNKNOWN: u8 = Code::Unknown as u8;
+    const DEADLINE_EXCEEDED: u8 = Code::DeadlineExceeded as u8;
+    const INTERNAL: u8 = Code::Internal as u8;
+    const UNAVAILABLE: u8 = Code::Unavailable as u8;
+    // The edge itself never says it.
+    const DATA_LOSS: u8 = 15;
+    let status = fields.get(STATUS).and_then(|v| v.to_str().ok()?.trim().parse().ok());
+    matches!(status, Some(UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE | DATA_LOSS))
 }
 
 /// How long the client of a call waits, where it says so: at most eight digits and a unit. What cannot be
@@ -94,6 +113,17 @@ mod tests {
             assert_eq!(of(other), None, "{other}");
         }
         assert_eq!(Dialect::of(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn some_statuses_are_the_app_s_own_failure() {
+        let failures: Vec<u8> = (0..=20)
+            .filter(|code| is_app_failure(&headers("grpc-status", &code.to_string())))
+            .collect();
+        assert_eq!(failures, [2, 4, 13, 14, 15]);
+        assert!(
+            !is_app_failure(&HeaderMap::new()) && !is_app_failure(&headers("grpc-status", "x"))
+        );
     }
 
     #[test]

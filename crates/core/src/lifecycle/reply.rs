@@ -301,8 +301,8 @@ impl Reply {
 
     /// The answer to a request that the app's server refused without a look at it.
     pub(super) fn unprocessed() -> Self {
-        let detail = "The app's server refused the request and said, by HTTP/2's REFUSED_STREAM or GOAWAY, that \
-                      it did nothing with it. Send it again.";
+        let detail = "The app's server did nothing with the request: it left before anything was sent, or said so \
+                      by HTTP/2's REFUSED_STREAM or GOAWAY. Send it again.";
         Self::refused(Problem::NotForwarded, 503, detail).retry_after(Duration::from_secs(1))
     }
 

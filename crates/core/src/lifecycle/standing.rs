@@ -27,7 +27,7 @@ pub const PATH: &str = "/.well-known/vango-edge/state";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum State {
-    /// A request is given to it.
+    /// A request is given to it; of a site without a process, answered from its files.
     Ready,
     /// A wake is under way.
     Starting,
@@ -63,6 +63,10 @@ const SPREAD: u64 = 10;
 impl Standing {
     /// How `view`'s app stands at `now`.
     pub fn of(view: &EnvView, now: Mono) -> Self {
+        if view.contract.is_static {
+            // Nothing of it starts or sleeps.
+            return Self { state: State::Ready, retry_after: 0 };
+        }
         let waiting = view.counters.waiting() as u64;
         let most = (view.contract.wake.max_held as u64).max(1);
         // A part of `all`, as the queue is filled.

@@ -23,7 +23,7 @@ const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// 200, 206, 304, 406, 412 or 416; 301, 404 and 405 where there is no such file.
+    /// 200, 206, 304, 406, 412 or 416; 301, 404 and 405 where there is no such file; 204 to a preflight.
     pub status: u16,
     /// Every header that depends on the asset, `Content-Length` included.
     pub headers: Vec<(HeaderName, HeaderValue)>,
@@ -130,6 +130,14 @@ pub fn moved(to: String, query: Option<&str>) -> Plan {
 /// The answer to a method that asks for no file, where there are files only (RFC 9110 §15.5.6).
 pub fn method_not_allowed() -> Plan {
     bare(405, vec![(header::ALLOW, HeaderValue::from_static("GET, HEAD"))])
+}
+
+/// The answer to a preflight for a name of which the contract says `fields` (Fetch, "CORS-preflight fetch"). GET
+/// and HEAD are allowed without a word; which of a request's own fields are, the contract says.
+pub fn preflight(mut fields: Vec<(HeaderName, HeaderValue)>) -> Plan {
+    fields.push((header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS")));
+    // A 204 has no Content-Length (RFC 9110 §8.6).
+    Plan { status: 204, headers: fields, body: Body::None, representation: None }
 }
 
 fn bare(status: u16, mut headers: Vec<(HeaderName, HeaderValue)>) -> Plan {

@@ -121,6 +121,8 @@ pub struct Journey {
     read_under: Option<(Arc<EnvView>, usize)>,
     /// What an operator will find on record about a delivery.
     reason: Option<&'static str>,
+    /// The app's answer to a call says, in gRPC's own words, that the app failed.
+    call_failed: bool,
     /// What was decided so far.
     pub trace: Trace,
 }
@@ -162,6 +164,7 @@ impl Journey {
             on_record: None,
             read_under: None,
             reason: None,
+            call_failed: false,
         }
     }
 

@@ -5,8 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::HeaderMap;
+
 use crate::clock::Mono;
 use crate::contract::Posture;
+use crate::lifecycle::facts::ErrorForm;
+use crate::lifecycle::grpc;
 use crate::lifecycle::reply::{Forwarded, Problem, Reply};
 use crate::lifecycle::trace::{Outcome, StepKind, UpstreamFailure};
 
@@ -169,11 +173,21 @@ impl Journey {
         self.trace.push(now, kind);
     }
 
+    /// The app's answer has these fields, in its head or its trailers.
+    pub fn heard_fields(&mut self, fields: &HeaderMap) {
+        if matches!(self.facts.error_form, ErrorForm::Grpc(_)) {
+            self.call_failed |= grpc::is_app_failure(fields);
+        }
+    }
+
     /// Whether this end counts as an error for its preview's promotion; `None` where it does not count at
     /// all. A preflight does not: it passes without the preview's token, and would let any client speak for
     /// an artifact or against it.
     pub fn preview_evidence(&self, status: Option<u16>) -> Option<bool> {
-        if self.facts.is_preflight() { None } else { self.trace.outcome.evidence(status) }
+        if self.facts.is_preflight() {
+            return None;
+        }
+        self.trace.outcome.evidence(status).map(|error| error || self.call_failed)
     }
 
     /// What a preview's answer means for its promotion.

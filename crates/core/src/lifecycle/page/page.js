@@ -7,7 +7,7 @@
   var mode = box.getAttribute("data-follow");
   var address = box.getAttribute("data-at");
   var least = 1, most = 5, slow = 30, patience = 900;
-  var since = Date.now(), pause = least, state = "", timer = 0, ticking = 0, due = 0, asking = false, over = false, leaving = false;
+  var since = Date.now(), pause = least, state = "", timer = 0, ticking = 0, due = 0, asking = false, over = false, leaving = false, calling = false;
 
   function each(selector, act) {
     Array.prototype.forEach.call(document.querySelectorAll(selector), act);
@@ -120,7 +120,9 @@
       over = true;
       clearTimeout(timer);
       show("going");
+      calling = true;
       location.reload();
+      calling = false;
       // The person may say no to the browser's question. Once it is on its way, a second click would send
       // it a second time.
       setTimeout(function () {
@@ -132,6 +134,8 @@
     });
   });
   window.addEventListener("beforeunload", function () { leaving = true; });
+  // While reload() runs nothing is sent yet: what ends it then is the person's no. What ends it later may have arrived.
+  if (window.navigation) window.navigation.addEventListener("navigateerror", function () { if (calling) leaving = false; });
   document.addEventListener("visibilitychange", look);
   window.addEventListener("online", look);
   show(box.getAttribute("data-begin"));

@@ -189,7 +189,7 @@ impl StepKind {
             ),
             Self::Unprocessed(_) => (
                 Actor::Allocation,
-                "Refuse the request unprocessed (HTTP/2). It may be sent again.",
+                "Leave the request unprocessed. It may be sent again.",
                 "App's server",
             ),
             Self::Run { .. } | Self::UpstreamFailed(_) | Self::BrokeOff(_) => (

@@ -233,10 +233,31 @@ impl Http2Session {
         Ok(())
     }
 
+    /// vango-edge: the next 1xx before the response. `None` once the response or its failure is there, which
+    /// [`Self::read_response_header`] reads then.
+    pub async fn read_interim_header(&mut self) -> Result<Option<ResponseHeader>> {
+        let (read_timeout, sent) = (self.read_timeout, self.sent.clone());
+        let resp_fut = &mut self.resp_fut;
+        let next = std::future::poll_fn(|cx| match resp_fut {
+            Some(resp_fut) => resp_fut.poll_informational(cx),
+            None => Poll::Ready(None),
+        });
+        let next = match read_timeout {
+            Some(t) => sent
+                .silence(t, next)
+                .await
+                .ok_or_else(|| Error::explain(ReadTimedout, "while reading h2 response header"))
+                .map_err(|e| self.handle_err(e))?,
+            None => next.await,
+        };
+        Ok(next
+            .and_then(|interim| interim.ok())
+            .map(|interim| ResponseHeader::from(interim.into_parts().0)))
+    }
+
     /// Read the response header
     pub async fn read_response_header(&mut self) -> Result<()> {
-        // TODO: how to read 1xx headers?
-        // https://github.com/hyperium/h2/issues/167
+        // vango-edge: 1xx headers are read before, by read_interim_header
 
         if self.response_header.is_some() {
             panic!("H2 response header is already read")
