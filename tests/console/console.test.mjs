@@ -506,6 +506,8 @@ describe("certificates", () => {
     const { page, close } = await open(edge, "certificates", { viewport: { width: 375, height: 740 } });
     await page.getByRole("button", { name: "Try now…" }).waitFor();
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing is cut off");
+    const current = await page.locator("nav a[aria-current]").evaluate((a) => a.getBoundingClientRect().right <= innerWidth);
+    assert.ok(current, "the page's own link can be seen");
     await close();
   });
 });
