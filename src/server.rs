@@ -223,6 +223,7 @@ fn operated(edge: &Edge) -> Admin {
         access: edge.parts.access.clone(),
         credentials,
         certificates: edge.certificates.clone(),
+        orders: edge.orders.clone(),
         streams: Arc::new(tokio::sync::Semaphore::new(admin::MOST_STREAMS)),
         batches: Arc::new(tokio::sync::Semaphore::new(admin::MOST_BATCHES)),
     }

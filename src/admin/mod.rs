@@ -44,7 +44,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::artifact::Artifacts;
-use crate::certificates::Shown;
+use crate::certificates::{Orders, Shown};
 use crate::control::{Commands, Reloader};
 use crate::ledger::{Audit, Ledger};
 use crate::lifecycle::access::WrongTokens;
@@ -62,7 +62,7 @@ use problem::Problem;
 pub use access::OWN;
 pub use api::TraceFilter;
 pub use blobs::MOST_BATCHES;
-pub use certificates::CertificateRow;
+pub use certificates::{CertificateRow, RenewRequest};
 pub use config::{ConfigRow, ReloadAttempt};
 pub use cron::{CronRow, CronRunRow};
 pub use env_vars::{EnvChanged, EnvRequest, EnvRow};
@@ -108,6 +108,8 @@ pub struct Admin {
     pub access: Arc<ArcSwap<Access>>,
     /// What of certificates this node shows.
     pub certificates: Arc<Shown>,
+    /// Which certificates are ordered.
+    pub orders: Arc<Orders>,
     /// Opens allocations' credentials.
     pub credentials: Arc<Credentials>,
     /// Streams that may still be opened; [`MOST_STREAMS`] at first.
@@ -149,6 +151,7 @@ fn resources() -> OpenApiRouter<Admin> {
         .routes(routes!(own::ledger))
         .routes(routes!(own::resolve))
         .routes(routes!(certificates::certificates))
+        .routes(routes!(certificates::renew))
         .routes(routes!(config::config))
         .routes(routes!(config::reload))
         .routes(routes!(api::traces))

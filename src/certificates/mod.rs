@@ -23,5 +23,5 @@ mod shown;
 
 pub use list::{Row, Source, rows};
 pub use order_work::OrderWork;
-pub use orders::Orders;
+pub use orders::{Orders, RenewError};
 pub use shown::Shown;

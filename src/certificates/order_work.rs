@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use crate::clock::Wall;
 use crate::config::Acme;
 use crate::id::{Host, OperationId};
-use crate::node::Node;
+use crate::node::{Node, ReadError};
 use crate::record::{
     CertificateOrder, ChallengeKind, HostCertificate, HostChallenge, OrderEvent, OrderState,
     Private, Record, key,
@@ -22,6 +22,7 @@ use crate::store::{StoreError, Txn};
 use crate::telemetry::Telemetry;
 use crate::wake::{LeaseClaim, Leased, Lost, Work};
 use crate::wire::certificate::Issued;
+use vango_edge_core::control::certificates as plans;
 
 use super::account;
 use super::authority::{Heard, Refusal};
@@ -77,8 +78,15 @@ enum Stopped {
 }
 
 impl From<Lost> for Stopped {
+    /// What an authority says may be too long for a record. Another try would end there as well: the order is over,
+    /// and the next one waits. As a lost claim it would be placed again each second.
     fn from(lost: Lost) -> Self {
-        Self::Lost(lost)
+        match lost {
+            Lost::Read(ReadError::Store(StoreError::Invalid(why))) => {
+                Refusal::new(format!("what the authority said cannot be stored: {why}")).into()
+            }
+            lost => Self::Lost(lost),
+        }
     }
 }
 
@@ -298,13 +306,15 @@ impl OrderWork {
             issued: self.node.clock.wall(),
             order: record.id.clone(),
         };
-        let put = Txn::new().put(key::certificate(&host), certificate.encode());
-        claim.commit(OrderEvent::Issued, put).await.map_err(|lost| match lost {
-            Lost::Read(crate::node::ReadError::Store(StoreError::Invalid(why))) => {
-                Stopped::Refused(Refusal::new(format!("what was issued cannot be stored: {why}")))
-            }
-            lost => Stopped::Lost(lost),
-        })
+        let at = key::certificate(&host);
+        let before = self.node.read::<HostCertificate>(&at).await.map_err(Lost::from)?;
+        let (from, until) = (certificate.not_before, certificate.not_after);
+        let before = before.as_ref().map(|found| &found.record);
+        if let Some(why) = plans::unfit(before, from, until, certificate.issued) {
+            return Err(Refusal::new(why).into());
+        }
+        let put = Txn::new().put(at, certificate.encode());
+        Ok(claim.commit(OrderEvent::Issued, put).await?)
     }
 }
 
@@ -330,4 +340,17 @@ async fn why_invalid(order: &mut Order) -> Refusal {
         }
     }
     Refusal::new(said.unwrap_or_else(|| "the authority does not say why".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_stored_ends_the_order_and_a_store_that_is_away_does_not() {
+        let stopped = |e| Stopped::from(Lost::from(e));
+        let too_long = stopped(StoreError::Invalid("value of 2 MiB".into()));
+        assert!(matches!(too_long, Stopped::Refused(r) if r.why.contains("value of 2 MiB")));
+        assert!(matches!(stopped(StoreError::Closed), Stopped::Lost(Lost::Read(_))));
+    }
 }

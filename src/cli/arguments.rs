@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::id::{AppName, EnvName, Environment};
 
+use super::certificates::CertificatesCommand;
 use super::env::EnvCommand;
 
 /// What `vango-edge --help` says after the commands.
@@ -291,10 +292,14 @@ pub enum Command {
     /// of its newest order: requested, ordered, validating, finalizing, issued or failed; when the next order is due;
     /// the file, or why the order failed. With [acme] one is ordered for each host of an app that no file covers.
     ///
-    /// Example:
+    /// Examples:
     ///   vango-edge certificates
-    #[command(verbatim_doc_comment)]
-    Certificates,
+    ///   vango-edge certificates renew app.example
+    #[command(verbatim_doc_comment, args_conflicts_with_subcommands = true)]
+    Certificates {
+        #[command(subcommand)]
+        command: Option<CertificatesCommand>,
+    },
     /// Allocations in the registry, and the workers beside them
     ///
     /// Columns: the allocation; whose it is; its process (web, or a worker's name); which start (generation), under

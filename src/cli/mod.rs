@@ -2,6 +2,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage; of `exec` those of its command.
 
 mod arguments;
+mod certificates;
 mod client;
 mod deploy;
 mod env;
@@ -24,8 +25,7 @@ use crate::admin::types::{
     TraceRow,
 };
 use crate::admin::{
-    AuditFilter, AuditRow, CertificateRow, ConfigRow, CronRow, LedgerFilter, LedgerRow, Resolve,
-    TraceFilter,
+    AuditFilter, AuditRow, ConfigRow, CronRow, LedgerFilter, LedgerRow, Resolve, TraceFilter,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Diagnostic, Secret, SecretSource};
@@ -109,11 +109,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             let of: fn(&RouteRow) -> &str = |r| &r.environment;
             list(&client, "routes", app, of, json, show::routes)?;
         }
-        Command::Certificates => {
-            let path = format!("/v1/certificates?limit={PAGE}");
-            let rows: Vec<CertificateRow> = client.rows(&path, EVERY_ROW)?;
-            show::either(json, &rows[..], show::certificates)?;
-        }
+        Command::Certificates { command } => return certificates::run(&client, command, json),
         Command::Ps { app } => {
             let of: fn(&AllocationRow) -> &str = |r| &r.environment;
             list(&client, "allocations", app, of, json, show::allocations)?;

@@ -482,6 +482,45 @@ describe("an outcome that is not known", () => {
   });
 });
 
+describe("certificates", () => {
+  let edge;
+  before(async () => {
+    // No authority is there: what was ordered fails, and says why.
+    const acme = '[[server.tls]]\nlisten = "127.0.0.1:0"\n[acme]\ndirectory = "https://127.0.0.1:9/dir"\nterms_agreed = true\nretry = { first = "1h", max = "2h" }\n';
+    edge = await startEdge({ more: acme });
+    writeFileSync(join(edge.dir, "apps/shop.toml"), 'app = "shop"\nhosts = ["shop.acme.test"]\n');
+    edge.cli("reload");
+  });
+  after(() => edge?.stop());
+
+  test("a host says why it has none, and an order before its time is asked about first", async () => {
+    const { page, wrong, close } = await open(edge, "certificates");
+    const row = page.locator("tbody tr", { hasText: "shop.acme.test" });
+    await row.locator(".badge", { hasText: "failed" }).waitFor();
+    assert.match(await row.innerText(), /127\.0\.0\.1:9/);
+    await row.getByRole("button", { name: "Try now…" }).click();
+    const dialog = page.getByRole("dialog");
+    assert.match(await dialog.innerText(), /Its last order failed: .*joined, not doubled/s);
+    await dialog.getByRole("button", { name: "Cancel" }).click();
+    await row.getByRole("button", { name: "Try now…" }).click();
+    await dialog.getByRole("button", { name: "Order it" }).click();
+    await page.getByText(/its last order has just failed; the next one may begin at/).waitFor();
+    const other = page.locator("tbody tr", { hasText: HOST });
+    assert.equal(await other.getByRole("button").count(), 0, "nothing is ordered for it");
+    assert.deepEqual(wrong.filter((w) => !/status of 409/.test(w)), []);
+    await close();
+  });
+
+  test("the page fits a phone", async () => {
+    const { page, close } = await open(edge, "certificates", { viewport: { width: 375, height: 740 } });
+    await page.getByRole("button", { name: "Try now…" }).waitFor();
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing is cut off");
+    const current = await page.locator("nav a[aria-current]").evaluate((a) => a.getBoundingClientRect().right <= innerWidth);
+    assert.ok(current, "the page's own link can be seen");
+    await close();
+  });
+});
+
 describe("tokens", () => {
   let edge;
   before(async () => {

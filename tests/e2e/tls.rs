@@ -1,20 +1,18 @@
 //! HTTPS: certificates by name, swapped while the edge runs, HTTP/2, and what the app is told.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::limits::proxied;
-use crate::support::{Artifact, Edge, PATIENCE, eventually};
+use crate::support::{Artifact, Edge, PATIENCE, eventually, over_tls, trusting};
 use crate::webhook;
 
 /// Makes `DIR/NAME/{cert,key,ca}.pem` for these host names.
@@ -44,19 +42,7 @@ pub fn edge_with(more: &str) -> (Edge, TempDir) {
 }
 
 pub fn client_config(dir: &TempDir, trusted: &str, alpn: &[&[u8]]) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    let ca = dir.path().join(trusted).join("ca.pem");
-    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    // Each handshake is a whole one, so that it shows the certificate of the moment.
-    config.resumption = rustls::client::Resumption::disabled();
-    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-    Arc::new(config)
+    trusting(&dir.path().join(trusted).join("ca.pem"), alpn)
 }
 
 /// One request over TLS; what the server said, or why there was no handshake.
@@ -67,20 +53,7 @@ pub fn ask(
     before: &[u8],
     request: &str,
 ) -> std::io::Result<String> {
-    let mut socket = TcpStream::connect(to)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.write_all(before)?;
-    let name = ServerName::try_from(name.to_owned()).unwrap();
-    let connection = ClientConnection::new(Arc::clone(config), name).unwrap();
-    let mut stream = StreamOwned::new(connection, socket);
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    match stream.read_to_end(&mut answer) {
-        // A close without close_notify is how most servers end.
-        Err(e) if answer.is_empty() => return Err(e),
-        _ => {}
-    }
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    over_tls(to, config, name, before, request).map(|(_, said)| said)
 }
 
 const ECHO: &str =

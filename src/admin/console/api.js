@@ -16,6 +16,7 @@ import { fill, h } from "./dom.js";
 /** @typedef {Schemas["AuditRow"]} Audited */
 /** @typedef {Schemas["EvidenceRow"]} Evidence */
 /** @typedef {Schemas["PromotionRow"]} Promotion */
+/** @typedef {Schemas["CertificateRow"]} Certificate */
 /** @typedef {Schemas["Done"]} Done */
 
 /** The token lives as long as the tab. */

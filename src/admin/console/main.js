@@ -2,6 +2,7 @@
 
 import { Refused } from "./api.js";
 import { apps } from "./apps.js";
+import { certificates } from "./certificates.js";
 import { fill, h } from "./dom.js";
 import { explain } from "./explain.js";
 import { logs } from "./logs.js";
@@ -20,6 +21,7 @@ const PAGES = {
   apps: ["Apps", apps],
   logs: ["Logs", (main, signal, _rest, query) => logs(main, signal, query)],
   operations: ["Operations", operations],
+  certificates: ["Certificates", certificates],
 };
 
 let left = new AbortController();

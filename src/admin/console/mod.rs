@@ -28,6 +28,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/console/traces.js", JS, include_str!("traces.js")),
     ("/console/explain.js", JS, include_str!("explain.js")),
     ("/console/apps.js", JS, include_str!("apps.js")),
+    ("/console/certificates.js", JS, include_str!("certificates.js")),
     ("/console/logs.js", JS, include_str!("logs.js")),
     ("/console/operations.js", JS, include_str!("operations.js")),
     ("/console/kept.js", JS, include_str!("kept.js")),

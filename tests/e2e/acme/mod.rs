@@ -2,6 +2,7 @@
 //! `kill -9`, and never a reason for another host to fail.
 
 mod fleet;
+mod now;
 mod pebble;
 
 use std::fs;

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -12,10 +11,9 @@ use std::sync::{Arc, Mutex};
 
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tempfile::TempDir;
 
-use crate::support::{Edge, eventually, eventually_some};
+use crate::support::{Edge, eventually, eventually_some, trusting};
 use crate::tls::certificate;
 
 /// Where connections go now.
@@ -143,7 +141,7 @@ impl Pebble {
             curl.output().ok().filter(|o| o.status.success())
         });
         fs::write(&root, got.stdout).unwrap();
-        trusting(&CertificateDer::from_pem_file(root).unwrap())
+        trusting(&root, &[b"http/1.1"])
     }
 }
 
@@ -154,20 +152,6 @@ impl Drop for Pebble {
             eprintln!("--- Pebble's log\n{}---", self.log());
         }
     }
-}
-
-fn trusting(root: &CertificateDer<'static>) -> Arc<ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(root.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.resumption = rustls::client::Resumption::disabled();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Arc::new(config)
 }
 
 /// Pebble says of no port which one the kernel gave it. Given to no other test of this process.
@@ -238,25 +222,12 @@ fn answer(asked: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// What a client that asks for `name` reads of an answer over TLS; or why there was no handshake.
+/// What a client that asks for `name` is shown, and what it reads; or why there was no handshake.
 pub fn over_tls(
     to: SocketAddr,
     client: &Arc<ClientConfig>,
     name: &str,
     request: &str,
 ) -> std::io::Result<(CertificateDer<'static>, String)> {
-    let socket = TcpStream::connect(to)?;
-    socket.set_read_timeout(Some(crate::support::PATIENCE))?;
-    let server = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
-    let connection = rustls::ClientConnection::new(Arc::clone(client), server).unwrap();
-    let mut stream = rustls::StreamOwned::new(connection, socket);
-    stream.write_all(request.as_bytes())?;
-    let mut said = Vec::new();
-    if let Err(e) = stream.read_to_end(&mut said)
-        && said.is_empty()
-    {
-        return Err(e);
-    }
-    let shown = stream.conn.peer_certificates().unwrap()[0].clone().into_owned();
-    Ok((shown, String::from_utf8_lossy(&said).into_owned()))
+    crate::support::over_tls(to, client, name, b"", request)
 }

@@ -3,22 +3,14 @@
 mod plain;
 mod upstream;
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use vango_edge::clock::{Clock, SystemClock};
 
-use crate::support::{Artifact, Edge, Gate, eventually};
+use crate::support::{Artifact, Edge, Gate, Program, eventually, python};
 use crate::tls::edge_with;
-
-/// Python with the library `grpcio`, in an environment that `scripts/test` makes.
-fn python() -> PathBuf {
-    let python = std::env::var_os("VANGO_EDGE_TEST_PYTHON").map(PathBuf::from);
-    python.expect("VANGO_EDGE_TEST_PYTHON is not set: run this by `scripts/test grpc`")
-}
 
 /// The app of `app.py`: calls of `Patient`, and with a key of `Held`, wait for a wake, the edge keeps keys of `Keyed`.
 fn app() -> Artifact {
@@ -38,35 +30,19 @@ fn app() -> Artifact {
     app
 }
 
-struct Client {
-    child: Child,
-    say: ChildStdin,
-    hear: BufReader<ChildStdout>,
-}
+struct Client(Program);
 
 impl Client {
     /// Over TLS with `ca`, without it over plain HTTP/2.
     fn start(edge: &Edge, ca: Option<&Path>) -> Self {
-        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/grpc/client.py");
         let address = if ca.is_some() { edge.tls.unwrap() } else { edge.listen };
-        let mut child = Command::new(python())
-            .arg(script)
-            .arg(address.to_string())
-            .args(ca)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (say, hear) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Self { child, say, hear: BufReader::new(hear) }
+        let ca = ca.map(|ca| ca.display().to_string());
+        Self(Program::start("grpc/client.py", [address.to_string()].into_iter().chain(ca)))
     }
 
     #[track_caller]
     fn call(&mut self, said: Value) -> Value {
-        writeln!(self.say, "{said}").unwrap();
-        let mut line = String::new();
-        self.hear.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|e| panic!("{said}: {line:?}: {e}"))
+        self.0.ask(said)
     }
 
     /// A call with a key, by which it waits for a wake.
@@ -80,13 +56,6 @@ impl Client {
     fn calls(&mut self, name: &str) -> usize {
         let all = self.call(json!({ "to": "Calls" }));
         all["reply"].as_str().unwrap_or_default().lines().filter(|l| *l == name).count()
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -1,15 +1,19 @@
 //! What the tests stand on: an edge process, artifacts of the sample app, an HTTP client that hides
-//! nothing, and the one function that waits.
+//! nothing, clients over TLS and in Python, and the one function that waits.
 
 mod artifact;
 mod edge;
 mod gate;
 mod http;
+mod program;
+mod secure;
 
 pub use artifact::Artifact;
 pub use edge::{Edge, binary, descriptors_of, memory_of, write_config};
 pub use gate::Gate;
 pub use http::{Answer, Connection, UPGRADE};
+pub use program::{Program, python};
+pub use secure::{over_tls, trusting};
 
 use std::time::Duration;
 

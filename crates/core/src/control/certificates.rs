@@ -2,7 +2,8 @@
 //!
 //! A host has its certificate ordered when it has none, or the one that it has came from another authority, or
 //! two thirds of its life are over. What failed waits longer each time; what one host waits for, no other does,
-//! and all hosts together begin so many orders an hour at most, those without a certificate first.
+//! and all hosts together begin so many orders an hour at most: those whose orders failed less often first, and of
+//! these those without a certificate. An operator may ask for an order before its time ([`asked`]).
 //!
 //! Times are by the wall clock, which may jump. Forward, certificates seem to have run out: they are ordered anew
 //! within the hourly bound, and not again before a third of their life has passed by the same clock. Back, a
@@ -20,6 +21,9 @@ use crate::record::{CertificateOrder, HostCertificate, OrderPace, OrderState};
 pub const HOUR: Duration = Duration::from_secs(3600);
 /// Longest pause that an authority's `Retry-After` makes.
 pub const TOLD_MOST: Duration = Duration::from_secs(24 * 3600);
+
+/// How far an authority's clock may be ahead of this machine's before its certificates seem to begin in the future.
+const APART_MOST: Duration = Duration::from_secs(300);
 
 /// How long a host waits after its orders failed: `first`, then four times as long each time, up to `max`. With
 /// the defaults four orders fail in the first hour, one less than Let's Encrypt lets fail of one name.
@@ -139,8 +143,9 @@ pub fn plan<'k>(
             Due::Now => {
                 let good_until = known.certificate.map_or(Wall(0), |c| c.not_after);
                 let failures = known.order.map_or(0, |o| o.failures);
-                // Who has nothing to show comes first, and of these who has not failed before.
-                due_now.push((good_until.max(now), failures, known.host));
+                // Hosts that no authority can reach would otherwise take every hour's orders, and a
+                // certificate that is to be renewed would run out behind them.
+                due_now.push((failures, good_until.max(now), known.host));
             }
         }
     }
@@ -165,6 +170,89 @@ pub fn begin(pace: &OrderPace, rules: &Rules<'_>, now: Wall) -> Option<OrderPace
     }
     begun.push(now);
     Some(OrderPace { begun })
+}
+
+/// What an operator's wish for an order comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// One is under way, and is the wanted one.
+    Joins,
+    /// It begins; what is counted then.
+    Begins(OrderPace),
+    /// It does not begin before that time.
+    Waits(NotNow, Wall),
+}
+
+/// Why an order does not begin although an operator asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotNow {
+    /// The certificate is good, and its renewal is not due.
+    NotDue,
+    /// The last order failed less than [`Retry::first`] ago.
+    JustFailed,
+    /// The authority said to wait.
+    Told,
+    /// The hour has as many orders as it may.
+    HourIsFull,
+}
+
+/// Says whether an order begins now because an operator asks for it. The pause after failures counts no more, what
+/// protects the authority does; `force` orders although the certificate is good.
+pub fn asked(
+    known: &Known<'_>,
+    pace: &OrderPace,
+    rules: &Rules<'_>,
+    force: bool,
+    now: Wall,
+) -> Asked {
+    if known.order.is_some_and(|o| o.state.in_progress()) {
+        return Asked::Joins;
+    }
+    let failed = known.order.filter(|o| {
+        o.directory == rules.directory && o.state == OrderState::Failed && o.changed <= now
+    });
+    if let Some(failed) = failed {
+        let told = failed.told_to_wait.unwrap_or_default().min(TOLD_MOST);
+        let waits = [(NotNow::Told, told), (NotNow::JustFailed, rules.retry.first)];
+        for (why, pause) in waits {
+            let until = plus(failed.changed, pause);
+            if until > now {
+                return Asked::Waits(why, until);
+            }
+        }
+    }
+    let needed = needed(known, rules, now);
+    if needed > now && !force {
+        return Asked::Waits(NotNow::NotDue, needed);
+    }
+    match begin(pace, rules, now) {
+        Some(next) => Asked::Begins(next),
+        None => {
+            let oldest = recent(pace, now).into_iter().min().unwrap_or(now);
+            Asked::Waits(NotNow::HourIsFull, plus(oldest, HOUR))
+        }
+    }
+}
+
+/// Why what was issued, good from and until these times, does not take the place of what its host has now; `None`
+/// where it does. A clock that is wrong keeps no host without one: what has none, or one that is over, takes any.
+pub fn unfit(
+    before: Option<&HostCertificate>,
+    from: Wall,
+    until: Wall,
+    now: Wall,
+) -> Option<String> {
+    if until <= from {
+        return Some(format!("what was issued is good for no time: from {from} until {until}"));
+    }
+    let is_good = |from: Wall, until: Wall| from <= plus(now, APART_MOST) && now < until;
+    let has_good = before.is_some_and(|b| is_good(b.not_before, b.not_after));
+    (has_good && !is_good(from, until)).then(|| {
+        format!(
+            "what was issued is good from {from} until {until}, and it is {now} by this machine's clock: the \
+             certificate from before is served on"
+        )
+    })
 }
 
 /// Those of the last hour. One that lies further ahead is of a clock that went back.

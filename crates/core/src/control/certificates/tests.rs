@@ -126,7 +126,13 @@ fn what_is_ordered_when() {
     let ran_out = new().with(certificate("z.test", NOW - 91 * DAY, life));
     let three = ran_out.with(certificate("a.test", NOW - 61 * DAY, life));
     let three = three.after(failed("m.test", NOW - DAY, 1, None));
-    say(three, "who has nothing good first", "a.test m.test n.test z.test", &r, NOW);
+    say(
+        three,
+        "who failed less often, then who has nothing good",
+        "a.test m.test n.test z.test",
+        &r,
+        NOW,
+    );
     assert_eq!(said, include_str!("golden.txt"));
 }
 
@@ -149,6 +155,73 @@ fn an_hour_has_so_many_orders_whatever_is_due() {
     // It keeps no more than it counts.
     let after = begin(&world.pace, &rules, Wall(NOW + DAY)).unwrap();
     assert_eq!(after.begun, [Wall(NOW + DAY)]);
+}
+
+#[test]
+fn hosts_that_fail_over_and_over_leave_room_for_a_renewal() {
+    let rules = Rules { orders_per_hour: 2, ..rules() };
+    let mut world = World::default().with(certificate("shop.test", NOW - 61 * DAY, 90 * DAY));
+    for name in ["a.test", "b.test", "c.test"] {
+        world = world.after(failed(name, NOW - DAY, 5, None));
+    }
+    world = world.after(failed("d.test", NOW - DAY, 1, None));
+    let plan = world.plan("a.test b.test c.test d.test shop.test", &rules, NOW);
+    assert_eq!(plan.order, [host("shop.test"), host("d.test")]);
+    assert_eq!(plan.held_back, 3);
+}
+
+#[test]
+fn an_operator_may_ask_before_the_time_and_not_against_the_authority() {
+    let rules = Rules { orders_per_hour: 2, ..rules() };
+    let ask = |world: &World, force, now| {
+        let a = [host("a.test")];
+        asked(&world.knows(&a)[0], &world.pace, &rules, force, Wall(now))
+    };
+    let begins = |now| Asked::Begins(OrderPace { begun: vec![Wall(now)] });
+    let waits = |why, at| Asked::Waits(why, Wall(at));
+    let new = World::default;
+    assert_eq!(ask(&new(), false, NOW), begins(NOW));
+    assert_eq!(ask(&new().after(order("a.test", NOW)), true, NOW), Asked::Joins);
+    // Its own pause, of ten hours and more, counts no more; the first one does, and what the authority said.
+    let fails = || new().after(failed("a.test", NOW, 9, None));
+    let soon = NOW + MINUTES;
+    assert_eq!(ask(&fails(), true, soon), waits(NotNow::JustFailed, NOW + 2 * MINUTES));
+    assert_eq!(ask(&fails(), false, NOW + 2 * MINUTES), begins(NOW + 2 * MINUTES));
+    let told = || new().after(failed("a.test", NOW, 1, Some(3 * 3600)));
+    let until = NOW + 3 * HOURS;
+    assert_eq!(ask(&told(), true, NOW + HOURS), waits(NotNow::Told, until));
+    assert_eq!(ask(&told(), false, until), begins(until));
+    // A good certificate is ordered anew only by force.
+    let good = || new().with(certificate("a.test", NOW, 90 * DAY));
+    assert!(matches!(ask(&good(), false, soon), Asked::Waits(NotNow::NotDue, at) if at.0 > soon));
+    assert_eq!(ask(&good(), true, soon), begins(soon));
+    assert_eq!(ask(&good(), false, NOW + 61 * DAY), begins(NOW + 61 * DAY));
+    // The hour's bound is for both.
+    let full = World { pace: OrderPace { begun: vec![Wall(NOW), Wall(soon)] }, ..new() };
+    let later = NOW + 2 * MINUTES;
+    assert_eq!(ask(&full, true, later), waits(NotNow::HourIsFull, NOW + HOURS));
+    // The clock went back: a failure that is to come says nothing.
+    assert_eq!(ask(&told(), false, NOW - DAY), begins(NOW - DAY));
+}
+
+#[test]
+fn what_is_good_is_not_replaced_by_what_is_not() {
+    let good = certificate("a.test", NOW, 90 * DAY);
+    let over = certificate("a.test", NOW - 91 * DAY, 90 * DAY);
+    let is_unfit =
+        |before, from, until| unfit(before, Wall(from), Wall(until), Wall(NOW)).is_some();
+    // One that ran out, and one that begins tomorrow: not in the place of a good one, but rather than none.
+    for (from, until) in [(NOW - 3 * DAY, NOW - DAY), (NOW + DAY, NOW + 90 * DAY)] {
+        assert!(is_unfit(Some(&good), from, until));
+        assert!(!is_unfit(Some(&over), from, until) && !is_unfit(None, from, until));
+    }
+    // One that is good is taken, also if it runs out sooner, and where clocks are a little apart.
+    assert!(!is_unfit(Some(&good), NOW, NOW + DAY));
+    assert!(!is_unfit(Some(&good), NOW + 4 * MINUTES, NOW + DAY));
+    // One that is never good would be ordered again at once, for ever.
+    for (from, until) in [(NOW, NOW), (NOW + DAY, NOW)] {
+        assert!(is_unfit(None, from, until) && is_unfit(Some(&good), from, until));
+    }
 }
 
 #[test]
