@@ -25,7 +25,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
-use crate::control::{Command, ExecError, Execution, LIMITS, NoInput, without_secrets};
+use crate::control::{Command, ExecError, Execution, LIMITS, NoInput, did_all, without_secrets};
 use crate::id::{AllocationId, Environment};
 use crate::record::ledger::AuditEvidence;
 use crate::runner::{ExitStatus, Pipes};
@@ -306,9 +306,16 @@ impl Frames {
         self.phase = Phase::Over;
         let status = self.execution.once.ended().await;
         let late = self.timed_out.load(Ordering::Acquire);
-        let timed_out = if late { "its time was over: " } else { "" };
-        self.told.say(&format!("{timed_out}{status}"));
+        let asked = self.execution.once.asked();
+        let why = match (late, asked) {
+            (true, _) => "its time was over: ",
+            (false, true) => "the edge ended: ",
+            (false, false) => "",
+        };
+        self.told.say(&format!("{why}{status}"));
         let (code, signal) = match status {
+            // It was told to end, and a 0 would say that it did all it was to do.
+            ExitStatus::Code(0) if !did_all(status, asked) => (None, Some(libc::SIGTERM)),
             ExitStatus::Code(code) => (Some(code), None),
             ExitStatus::Signal(signal) => (None, Some(signal)),
             ExitStatus::Unknown => (None, None),

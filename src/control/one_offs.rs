@@ -198,7 +198,9 @@ impl OneOffs {
         })?;
         log::info!("{}: the release command of {} runs ({id})", wanted.environment, wanted.digest);
         let status = match tokio::time::timeout(limit, once.ended()).await {
-            Ok(ExitStatus::Code(0)) => return Ok(()),
+            Ok(status) if did_all(status, once.asked()) => return Ok(()),
+            // Its end is the edge's own: what it did until then nothing tells.
+            Ok(_) if once.asked() => return Err(release_lost()),
             Ok(status) => format!("ended with {status}"),
             Err(_) => {
                 once.end();
@@ -231,6 +233,19 @@ impl OneOffs {
             *place = Some(input);
         }
     }
+}
+
+/// Whether a command that ended so did what it is for. One that the edge told to end may well say 0 as it does, and
+/// did a part.
+pub fn did_all(status: ExitStatus, told_to_end: bool) -> bool {
+    status == ExitStatus::Code(0) && !told_to_end
+}
+
+/// Why a promotion fails whose release command did not come to its own end.
+pub(super) fn release_lost() -> Failure {
+    let detail = "the edge ended while its release command ran: whether that did anything is not known, and it \
+                  is not run again by itself. Look, then deploy or promote again, which runs it once more";
+    Failure::new("the outcome of its release command is unknown", detail)
 }
 
 fn check(words: &[String]) -> Result<(), String> {
@@ -305,6 +320,19 @@ mod tests {
         }
         assert!(without_secrets(&words(&"a ".repeat(50))).ends_with('…'));
         assert_eq!(without_secrets(&["sh".into(), "a b".into()]), "sh …");
+    }
+
+    #[test]
+    fn a_command_that_was_told_to_end_did_not_do_all() {
+        assert!(did_all(ExitStatus::Code(0), false));
+        for (status, told) in [
+            (ExitStatus::Code(0), true),
+            (ExitStatus::Code(1), false),
+            (ExitStatus::Signal(15), true),
+            (ExitStatus::Unknown, false),
+        ] {
+            assert!(!did_all(status, told), "{status}, {told}");
+        }
     }
 
     #[test]

@@ -22,11 +22,12 @@ use crate::id::{AllocationId, Environment, OperationId};
 use crate::node::{Node, ReadError, as_read};
 use crate::record::ledger::AuditEvidence;
 use crate::record::{CronEnd, CronRun, CronState, Record, key};
-use crate::runner::{ExitStatus, OnceSpec, Prints, Runner};
+use crate::runner::{OnceSpec, Prints, Runner};
 use crate::snapshot::EnvView;
 use crate::store::Txn;
 use crate::wake::{StartRequest, Starts, Wakes};
 
+use super::one_offs::did_all;
 use super::previews::Decided;
 
 /// How often it is looked whether a time has come.
@@ -318,7 +319,8 @@ impl Schedules {
         })?;
         let ended = tokio::time::timeout(entry.timeout, once.ended()).await;
         match ended {
-            Ok(ExitStatus::Code(0)) => Ok("exit code 0".into()),
+            Ok(status) if did_all(status, once.asked()) => Ok(status.to_string()),
+            Ok(status) if once.asked() => Err(format!("the edge ended while it ran: {status}")),
             Ok(status) => Err(status.to_string()),
             Err(_) => {
                 once.end();

@@ -147,6 +147,15 @@ fn it_ends_with_its_client_with_its_time_and_with_the_edge() {
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert_eq!(edge.processes(), [] as [u32; 0]);
     edge.start_again();
+
+    // Also one that exits with 0 when it is told to end: it did not do all.
+    let script = "trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done";
+    let mut child = start(&edge, &["--", "sh", "-c", script]);
+    let mut up = [0; 3];
+    child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+    assert!(edge.stop().success());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    edge.start_again();
 }
 
 #[test]
