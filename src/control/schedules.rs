@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::Empty;
+use tokio::time::Instant;
 use vango_edge_core::control::beside::{Due, due};
 
 use crate::app;
@@ -303,7 +304,9 @@ impl Schedules {
             epoch: view.owner.epoch,
             operation: OperationId::random(&*self.node.entropy),
         };
-        let room = tokio::time::timeout(entry.timeout, self.runner.room()).await;
+        // One deadline: what it waits for room is of its time.
+        let until = Instant::now() + entry.timeout;
+        let room = tokio::time::timeout_at(until, self.runner.room()).await;
         let full = "it was not started: the node runs as many processes as it may";
         let room = room.map_err(|_| full)?;
         let program = self.starts.program(&start, &id, &view.contract).await;
@@ -317,7 +320,7 @@ impl Schedules {
             self.runner.note(&view.environment, &id, &name, &format!("did not start: {e}"));
             format!("it was not started: {e}")
         })?;
-        let ended = tokio::time::timeout(entry.timeout, once.ended()).await;
+        let ended = tokio::time::timeout_at(until, once.ended()).await;
         match ended {
             Ok(status) if did_all(status, once.asked()) => Ok(status.to_string()),
             Ok(status) if once.asked() => Err(format!("the edge ended while it ran: {status}")),
