@@ -9,6 +9,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Json;
@@ -23,7 +25,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
-use crate::control::{Command, ExecError, Execution, LIMITS, NoInput, without_secrets};
+use crate::control::{Command, ExecError, Execution, LIMITS, NoInput, did_all, without_secrets};
 use crate::id::{AllocationId, Environment};
 use crate::record::ledger::AuditEvidence;
 use crate::runner::{ExitStatus, Pipes};
@@ -224,8 +226,8 @@ enum Phase {
 /// The body of the answer.
 struct Frames {
     execution: Execution,
-    until: Instant,
-    timed_out: bool,
+    /// Its time was over, and it was ended for that.
+    timed_out: Arc<AtomicBool>,
     /// When what it printed is read no longer; once it has ended.
     last_words: Option<Instant>,
     phase: Phase,
@@ -259,8 +261,9 @@ async fn printed(pipe: &mut Option<pipe::Receiver>, kind: u8) -> Option<Bytes> {
 
 impl Frames {
     fn new(execution: Execution, limit: Duration, told: Told) -> Self {
-        let (until, timed_out, phase) = (Instant::now() + limit, false, Phase::First);
-        Self { execution, until, timed_out, last_words: None, phase, told }
+        // Not here: this is polled only while its client reads.
+        let (timed_out, phase) = (execution.once.end_after(limit), Phase::First);
+        Self { execution, timed_out, last_words: None, phase, told }
     }
 
     async fn next(&mut self) -> Option<Bytes> {
@@ -292,10 +295,6 @@ impl Frames {
                 _ = &mut ended, if !has_ended => {
                     self.last_words = Some(Instant::now() + LAST_WORDS);
                 }
-                () = tokio::time::sleep_until(self.until), if !self.timed_out && !has_ended => {
-                    self.timed_out = true;
-                    self.execution.once.end();
-                }
                 () = tokio::time::sleep_until(still), if !has_ended => return frame(0, &[]),
                 () = tokio::time::sleep_until(self.last_words.unwrap_or(still)), if has_ended => {
                     break;
@@ -308,13 +307,21 @@ impl Frames {
     async fn over(&mut self) -> Bytes {
         self.phase = Phase::Over;
         let status = self.execution.once.ended().await;
-        let timed_out = if self.timed_out { "its time was over: " } else { "" };
-        self.told.say(&format!("{timed_out}{status}"));
+        let late = self.timed_out.load(Ordering::Acquire);
+        let asked = self.execution.once.asked();
+        let why = match (late, asked) {
+            (true, _) => "its time was over: ",
+            (false, true) => "the edge ended: ",
+            (false, false) => "",
+        };
+        self.told.say(&format!("{why}{status}"));
         let (code, signal) = match status {
+            // It was told to end, and a 0 would say that it did all it was to do.
+            ExitStatus::Code(0) if !did_all(status, asked) => (None, Some(libc::SIGTERM)),
             ExitStatus::Code(code) => (Some(code), None),
             ExitStatus::Signal(signal) => (None, Some(signal)),
             ExitStatus::Unknown => (None, None),
         };
-        word(&ExecFrame { id: None, code, signal, timed_out: self.timed_out })
+        word(&ExecFrame { id: None, code, signal, timed_out: late })
     }
 }

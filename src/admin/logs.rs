@@ -10,7 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::StreamExt as _;
 use futures_util::stream::unfold;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
 use crate::clock::Wall;
@@ -25,6 +25,12 @@ use super::stream::{Events, permit};
 
 /// Time between looks.
 const EVERY: Duration = Duration::from_millis(250);
+
+/// Reads at the same time. One may read all that is kept, on a thread of those that starts of apps need too.
+static READS: Semaphore = Semaphore::const_new(8);
+
+/// How long a read waits for its turn.
+const PLACE: Duration = Duration::from_secs(2);
 
 /// Bytes of an allocation's text.
 const TEXT: usize = 64 * 1024;
@@ -101,14 +107,23 @@ fn row((environment, line): Row) -> LogRow {
     }
 }
 
-/// Runs what waits for the disk.
+/// Runs what waits for the disk, so many at a time.
 async fn read<T: Send + 'static>(
+    reads: &'static Semaphore,
     outputs: &Arc<Outputs>,
     what: impl FnOnce(&Outputs) -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, Problem> {
     let outputs = Arc::clone(outputs);
-    let done = tokio::task::spawn_blocking(move || what(&outputs)).await;
-    done.map_err(Problem::unavailable)?.map_err(Problem::unavailable)
+    let place = tokio::time::timeout(PLACE, reads.acquire()).await;
+    let Ok(Ok(place)) = place else {
+        return Err(Problem::unavailable("as many reads of logs go on as may; try again"));
+    };
+    let done = tokio::task::spawn_blocking(move || {
+        // Until it is over: a client that leaves ends no read.
+        let _place = place;
+        what(&outputs)
+    });
+    done.await.map_err(Problem::unavailable)?.map_err(Problem::unavailable)
 }
 
 /// Where to look, and for what.
@@ -142,7 +157,7 @@ async fn whose(admin: &Admin, id: &AllocationId) -> Result<Select, Problem> {
         Some(environment) => Some(environment),
         None => {
             let id = id.clone();
-            read(&admin.outputs, move |outputs| outputs.locate(&id)).await?
+            read(&READS, &admin.outputs, move |outputs| outputs.locate(&id)).await?
         }
     };
     let found = environment.ok_or_else(|| {
@@ -166,7 +181,7 @@ pub async fn logs(
     let (select, wanted) = selected(&admin, filter).await?;
     let cursor = asked.after().map(str::parse::<Cursor>).transpose();
     let cursor = cursor.map_err(|e| Problem::bad(format!("after: {e}")))?;
-    let (rows, older) = read(&admin.outputs, move |outputs| {
+    let (rows, older) = read(&READS, &admin.outputs, move |outputs| {
         let cursor = cursor.unwrap_or_else(|| outputs.end(&select));
         outputs.before(&select, &wanted, &cursor, limit)
     })
@@ -186,7 +201,7 @@ pub async fn text(State(admin): State<Admin>, Path(id): Path<String>) -> Result<
     let id: AllocationId = id.parse().map_err(Problem::bad)?;
     let select = whose(&admin, &id).await?;
     let wanted = Wanted { allocation: Some(id), ..Wanted::default() };
-    let rows = read(&admin.outputs, move |outputs| {
+    let rows = read(&READS, &admin.outputs, move |outputs| {
         let end = outputs.end(&select);
         Ok(outputs.before(&select, &wanted, &end, TEXT_LINES)?.0)
     })
@@ -222,7 +237,10 @@ impl Follower {
     async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
         loop {
             let batch = match self.first.take() {
-                Some(tail) => Some(self.begin(tail).await),
+                Some(tail) => {
+                    self.every.tick().await;
+                    self.begin(tail).await
+                }
                 None => {
                     self.every.tick().await;
                     self.look().await
@@ -238,23 +256,27 @@ impl Follower {
         }
     }
 
-    async fn begin(&mut self, tail: usize) -> LogBatch {
+    async fn begin(&mut self, tail: usize) -> Option<LogBatch> {
         let (select, wanted) = (self.select.clone(), self.wanted.clone());
-        let found = read(&self.admin.outputs, move |outputs| {
+        let found = read(&READS, &self.admin.outputs, move |outputs| {
             let end = outputs.end(&select);
             let (rows, _) = outputs.before(&select, &wanted, &end, tail)?;
             Ok((end, rows))
         });
-        let (end, mut rows) = found.await.unwrap_or_default();
+        let Ok((end, mut rows)) = found.await else {
+            // It begins with the next look: from nowhere it would send all that is kept.
+            self.first = Some(tail);
+            return None;
+        };
         rows.reverse();
         self.cursor = end;
-        LogBatch { rows: rows.into_iter().map(row).collect(), missed: false }
+        Some(LogBatch { rows: rows.into_iter().map(row).collect(), missed: false })
     }
 
     async fn look(&mut self) -> Option<LogBatch> {
         let (select, wanted) = (self.select.clone(), self.wanted.clone());
         let mut cursor = self.cursor.clone();
-        let found = read(&self.admin.outputs, move |outputs| {
+        let found = read(&READS, &self.admin.outputs, move |outputs| {
             let found = outputs.after(&select, &wanted, &mut cursor)?;
             Ok((found, cursor))
         });
@@ -298,4 +320,37 @@ pub async fn log_stream(
     let follower = Follower { admin, select, wanted, cursor, first, every, _permit: permit };
     let events = unfold(follower, Follower::next);
     Ok(Sse::new(events.boxed()).keep_alive(KeepAlive::default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_has_its_place_until_it_is_over_whatever_becomes_of_its_client() {
+        static ONE: Semaphore = Semaphore::const_new(1);
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = Outputs::small(dir.path());
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let (go, goes) = std::sync::mpsc::channel::<()>();
+        let client = {
+            let outputs = Arc::clone(&outputs);
+            tokio::spawn(async move {
+                read(&ONE, &outputs, move |_| {
+                    let _ = begun.send(());
+                    goes.recv().map_err(std::io::Error::other)
+                })
+                .await
+                .is_ok()
+            })
+        };
+        begins.await.unwrap();
+        client.abort();
+        assert!(client.await.unwrap_err().is_cancelled());
+        assert_eq!(ONE.available_permits(), 0);
+        assert!(read(&ONE, &outputs, |_| Ok(())).await.is_err(), "another has no place");
+        go.send(()).unwrap();
+        drop(ONE.acquire().await.unwrap());
+        assert!(read(&ONE, &outputs, |_| Ok(())).await.is_ok());
+    }
 }

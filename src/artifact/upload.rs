@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -42,8 +43,8 @@ pub const ASKED: usize = 10_000;
 const ONE_BY_ONE: usize = 64;
 
 /// What may not be on disk yet.
-#[derive(Debug, Default)]
-pub struct Unsynced(Mutex<Pending>);
+#[derive(Debug, Default, Clone)]
+pub struct Unsynced(Arc<Mutex<Pending>>);
 
 #[derive(Debug, Default)]
 enum Pending {
@@ -53,13 +54,12 @@ enum Pending {
     Many,
 }
 
-impl Unsynced {
-    async fn add(&self, digests: impl IntoIterator<Item = Digest>) {
-        let mut pending = self.0.lock().await;
-        if let Pending::These(these) = &mut *pending {
-            these.extend(digests);
+impl Pending {
+    fn add(&mut self, digest: Digest) {
+        if let Self::These(these) = self {
+            these.insert(digest);
             if these.len() > ONE_BY_ONE {
-                *pending = Pending::Many;
+                *self = Self::Many;
             }
         }
     }
@@ -136,8 +136,11 @@ impl Artifacts {
         let mut writer = WriteMultipart::new_with_chunk_size(upload, CHUNK);
         match copy(digest, limit, content, &mut writer).await {
             Ok(size) => {
+                // Before it has its name, and locked until then: one that is there and is not flushed would be
+                // named by the next deployment, also where this client leaves or the end of it fails.
+                let mut pending = self.unsynced.0.lock().await;
+                pending.add(*digest);
                 writer.finish().await?;
-                self.unsynced.add([*digest]).await;
                 Ok(size)
             }
             Err(e) => {
@@ -153,11 +156,11 @@ impl Artifacts {
     /// [`ArtifactError::Batch`] for what is no such archive, [`ArtifactError::Damaged`] for a blob that is not
     /// what its name says, [`ArtifactError::Io`] where it cannot be written.
     pub async fn put_batch(&self, archive: Bytes) -> Result<usize, ArtifactError> {
-        let blobs = self.blobs();
+        let (blobs, unsynced) = (self.blobs(), self.unsynced.clone());
         let read = tokio::task::spawn_blocking(move || {
             let all = unpack(&archive)?;
             let Some(dir) = blobs else { return Ok(all) };
-            each(&all, &mut |_, _| {}, |(digest, bytes)| write(&dir, digest, bytes))?;
+            each(&all, &mut |_, _| {}, |(digest, bytes)| write(&dir, digest, bytes, &unsynced))?;
             Ok::<_, ArtifactError>(all)
         });
         let all = read.await??;
@@ -166,7 +169,6 @@ impl Artifacts {
                 self.objects.put(&key(digest), PutPayload::from(bytes.clone())).await?;
             }
         }
-        self.unsynced.add(all.iter().map(|(digest, _)| *digest)).await;
         Ok(all.len())
     }
 
@@ -225,7 +227,12 @@ pub(super) fn hash_of(path: &Path) -> Result<Option<(Digest, u64)>, ArtifactErro
 /// Tells the files of writers apart that store one blob at the same time.
 static WRITERS: AtomicU64 = AtomicU64::new(0);
 
-fn write(dir: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), ArtifactError> {
+fn write(
+    dir: &Path,
+    digest: &Digest,
+    bytes: &[u8],
+    unsynced: &Unsynced,
+) -> Result<(), ArtifactError> {
     let found = digest_of(bytes);
     if found != *digest {
         return Err(ArtifactError::Damaged { expected: *digest, found: found.to_string() });
@@ -235,6 +242,9 @@ fn write(dir: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), ArtifactError>
     let part = dir.join(format!("{}#batch-{number}", digest.hex()));
     let written = fs::write(&part, bytes).and_then(|()| {
         crash::before("upload", "blob");
+        // One step for `flush`: a batch that fails further on, or whose client leaves, has stored this one.
+        let mut pending = unsynced.0.blocking_lock();
+        pending.add(*digest);
         fs::rename(&part, dir.join(digest.hex()))
     });
     written.map_err(|e| {
@@ -317,4 +327,37 @@ where
     }
     layout::check(*digest, hash)?;
     Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a batch is for clients: digests as names, whether they are the content's or not.
+    fn archive(blobs: &[(Digest, &[u8])]) -> Bytes {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (digest, bytes) in blobs {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, digest.hex(), *bytes).unwrap();
+        }
+        tar.into_inner().unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_batch_stored_is_flushed_with_the_next_deployment() {
+        let dir = tempfile::tempdir().unwrap();
+        let artifacts =
+            Artifacts::local(&dir.path().join("artifacts"), &dir.path().join("trees")).unwrap();
+        artifacts.flush().await.unwrap();
+        let mut blobs: Vec<(Digest, &[u8])> = vec![(digest_of(b"good"), b"good")];
+        // Work stops at the damaged one; what comes before it was stored.
+        blobs.push((digest_of(b"other"), b"damaged"));
+        let failed = artifacts.put_batch(archive(&blobs)).await;
+        assert!(matches!(failed, Err(ArtifactError::Damaged { .. })), "{failed:?}");
+        assert!(artifacts.has(&blobs[0].0).await.unwrap());
+        let pending = artifacts.unsynced.0.lock().await;
+        let Pending::These(these) = &*pending else { panic!("{pending:?}") };
+        assert_eq!(these.iter().collect::<Vec<_>>(), [&blobs[0].0]);
+    }
 }

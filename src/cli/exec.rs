@@ -15,6 +15,8 @@ use super::client::Client;
 const FAILED: u8 = 125;
 /// Its time was over. As `timeout` has it.
 const TIMED_OUT: u8 = 124;
+/// What it printed is read no longer. As 128 + SIGPIPE.
+const CLOSED: u8 = 141;
 
 /// Runs `command`; its exit code, or one that says why there is none.
 pub fn run(
@@ -26,8 +28,8 @@ pub fn run(
 ) -> ExitCode {
     match exec(client, environment, command, stdin, timeout) {
         Ok(code) => ExitCode::from(code),
-        // `vango-edge exec app -- yes | head` is not an error.
-        Err(e) if super::is_closed_pipe(&e) => ExitCode::SUCCESS,
+        // The command is ended for it, done or not: no success, and what a shell says of `yes` in `yes | head`.
+        Err(e) if super::is_closed_pipe(&e) => ExitCode::from(CLOSED),
         Err(e) => {
             eprintln!("vango-edge: {e:#}");
             ExitCode::from(FAILED)

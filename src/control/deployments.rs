@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::RwLockReadGuard;
 use vango_edge_core::control::promotion;
 
 use crate::artifact::{ArtifactError, Artifacts, Decoded};
@@ -60,7 +61,7 @@ impl Deployments {
         preview: Option<&EnvName>,
     ) -> Result<Deployed, DeployError> {
         // Nothing of it is collected until it is recorded.
-        let _paused = self.collector.paused().await;
+        let paused = self.collector.paused().await;
         let (deployment, contract) = self.verified(digest, preview).await?;
         let environment = deployment.environment.clone();
         // A reload waits: owners follow the configuration that is in force when they are written.
@@ -81,13 +82,13 @@ impl Deployments {
             let moves = if preview.is_some() { is_awake() } else { !app.gated };
             if moves {
                 drop(one);
-                return self.move_to(deployment, owner, hosts.clone()).await;
+                return self.move_to(deployment, owner, hosts.clone(), paused).await;
             }
         }
         if contract.release.is_some() && (owner.is_none() || preview.is_some()) {
             // What is to be run before it serves is run by what moves owners, once.
             drop(one);
-            return self.move_to(deployment, owner, hosts.clone()).await;
+            return self.move_to(deployment, owner, hosts.clone(), paused).await;
         }
         let at = key::deployment(&environment, &deployment.id);
         let mut txn = Txn::new().absent(&at).put(&at, deployment.encode());
@@ -238,12 +239,16 @@ impl Deployments {
         deployment: Deployment,
         from: Option<OwnerSeen>,
         hosts: Vec<Host>,
+        paused: RwLockReadGuard<'_, ()>,
     ) -> Result<Deployed, DeployError> {
         let (id, environment) = (deployment.id.clone(), deployment.environment.clone());
         let digest = deployment.digest;
         self.note(&deployment).await;
         let failed = |e: PromoteError| DeployError::Moving(environment.clone(), e.to_string());
         let moving = self.promotions.redeploy(deployment, from).await.map_err(failed)?;
+        // The promotion on record keeps its deployments. Held during the wait, a collection would queue behind this
+        // move, and every command that pauses collections behind that one.
+        drop(paused);
         let over = self.promotions.wait(&environment, &moving.id, MOVING).await.map_err(failed)?;
         match over {
             Some(p) if p.state == PromotionState::Healthy || p.state.in_progress() => {

@@ -35,7 +35,9 @@ pub use counts::{Counts, EvidenceError};
 pub use decisions::{Decisions, Keep};
 pub use deployments::{DeployError, Deployed, Deployments, Effect};
 pub use env_vars::{EnvVars, EnvVarsChange, EnvVarsError};
-pub use one_offs::{Command, ExecError, Execution, LIMITS, NoInput, OneOffs, without_secrets};
+pub use one_offs::{
+    Command, ExecError, Execution, LIMITS, NoInput, OneOffs, did_all, without_secrets,
+};
 pub use owners::Owners;
 pub use previews::{Previews, RemoveError};
 pub use promotion_work::PromotionWork;

@@ -198,7 +198,9 @@ impl OneOffs {
         })?;
         log::info!("{}: the release command of {} runs ({id})", wanted.environment, wanted.digest);
         let status = match tokio::time::timeout(limit, once.ended()).await {
-            Ok(ExitStatus::Code(0)) => return Ok(()),
+            Ok(status) if did_all(status, once.asked()) => return Ok(()),
+            // Its end is the edge's own: what it did until then nothing tells.
+            Ok(_) if once.asked() => return Err(release_lost()),
             Ok(status) => format!("ended with {status}"),
             Err(_) => {
                 once.end();
@@ -233,6 +235,19 @@ impl OneOffs {
     }
 }
 
+/// Whether a command that ended so did what it is for. One that the edge told to end may well say 0 as it does, and
+/// did a part.
+pub fn did_all(status: ExitStatus, told_to_end: bool) -> bool {
+    status == ExitStatus::Code(0) && !told_to_end
+}
+
+/// Why a promotion fails whose release command did not come to its own end.
+pub(super) fn release_lost() -> Failure {
+    let detail = "the edge ended while its release command ran: whether that did anything is not known, and it \
+                  is not run again by itself. Look, then deploy or promote again, which runs it once more";
+    Failure::new("the outcome of its release command is unknown", detail)
+}
+
 fn check(words: &[String]) -> Result<(), String> {
     let bytes: usize = words.iter().map(String::len).sum();
     match words.first() {
@@ -250,25 +265,38 @@ fn check(words: &[String]) -> Result<(), String> {
     }
 }
 
-/// A command as it is written down: no word in which a secret may stand. Shown are plain words, up to 64
-/// characters; not what follows an option whose name speaks of a secret.
+/// A command as it is written down: no word in which a secret may stand. Shown are plain words of up to 64
+/// characters. Hidden are a name and what belongs to it (`ada:hunter2`), an option with one dash and more than a
+/// letter, in which its value may be, the word after an option with one dash or one that speaks of a secret, and
+/// everything after another word that does (`set-password ada hunter2`). A program's name is cut.
 pub fn without_secrets(words: &[String]) -> String {
     const MOST: usize = 20;
+    const LONGEST: usize = 64;
     let plain = |w: &str| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._/:-+@,".contains(c);
-        w.len() <= 64 && !w.contains("//") && w.chars().all(allowed)
+        !w.contains("//") && w.chars().all(allowed)
     };
+    let pair = |w: &str| w.split_once(':').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty());
+    let one_dash = |w: &str| w.starts_with('-') && !w.starts_with("--");
     let speaks_of_one = |w: &str| {
         let lower = w.to_ascii_lowercase();
         let names = ["pass", "pwd", "secret", "token", "key", "auth", "cred"];
-        w.starts_with('-') && names.iter().any(|name| lower.contains(name))
+        names.iter().any(|name| lower.contains(name))
     };
     let mut shown: Vec<&str> = Vec::new();
-    let mut before = "";
+    let (mut before, mut all_after) = ("", false);
     for (n, word) in words.iter().take(MOST).enumerate() {
-        // A program's path is none.
-        let hidden = n > 0 && (!plain(word) || speaks_of_one(before) || before == "-c");
-        shown.push(if hidden { "…" } else { word });
+        let hidden = if n == 0 {
+            !plain(word)
+        } else {
+            let value = before.starts_with('-') && (one_dash(before) || speaks_of_one(before));
+            let attached = one_dash(word) && word.len() > 2;
+            let long = word.len() > LONGEST;
+            all_after || value || attached || long || pair(word) || !plain(word)
+        };
+        // What is plain has one byte for each character.
+        shown.push(if hidden { "…" } else { &word[..word.len().min(LONGEST)] });
+        all_after |= !word.starts_with('-') && speaks_of_one(word);
         before = word;
     }
     if words.len() > MOST {
@@ -298,13 +326,36 @@ mod tests {
             ("psql postgres://u:p@h/db", "psql …"),
             ("sh -c a", "sh -c …"),
             ("env A=1 x", "env … x"),
-            ("x -t s3cr3t", "x -t s3cr3t"),
-            ("x --api-key k -n 1", "x --api-key … -n 1"),
+            ("x -t s3cr3t", "x -t …"),
+            ("x --api-key k --count 1", "x --api-key … --count 1"),
+            ("mysql -phunter2 app", "mysql … …"),
+            ("plink -pw hunter2", "plink … …"),
+            ("redis-cli -a hunter2 ping", "redis-cli -a … ping"),
+            ("curl --user ada:hunter2 host", "curl --user … host"),
+            ("./bin/user set-password ada hunter2", "./bin/user set-password … …"),
+            ("PASSWORD=hunter2 x", "… …"),
         ] {
             assert_eq!(without_secrets(&words(given)), shown);
         }
         assert!(without_secrets(&words(&"a ".repeat(50))).ends_with('…'));
         assert_eq!(without_secrets(&["sh".into(), "a b".into()]), "sh …");
+        assert_eq!(
+            without_secrets(&["a".repeat(100), "b".repeat(65)]),
+            format!("{} …", "a".repeat(64))
+        );
+    }
+
+    #[test]
+    fn a_command_that_was_told_to_end_did_not_do_all() {
+        assert!(did_all(ExitStatus::Code(0), false));
+        for (status, told) in [
+            (ExitStatus::Code(0), true),
+            (ExitStatus::Code(1), false),
+            (ExitStatus::Signal(15), true),
+            (ExitStatus::Unknown, false),
+        ] {
+            assert!(!did_all(status, told), "{status}, {told}");
+        }
     }
 
     #[test]

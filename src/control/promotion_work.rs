@@ -33,7 +33,7 @@ use crate::store::Txn;
 use crate::wake::{self, Allocations, Leased, Lost, NotStarted, StartRequest, Starts, Wakes, Work};
 
 use super::counts::Counts;
-use super::one_offs::OneOffs;
+use super::one_offs::{OneOffs, release_lost};
 use super::owners::{Owners, TakeError};
 
 /// How often this edge's routing is looked at while it takes the new owner up.
@@ -442,12 +442,6 @@ fn wanted(p: &Promotion, epoch: Epoch) -> StartRequest {
         epoch,
         operation: p.id.clone(),
     }
-}
-
-fn release_lost() -> Failure {
-    let detail = "the edge ended while its release command ran: whether that did anything is not known, and it \
-                  is not run again by itself. Look, then deploy or promote again, which runs it once more";
-    Failure::new("the outcome of its release command is unknown", detail)
 }
 
 fn refusal(p: &Promotion, policy: &Policy, missing: &[String]) -> String {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::Empty;
+use tokio::time::Instant;
 use vango_edge_core::control::beside::{Due, due};
 
 use crate::app;
@@ -22,10 +23,12 @@ use crate::id::{AllocationId, Environment, OperationId};
 use crate::node::{Node, ReadError, as_read};
 use crate::record::ledger::AuditEvidence;
 use crate::record::{CronEnd, CronRun, CronState, Record, key};
-use crate::runner::{ExitStatus, OnceSpec, Prints, Runner};
+use crate::runner::{OnceSpec, Prints, Runner};
 use crate::snapshot::EnvView;
 use crate::store::Txn;
 use crate::wake::{StartRequest, Starts, Wakes};
+
+use super::one_offs::did_all;
 
 /// How often it is looked whether a time has come.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -303,7 +306,9 @@ impl Schedules {
             epoch: view.owner.epoch,
             operation: OperationId::random(&*self.node.entropy),
         };
-        let room = tokio::time::timeout(entry.timeout, self.runner.room()).await;
+        // One deadline: what it waits for room is of its time.
+        let until = Instant::now() + entry.timeout;
+        let room = tokio::time::timeout_at(until, self.runner.room()).await;
         let full = "it was not started: the node runs as many processes as it may";
         let room = room.map_err(|_| full)?;
         let program = self.starts.program(&start, None, &view.contract).await;
@@ -317,9 +322,10 @@ impl Schedules {
             self.runner.note(&view.environment, &id, &name, &format!("did not start: {e}"));
             format!("it was not started: {e}")
         })?;
-        let ended = tokio::time::timeout(entry.timeout, once.ended()).await;
+        let ended = tokio::time::timeout_at(until, once.ended()).await;
         match ended {
-            Ok(ExitStatus::Code(0)) => Ok("exit code 0".into()),
+            Ok(status) if did_all(status, once.asked()) => Ok(status.to_string()),
+            Ok(status) if once.asked() => Err(format!("the edge ended while it ran: {status}")),
             Ok(status) => Err(status.to_string()),
             Err(_) => {
                 once.end();

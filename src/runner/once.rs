@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::unix::pipe;
@@ -113,17 +113,33 @@ impl Once {
         if self.has_ended() {
             return;
         }
-        let (group, grace) = (Arc::clone(&self.group), self.grace);
+        self.runtime.spawn(end(Arc::clone(&self.group), self.grace));
+    }
+
+    /// Ends it if it runs for longer than `limit`, and says then that it did. A task of its own does: what reads
+    /// the pipes may wait for a client that reads nothing, and a command whose pipe is full ends by nothing else.
+    pub fn end_after(&self, limit: Duration) -> Arc<AtomicBool> {
+        let over = Arc::<AtomicBool>::default();
+        let (group, grace, said) = (Arc::clone(&self.group), self.grace, Arc::clone(&over));
+        let ended = self.ended();
         self.runtime.spawn(async move {
-            if let Err(e) = group.end(grace).await {
-                ::log::error!("{}: a command could not be ended: {e}", group.allocation);
+            if tokio::time::timeout(limit, ended).await.is_err() {
+                said.store(true, Ordering::Release);
+                end(group, grace).await;
             }
         });
+        over
     }
 
     /// The end of what it printed into the log, at most `max` bytes.
     pub fn printed(&self, max: usize) -> String {
         self.tail.last(max)
+    }
+}
+
+async fn end(group: Arc<Group>, grace: Duration) {
+    if let Err(e) = group.end(grace).await {
+        ::log::error!("{}: a command could not be ended: {e}", group.allocation);
     }
 }
 
@@ -331,6 +347,22 @@ mod tests {
         let mut told = String::new();
         stdout.read_to_string(&mut told).await.unwrap();
         assert_eq!(told, "told\n");
+    }
+
+    #[tokio::test]
+    async fn one_whose_time_is_over_ends_though_nothing_reads_what_it_prints() {
+        let dir = tempfile::tempdir().unwrap();
+        let runner = runner(dir.path());
+        let prints = Prints::Piped { stdin: false };
+        let once = runner.once(spec(dir.path(), "exec yes", prints), room()).await.unwrap();
+        let over = once.end_after(Duration::from_millis(1));
+        assert_eq!(once.ended().await, ExitStatus::Signal(libc::SIGTERM));
+        assert!(over.load(Ordering::Acquire) && once.asked());
+
+        let once = runner.once(spec(dir.path(), "exit 0", prints), room()).await.unwrap();
+        let over = once.end_after(Duration::from_secs(1000));
+        assert_eq!(once.ended().await, ExitStatus::Code(0));
+        assert!(!over.load(Ordering::Acquire) && !once.asked());
     }
 
     #[tokio::test]

@@ -82,13 +82,15 @@ impl Inheritance {
             }
         }
         // Files without a record: its deletion came before the files', or the store is another.
-        for id in self.runner.leftovers() {
-            if !known.contains(&id)
-                && let Err(e) = self.runner.end_leftover(None, &id, UNFIT).await
-            {
+        // Each may take its time to end, and nothing is served before the last one has.
+        let mut unknown = self.runner.leftovers();
+        unknown.retain(|id| !known.contains(id));
+        let ending = stream::iter(unknown).for_each_concurrent(AT_ONCE, |id| async move {
+            if let Err(e) = self.runner.end_leftover(None, &id, UNFIT).await {
                 log::error!("what is left of {id} could not be ended: {e}");
             }
-        }
+        });
+        ending.await;
         Ok(taken)
     }
 

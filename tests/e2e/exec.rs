@@ -116,6 +116,13 @@ fn it_ends_with_its_client_with_its_time_and_with_the_edge() {
     assert!(text(&late.stderr).contains("--timeout"));
     assert_eq!(edge.processes(), [] as [u32; 0]);
 
+    // The same where its client reads nothing, so that it cannot print on.
+    let mut unread = start(&edge, &["--timeout", "1s", "--", "yes"]);
+    unread.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    eventually("nothing of it runs", || edge.processes().is_empty());
+    unread.kill().unwrap();
+    unread.wait().unwrap();
+
     // `kill -9` of the edge: the next start finds what it left, also where it wrote over its environment.
     let script = "exec perl -e '$0 = \"x\" x 4096; print \"$$\\n\"; $| = 1; $SIG{PIPE} = \"IGNORE\"; sleep 1000'";
     let mut child = start(&edge, &["--", "sh", "-c", script]);
@@ -139,6 +146,15 @@ fn it_ends_with_its_client_with_its_time_and_with_the_edge() {
     assert!(edge.stop().success());
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert_eq!(edge.processes(), [] as [u32; 0]);
+    edge.start_again();
+
+    // Also one that exits with 0 when it is told to end: it did not do all.
+    let script = "trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done";
+    let mut child = start(&edge, &["--", "sh", "-c", script]);
+    let mut up = [0; 3];
+    child.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+    assert!(edge.stop().success());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
     edge.start_again();
 }
 

@@ -1,10 +1,11 @@
 //! Release commands: before an artifact serves, once, and what happens when they fail or the edge is killed.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Artifact, Edge, eventually, eventually_some};
+use crate::support::{Artifact, Edge, binary, eventually, eventually_some};
 
 use super::promotion::{deploy_preview, promote, route, visit};
 
@@ -85,6 +86,59 @@ fn a_preview_and_a_promotion_of_it_run_it_each_in_their_own_environment() {
     visit(&edge, "pr-7", 1);
     assert_eq!(edge.json(&["promote", "studylab", "pr-7"])["state"], "healthy");
     assert_eq!(released(&edge, "production"), ["2 of studylab/production"]);
+}
+
+/// An edge that stops tells it to end: that it says 0 then is no success.
+#[test]
+fn one_that_the_stopping_edge_ends_is_no_success_whatever_it_exits_with() {
+    let mut edge = Edge::start();
+    let first = edge.deploy(&Artifact::new());
+    let then = "trap 'exit 0' TERM\ntouch \"$HOME/up\"\nwhile :; do sleep 0.01; done";
+    let dir = releasing("2", then);
+    let mut deploying = Command::new(binary())
+        .args(["deploy", dir.write().to_str().unwrap()])
+        .env("VANGO_EDGE_ADMIN", format!("http://{}", edge.admin))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let up = edge.state().join("run/home/studylab/production/up");
+    eventually("it waits to be told", || up.exists());
+    assert!(edge.stop().success());
+    assert!(!deploying.wait().unwrap().success());
+    edge.start_again();
+    let over = last(&edge);
+    assert_eq!(over["state"], "failed", "{over}");
+    assert!(over["reason"].as_str().unwrap().contains("not run again by itself"), "{over}");
+    assert_eq!(route(&edge)["digest"], first["digest"]);
+}
+
+/// What waits for a release command holds no collection up, and so no other app's commands.
+#[test]
+fn a_collection_ends_while_a_deployment_waits_for_its_release_command() {
+    let edge = Edge::start();
+    edge.deploy(&Artifact::new());
+    let then = "touch \"$HOME/up\"\nwhile [ ! -e \"$HOME/go\" ]; do sleep 0.01; done";
+    let dir = releasing("2", then);
+    let mut deploying = Command::new(binary())
+        .args(["deploy", dir.write().to_str().unwrap()])
+        .env("VANGO_EDGE_ADMIN", format!("http://{}", edge.admin))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let home = edge.state().join("run/home/studylab/production");
+    eventually("it runs", || home.join("up").exists());
+    let mut collecting = Command::new(binary())
+        .arg("collect")
+        .env("VANGO_EDGE_ADMIN", format!("http://{}", edge.admin))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("it is over", || collecting.try_wait().unwrap().is_some());
+    assert!(collecting.wait().unwrap().success());
+    fs::write(home.join("go"), "").unwrap();
+    assert!(deploying.wait().unwrap().success(), "what it deploys was kept");
 }
 
 /// Killed just before it runs, while it runs, and after it ended: each time it is not known what it did.
