@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use vango_edge_core::control::promotion;
 
-use crate::artifact::{ArtifactError, Artifacts, Decoded};
+use crate::artifact::{ArtifactError, ArtifactSource, Decoded};
 use crate::assets::AssetIndex;
 use crate::config::{self, App, Config, Diagnostic};
 use crate::contract::{self, Contract};
@@ -34,17 +34,17 @@ const MAX_SCHEMA: u64 = 1024 * 1024;
 
 /// Makes deployments.
 pub struct Deployments {
-    pub(crate) node: Node,
-    pub(crate) artifacts: Arc<Artifacts>,
+    pub node: Node,
+    pub artifacts: Arc<dyn ArtifactSource>,
     /// Lays trees out.
-    pub(crate) starts: Arc<Starts>,
-    pub(crate) owners: Arc<Owners>,
-    pub(crate) routing: Arc<Routing>,
-    pub(crate) counts: Arc<Counts>,
+    pub starts: Arc<Starts>,
+    pub owners: Arc<Owners>,
+    pub routing: Arc<Routing>,
+    pub counts: Arc<Counts>,
     /// Move what serves.
-    pub(crate) promotions: Arc<Promotions>,
+    pub promotions: Arc<Promotions>,
     /// Waits until deployments are recorded.
-    pub(crate) collector: Arc<Collector>,
+    pub collector: Arc<Collector>,
 }
 
 impl Deployments {
@@ -123,7 +123,7 @@ impl Deployments {
         digest: Digest,
         preview: Option<&EnvName>,
     ) -> Result<(Deployment, Contract), DeployError> {
-        let verified = self.artifacts.verify(&digest, self.decoded()).await?;
+        let verified = Arc::clone(&self.artifacts).verify(&digest, self.decoded()).await?;
         let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
             .map_err(DeployError::Contract)?;
         self.app(&contract.app)?;

@@ -164,11 +164,11 @@ impl Promotions {
             return Err(PromoteError::Serves(environment, source.digest));
         }
         // Its own deployment of the artifact, if there is one; otherwise one is made of it.
-        let is_own = |d: &Deployment| d.environment == environment && d.digest == source.digest;
-        let own = found.into_iter().find(|f| is_own(&f.record));
-        let read_at = own.as_ref().map(|f| f.revision);
+        let own = promotion::own(&all, &environment, &source).cloned();
+        let read_at = own.as_ref().and_then(|own| found.iter().find(|f| f.record.id == own.id));
+        let read_at = read_at.map(|f| f.revision);
         let deployment = match own {
-            Some(own) => own.record,
+            Some(own) => own,
             None => Deployment {
                 id: DeploymentId::random(&*self.node.entropy),
                 environment: environment.clone(),
