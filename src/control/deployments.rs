@@ -244,7 +244,7 @@ impl Deployments {
         self.note(&deployment).await;
         let failed = |e: PromoteError| DeployError::Moving(environment.clone(), e.to_string());
         let moving = self.promotions.redeploy(deployment, from).await.map_err(failed)?;
-        let over = self.promotions.wait(&environment, &moving.id, MOVING).await.map_err(failed)?;
+        let over = self.promotions.wait(&moving, MOVING).await.map_err(failed)?;
         match over {
             Some(p) if p.state == PromotionState::Healthy || p.state.in_progress() => {
                 let over = !p.state.in_progress();

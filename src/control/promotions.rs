@@ -317,27 +317,31 @@ impl Promotions {
         }
     }
 
-    /// Waits until promotion `id` of `environment` is over, at most `limit`; then as it is.
+    /// Waits until the promotion that `begun` recorded is over, at most `limit`; then as it is. `None` for one that
+    /// is not there any more.
     ///
     /// # Errors
     /// [`PromoteError`] when the store cannot be read.
     pub async fn wait(
         &self,
-        environment: &Environment,
-        id: &OperationId,
+        begun: &Promotion,
         limit: Duration,
     ) -> Result<Option<Promotion>, PromoteError> {
         let started = self.node.clock.now();
         loop {
-            let now = self.node.read::<Promotion>(&key::promotion(environment)).await?;
-            match now.map(|f| f.record).filter(|p| p.id == *id) {
+            let now = self.node.read::<Promotion>(&key::promotion(&begun.environment)).await?;
+            match now.map(|f| f.record).filter(|p| p.id == begun.id) {
                 Some(p) if p.state.in_progress() => {
                     if self.node.clock.now().since(started) >= limit {
                         return Ok(Some(p));
                     }
                 }
-                // Over; or a later one took its place, and it is in the history.
-                over => return Ok(over),
+                Some(over) => return Ok(Some(over)),
+                // It is over, and a later one took its place between two looks.
+                None => {
+                    let at = key::promoted(begun.requested, &begun.id);
+                    return Ok(self.node.read::<Promotion>(&at).await?.map(|f| f.record));
+                }
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }

@@ -14,6 +14,8 @@ use crate::world::{Sim, has_release};
 struct Release {
     promotion: OperationId,
     deployment: DeploymentId,
+    /// That it was told.
+    epoch: Epoch,
     /// It was told to end: what it says as it does is not that it did its work.
     asked: bool,
     ended: Option<ExitStatus>,
@@ -70,22 +72,25 @@ impl Moves {
         !has_release(digest) || self.releases.values().any(released)
     }
 
+    /// The epochs that release commands were told.
+    pub fn released_under(&self) -> Vec<Epoch> {
+        self.releases.values().map(|r| r.epoch).collect()
+    }
+
     fn release_of(&self, promotion: &OperationId) -> Option<&Release> {
         self.releases.values().find(|r| r.promotion == *promotion)
     }
 }
 
 impl Sim {
-    /// A release command is about to be run. It is told no promotion: it is of one that moves its environment
-    /// to its artifact, under its epoch.
+    /// A release command is about to be run. It is told no promotion: it is of the last one that moves its
+    /// environment to its artifact.
     pub fn about_to_release(&self, id: &AllocationId, program: &Program) {
         let environment = &program.environment;
         let mut truth = self.truth();
         let moves = &truth.moves;
-        let of = |p: &&Promotion| {
-            let epoch = p.from.as_ref().map_or(Epoch(0), |f| f.epoch).next();
-            p.environment == *environment && p.digest == program.digest && epoch == program.epoch
-        };
+        let epoch = program.epoch;
+        let of = |p: &&Promotion| p.environment == *environment && p.digest == program.digest;
         let found =
             moves.promotions.values().filter(of).max_by_key(|p| (p.requested, p.id.clone()));
         let Some(p) = found else {
@@ -95,7 +100,7 @@ impl Sim {
         let (promotion, deployment, state) = (p.id.clone(), p.deployment.clone(), p.state);
         let again = moves.release_of(&promotion).is_some();
         let release =
-            Release { promotion: promotion.clone(), deployment, asked: false, ended: None };
+            Release { promotion: promotion.clone(), deployment, epoch, asked: false, ended: None };
         truth.moves.releases.insert(id.clone(), release);
         drop(truth);
         self.note(|| format!("the release command of {promotion} runs"));

@@ -9,7 +9,7 @@ use vango_edge::record::{Promotion, PromotionState};
 use vango_edge::runner::ExitStatus;
 
 use crate::edge::Edge;
-use crate::events::{deploy, production};
+use crate::events::{deploy, preview, production};
 use crate::run::end_leases;
 use crate::story::{remember_panics, take_panic};
 use crate::world::Sim;
@@ -40,7 +40,7 @@ async fn promote(edge: &Edge, wanted: Candidate) -> Promotion {
     let promotions = edge.control().promotions.clone();
     let begun = promotions.promote(production().app(), &wanted).await.unwrap();
     let limit = Duration::from_secs(30);
-    promotions.wait(&production(), &begun.id, limit).await.unwrap().unwrap()
+    promotions.wait(&begun, limit).await.unwrap().unwrap()
 }
 
 /// A rollback went to the first deployment of its artifact, also where that was one whose release command had
@@ -63,6 +63,53 @@ fn a_rollback_goes_to_the_deployment_that_served() {
         let back = promote(&edge, Candidate::Previous).await;
         assert_eq!(back.state, PromotionState::Healthy, "{:?}", back.failure);
         assert_eq!(back.source, back.deployment);
+    });
+}
+
+/// A deployment that had served, and was replaced before its client looked again, was said to have done nothing.
+#[test]
+fn a_deployment_that_was_replaced_at_once_is_told_that_it_moved() {
+    tell(|sim, edge| async move {
+        assert!(deploy(sim.clone(), edge.clone(), production(), 0).await);
+        let served = || {
+            let truth = sim.truth();
+            let healthy = |p: &&Promotion| p.state == PromotionState::Healthy;
+            truth.moves.promotions().filter(healthy).count()
+        };
+        // Between two looks it is only where the store is quick.
+        let mut between = 0;
+        for _ in 0..10 {
+            let before = served();
+            let told = tokio::spawn(deploy(sim.clone(), edge.clone(), production(), 2));
+            while served() == before {
+                sleep(Duration::from_millis(1)).await;
+            }
+            let control = edge.control();
+            let app = production().app().clone();
+            let back = control.promotions.promote(&app, &Candidate::Previous).await.unwrap();
+            let in_time = told.is_finished();
+            assert!(told.await.unwrap());
+            let limit = Duration::from_secs(30);
+            let back = control.promotions.wait(&back, limit).await.unwrap().unwrap();
+            assert_eq!(back.state, PromotionState::Healthy, "{:?}", back.failure);
+            between += usize::from(!in_time);
+        }
+        assert!(between > 0, "it was looked at each time before it was replaced");
+    });
+}
+
+/// The release command of a preview that was removed and is deployed again was told epoch 1, which had been there.
+#[test]
+fn a_release_command_is_told_the_epoch_that_its_artifact_serves_under() {
+    tell(|sim, edge| async move {
+        assert!(deploy(sim.clone(), edge.clone(), preview(), 0).await);
+        assert!(deploy(sim.clone(), edge.clone(), preview(), 2).await);
+        edge.control().previews.remove(&preview()).await.unwrap();
+        sim.machine.commands.next_ends(ExitStatus::Code(0));
+        assert!(deploy(sim.clone(), edge.clone(), preview(), 1).await);
+        let truth = sim.truth();
+        let owner = truth.moves.owner(&preview()).map(|o| o.epoch);
+        assert_eq!(truth.moves.released_under(), Vec::from_iter(owner));
     });
 }
 
@@ -96,7 +143,7 @@ fn a_lost_release_command_is_not_run_again() {
 /// next one goes through.
 #[test]
 fn a_deployment_that_is_killed_at_any_write_is_whole() {
-    // A deployment without a release command writes seven times, one with one nine times.
+    // One without a release command takes eight writes, one with one nine.
     for (artifact, write, done) in
         [0, 1].into_iter().flat_map(|a| (1..=9).flat_map(move |w| [(a, w, true), (a, w, false)]))
     {
