@@ -266,6 +266,8 @@ impl PromotionWork {
             let started = match self.start(claim.record(), epoch).await {
                 Ok(started) => started,
                 Err(NotStarted::Failed(why) | NotStarted::NoRoom(why)) => {
+                    // What could not be ended where it failed: once this is over, nothing looks for it.
+                    self.end_started_for(claim.record()).await?;
                     let back = self.variables(claim.record(), Turn::WentBack).await?;
                     return claim.commit(PromotionEvent::WentBack(why), back).await;
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use vango_edge::control::Candidate;
-use vango_edge::record::{Promotion, PromotionState};
+use vango_edge::record::{AllocationState, Promotion, PromotionState};
 use vango_edge::runner::ExitStatus;
 
 use crate::edge::Edge;
@@ -111,6 +111,29 @@ fn a_release_command_is_told_the_epoch_that_its_artifact_serves_under() {
         let owner = truth.moves.owner(&preview()).map(|o| o.epoch);
         assert_eq!(truth.moves.released_under(), Vec::from_iter(owner));
     });
+}
+
+/// What was started ahead of an owner's move, ended before it was ready and could not be taken off the registry at that
+/// moment stayed there (seed 663 of the day that found it).
+#[test]
+fn a_start_that_failed_while_the_store_was_away_leaves_nothing() {
+    for away in (2..=16).step_by(2) {
+        tell(|sim, edge| async move {
+            assert!(deploy(sim.clone(), edge.clone(), production(), 0).await);
+            let told = tokio::spawn(deploy(sim.clone(), edge.clone(), production(), 2));
+            let starting = || {
+                let truth = sim.truth();
+                let mut all = truth.allocations();
+                all.find(|a| a.state == AllocationState::Starting).map(|a| a.id.clone())
+            };
+            while starting().is_none() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            sim.machine.end(&sim, &starting().unwrap());
+            sim.store_goes_away(Duration::from_millis(away));
+            let _ = told.await;
+        });
+    }
 }
 
 /// Its executor is lost as often as it is taken up: the command ran once, and what served serves.

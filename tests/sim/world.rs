@@ -268,6 +268,7 @@ impl Sim {
     pub fn calm_down(&self) {
         self.note(|| "calm".into());
         self.calm.store(true, Ordering::Relaxed);
+        *self.away_until.lock().unwrap() = None;
     }
 
     /// The edge takes its leave.
@@ -292,7 +293,7 @@ impl Sim {
     }
 
     pub fn store_is_away(&self) -> bool {
-        !self.is_calm() && self.away_until.lock().unwrap().is_some_and(|t| Instant::now() < t)
+        self.away_until.lock().unwrap().is_some_and(|t| Instant::now() < t)
     }
 
     /// An allocation that no wake of this edge started.
