@@ -106,7 +106,7 @@ pub trait ArtifactSource: Send + Sync {
     ///
     /// # Errors
     /// [`ArtifactError`]: it is damaged, incomplete or hostile.
-    async fn verify(
+    async fn verified(
         self: Arc<Self>,
         digest: &Digest,
         decoded: Decoded,
@@ -131,12 +131,12 @@ pub trait ArtifactSource: Send + Sync {
 
 #[async_trait]
 impl ArtifactSource for Artifacts {
-    async fn verify(
+    async fn verified(
         self: Arc<Self>,
         digest: &Digest,
         decoded: Decoded,
     ) -> Result<Verified, ArtifactError> {
-        Self::verify(&self, digest, decoded).await
+        self.verify(digest, decoded).await
     }
     async fn flush(&self) -> Result<(), ArtifactError> {
         self.flush().await

@@ -123,7 +123,7 @@ impl Deployments {
         digest: Digest,
         preview: Option<&EnvName>,
     ) -> Result<(Deployment, Contract), DeployError> {
-        let verified = Arc::clone(&self.artifacts).verify(&digest, self.decoded()).await?;
+        let verified = Arc::clone(&self.artifacts).verified(&digest, self.decoded()).await?;
         let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
             .map_err(DeployError::Contract)?;
         self.app(&contract.app)?;

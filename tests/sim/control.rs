@@ -114,7 +114,7 @@ impl Uploaded {
 
 #[async_trait]
 impl ArtifactSource for Uploaded {
-    async fn verify(
+    async fn verified(
         self: Arc<Self>,
         digest: &Digest,
         _decoded: Decoded,

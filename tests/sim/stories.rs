@@ -16,12 +16,16 @@ use crate::world::Sim;
 
 /// Tells `story` on an edge that has nothing deployed.
 fn tell<F: Future<Output = ()>>(story: impl FnOnce(Arc<Sim>, Arc<Edge>) -> F) {
+    tell_with(1, story);
+}
+
+fn tell_with<F: Future<Output = ()>>(seed: u64, story: impl FnOnce(Arc<Sim>, Arc<Edge>) -> F) {
     remember_panics();
     let _ = take_panic();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(async {
-        let sim = Sim::new(1, false);
+        let sim = Sim::new(seed, false);
         sim.calm_down();
         tokio::spawn(end_leases(Arc::clone(&sim)));
         let edge = Edge::start(&sim).await;
@@ -117,8 +121,8 @@ fn a_release_command_is_told_the_epoch_that_its_artifact_serves_under() {
 /// moment stayed there (seed 663 of the day that found it).
 #[test]
 fn a_start_that_failed_while_the_store_was_away_leaves_nothing() {
-    for away in (2..=16).step_by(2) {
-        tell(|sim, edge| async move {
+    for seed in 0..30 {
+        tell_with(seed, |sim, edge| async move {
             assert!(deploy(sim.clone(), edge.clone(), production(), 0).await);
             let told = tokio::spawn(deploy(sim.clone(), edge.clone(), production(), 2));
             let starting = || {
@@ -130,7 +134,8 @@ fn a_start_that_failed_while_the_store_was_away_leaves_nothing() {
                 sleep(Duration::from_millis(1)).await;
             }
             sim.machine.end(&sim, &starting().unwrap());
-            sim.store_goes_away(Duration::from_millis(away));
+            // Past the end of the start, and not past what comes of it: with these seeds it is so sometimes.
+            sim.store_goes_away(Duration::from_millis(8));
             let _ = told.await;
         });
     }
