@@ -195,7 +195,7 @@ async fn begin(admin: &Admin, app: &str, wanted: Candidate) -> Answer<PromotionR
 
 /// How it went, or how far it is after half a minute.
 pub(super) async fn over(admin: &Admin, begun: Promotion) -> Result<Promotion, Problem> {
-    let over = admin.commands.promotions.wait(&begun.environment, &begun.id, WAIT).await?;
+    let over = admin.commands.promotions.wait(&begun, WAIT).await?;
     Ok(over.unwrap_or(begun))
 }
 

@@ -48,6 +48,7 @@ pub use tree::Wrote;
 pub use upload::{ASKED, BATCH_BLOBS, BATCH_BYTES, SMALL, batch};
 pub use verify::Decoded;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,6 +99,57 @@ impl TreeSource for Artifacts {
         in_use: &(dyn Fn() -> bool + Sync),
     ) -> Result<Tree, ArtifactError> {
         self.tree(digest, in_use).await
+    }
+}
+
+/// Where a deployment gets the artifact from that was uploaded for it.
+#[async_trait]
+pub trait ArtifactSource: Send + Sync {
+    /// As [`Artifacts::verify`].
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: it is damaged, incomplete or hostile.
+    async fn verified(
+        self: Arc<Self>,
+        digest: &Digest,
+        decoded: Decoded,
+    ) -> Result<Verified, ArtifactError>;
+
+    /// As [`Artifacts::flush`].
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: whether it is on disk is not known.
+    async fn flush(&self) -> Result<(), ArtifactError>;
+
+    /// As [`Artifacts::note`].
+    ///
+    /// # Errors
+    /// [`ArtifactError`]: the index for other tools is as it was.
+    async fn note(
+        &self,
+        digest: &Digest,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<(), ArtifactError>;
+}
+
+#[async_trait]
+impl ArtifactSource for Artifacts {
+    async fn verified(
+        self: Arc<Self>,
+        digest: &Digest,
+        decoded: Decoded,
+    ) -> Result<Verified, ArtifactError> {
+        self.verify(digest, decoded).await
+    }
+    async fn flush(&self) -> Result<(), ArtifactError> {
+        self.flush().await
+    }
+    async fn note(
+        &self,
+        digest: &Digest,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<(), ArtifactError> {
+        self.note(digest, annotations).await
     }
 }
 

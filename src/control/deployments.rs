@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::RwLockReadGuard;
 use vango_edge_core::control::promotion;
 
-use crate::artifact::{ArtifactError, Artifacts, Decoded};
+use crate::artifact::{ArtifactError, ArtifactSource, Decoded};
 use crate::assets::AssetIndex;
 use crate::config::{self, App, Config, Diagnostic};
 use crate::contract::{self, Contract};
@@ -35,17 +35,17 @@ const MAX_SCHEMA: u64 = 1024 * 1024;
 
 /// Makes deployments.
 pub struct Deployments {
-    pub(crate) node: Node,
-    pub(crate) artifacts: Arc<Artifacts>,
+    pub node: Node,
+    pub artifacts: Arc<dyn ArtifactSource>,
     /// Lays trees out.
-    pub(crate) starts: Arc<Starts>,
-    pub(crate) owners: Arc<Owners>,
-    pub(crate) routing: Arc<Routing>,
-    pub(crate) counts: Arc<Counts>,
+    pub starts: Arc<Starts>,
+    pub owners: Arc<Owners>,
+    pub routing: Arc<Routing>,
+    pub counts: Arc<Counts>,
     /// Move what serves.
-    pub(crate) promotions: Arc<Promotions>,
+    pub promotions: Arc<Promotions>,
     /// Waits until deployments are recorded.
-    pub(crate) collector: Arc<Collector>,
+    pub collector: Arc<Collector>,
 }
 
 impl Deployments {
@@ -124,7 +124,7 @@ impl Deployments {
         digest: Digest,
         preview: Option<&EnvName>,
     ) -> Result<(Deployment, Contract), DeployError> {
-        let verified = self.artifacts.verify(&digest, self.decoded()).await?;
+        let verified = Arc::clone(&self.artifacts).verified(&digest, self.decoded()).await?;
         let contract = contract::parse(Path::new("vango-edge.toml"), &verified.contract)
             .map_err(DeployError::Contract)?;
         self.app(&contract.app)?;
@@ -249,7 +249,7 @@ impl Deployments {
         // The promotion on record keeps its deployments. Held during the wait, a collection would queue behind this
         // move, and every command that pauses collections behind that one.
         drop(paused);
-        let over = self.promotions.wait(&environment, &moving.id, MOVING).await.map_err(failed)?;
+        let over = self.promotions.wait(&moving, MOVING).await.map_err(failed)?;
         match over {
             Some(p) if p.state == PromotionState::Healthy || p.state.in_progress() => {
                 let over = !p.state.in_progress();

@@ -225,7 +225,11 @@ impl PromotionWork {
     /// finds `ReleaseLost`.
     async fn release(&self, claim: &mut PromotionClaim) -> Result<(), Lost> {
         let p = claim.record().clone();
-        let epoch = p.from.as_ref().map_or(Epoch(0), |f| f.epoch).next();
+        // The one that its artifact is to serve under. What cannot move any more is not migrated to.
+        let epoch = match self.next_owners(&p, Owner::New).await? {
+            NextOwner::Moves(epoch, _) => epoch,
+            NextOwner::Stays(why) => return self.refuse(claim, why).await,
+        };
         let ended = match self.release_of(&p).await {
             Ok(Some(release)) => self.one_offs.release(&wanted(&p, epoch), &release).await,
             Ok(None) => Ok(()),
@@ -262,6 +266,8 @@ impl PromotionWork {
             let started = match self.start(claim.record(), epoch).await {
                 Ok(started) => started,
                 Err(NotStarted::Failed(why) | NotStarted::NoRoom(why)) => {
+                    // What could not be ended where it failed: once this is over, nothing looks for it.
+                    self.end_started_for(claim.record()).await?;
                     let back = self.variables(claim.record(), Turn::WentBack).await?;
                     return claim.commit(PromotionEvent::WentBack(why), back).await;
                 }

@@ -164,11 +164,11 @@ impl Promotions {
             return Err(PromoteError::Serves(environment, source.digest));
         }
         // Its own deployment of the artifact, if there is one; otherwise one is made of it.
-        let is_own = |d: &Deployment| d.environment == environment && d.digest == source.digest;
-        let own = found.into_iter().find(|f| is_own(&f.record));
-        let read_at = own.as_ref().map(|f| f.revision);
+        let own = promotion::own(&all, &environment, &source).cloned();
+        let read_at = own.as_ref().and_then(|own| found.iter().find(|f| f.record.id == own.id));
+        let read_at = read_at.map(|f| f.revision);
         let deployment = match own {
-            Some(own) => own.record,
+            Some(own) => own,
             None => Deployment {
                 id: DeploymentId::random(&*self.node.entropy),
                 environment: environment.clone(),
@@ -317,27 +317,31 @@ impl Promotions {
         }
     }
 
-    /// Waits until promotion `id` of `environment` is over, at most `limit`; then as it is.
+    /// Waits until the promotion that `begun` recorded is over, at most `limit`; then as it is. `None` for one that
+    /// is not there any more.
     ///
     /// # Errors
     /// [`PromoteError`] when the store cannot be read.
     pub async fn wait(
         &self,
-        environment: &Environment,
-        id: &OperationId,
+        begun: &Promotion,
         limit: Duration,
     ) -> Result<Option<Promotion>, PromoteError> {
         let started = self.node.clock.now();
         loop {
-            let now = self.node.read::<Promotion>(&key::promotion(environment)).await?;
-            match now.map(|f| f.record).filter(|p| p.id == *id) {
+            let now = self.node.read::<Promotion>(&key::promotion(&begun.environment)).await?;
+            match now.map(|f| f.record).filter(|p| p.id == begun.id) {
                 Some(p) if p.state.in_progress() => {
                     if self.node.clock.now().since(started) >= limit {
                         return Ok(Some(p));
                     }
                 }
-                // Over; or a later one took its place, and it is in the history.
-                over => return Ok(over),
+                Some(over) => return Ok(Some(over)),
+                // It is over, and a later one took its place between two looks.
+                None => {
+                    let at = key::promoted(begun.requested, &begun.id);
+                    return Ok(self.node.read::<Promotion>(&at).await?.map(|f| f.record));
+                }
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }

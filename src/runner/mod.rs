@@ -28,7 +28,7 @@ mod shared;
 mod spawn;
 
 pub use expanded::PATH;
-pub use once::{Once, OnceSpec, Pipes, Prints};
+pub use once::{Launched, Once, OnceSpec, Pipes, Prints};
 pub use process::ProcessRunner;
 pub use shared::ProcessRunnerOptions;
 

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 
@@ -21,7 +23,7 @@ use super::group::{Ended, Group};
 use super::log::{self, Tail};
 use super::shared::{Shared, Watched};
 use super::spawn::{self, Streams};
-use super::{ExitStatus, FreezeError, Program, Room, StartError};
+use super::{ExitStatus, FreezeError, Program, Room, StartError, StopError};
 
 /// What is to run once.
 #[derive(Debug)]
@@ -53,32 +55,106 @@ pub struct Pipes {
     pub stderr: Option<pipe::Receiver>,
 }
 
+/// What a runner has of a command that it launched.
+#[async_trait]
+pub trait Launched: Send + Sync {
+    /// Its mark.
+    fn id(&self) -> &AllocationId;
+    /// Its process, for people.
+    fn pid(&self) -> u32;
+    /// As [`Once::ended`].
+    fn ended(&self) -> BoxFuture<'static, ExitStatus>;
+    fn has_ended(&self) -> bool;
+    /// Whether it was told to end.
+    fn asked(&self) -> bool;
+    /// As [`Once::freeze`].
+    ///
+    /// # Errors
+    /// [`FreezeError`]; it may run in part.
+    async fn freeze(&self) -> Result<(), FreezeError>;
+    /// As [`Once::thaw`].
+    ///
+    /// # Errors
+    /// [`FreezeError`].
+    fn thaw(&self) -> Result<(), FreezeError>;
+    /// As [`Once::memory`].
+    async fn memory(&self) -> u64;
+    /// Ends it: SIGTERM, and after `grace` SIGKILL.
+    ///
+    /// # Errors
+    /// [`StopError`] when something still runs.
+    async fn end(&self, grace: Duration) -> Result<(), StopError>;
+    /// As [`Once::printed`].
+    fn printed(&self, max: usize) -> String;
+}
+
+/// A process of this machine, and the end of what it printed.
+struct Process {
+    group: Arc<Group>,
+    tail: Arc<Tail>,
+}
+
+#[async_trait]
+impl Launched for Process {
+    fn id(&self) -> &AllocationId {
+        &self.group.allocation
+    }
+    fn pid(&self) -> u32 {
+        self.group.process.pid
+    }
+    fn ended(&self) -> BoxFuture<'static, ExitStatus> {
+        let mut ended = self.group.ended.subscribe();
+        Box::pin(async move {
+            let end = ended.wait_for(Option::is_some).await;
+            end.ok().and_then(|e| e.as_ref().map(|e| e.status)).unwrap_or(ExitStatus::Unknown)
+        })
+    }
+    fn has_ended(&self) -> bool {
+        self.group.ended.borrow().is_some()
+    }
+    fn asked(&self) -> bool {
+        self.group.asked.load(Ordering::Acquire)
+    }
+    async fn freeze(&self) -> Result<(), FreezeError> {
+        self.group.freeze().await
+    }
+    fn thaw(&self) -> Result<(), FreezeError> {
+        self.group.thaw()
+    }
+    async fn memory(&self) -> u64 {
+        let group = Arc::clone(&self.group);
+        tokio::task::spawn_blocking(move || group.memory()).await.unwrap_or(0)
+    }
+    async fn end(&self, grace: Duration) -> Result<(), StopError> {
+        self.group.end(grace).await
+    }
+    fn printed(&self, max: usize) -> String {
+        self.tail.last(max)
+    }
+}
+
 /// A command that runs, or has ended. Dropped before it has, it is ended.
 pub struct Once {
-    group: Arc<Group>,
+    launched: Arc<dyn Launched>,
     grace: Duration,
-    tail: Arc<Tail>,
     runtime: Handle,
     pub pipes: Pipes,
 }
 
 impl Once {
-    /// Until it has ended, and everything that it started.
-    pub fn ended(&self) -> impl Future<Output = ExitStatus> + Send + use<> {
-        let mut ended = self.group.ended.subscribe();
-        async move {
-            let end = ended.wait_for(Option::is_some).await;
-            end.ok().and_then(|e| e.as_ref().map(|e| e.status)).unwrap_or(ExitStatus::Unknown)
-        }
+    /// Of what was launched on this runtime; `grace` is from SIGTERM to SIGKILL.
+    pub fn of(launched: Arc<dyn Launched>, grace: Duration, pipes: Pipes) -> Self {
+        Self { launched, grace, runtime: Handle::current(), pipes }
     }
 
-    fn has_ended(&self) -> bool {
-        self.group.ended.borrow().is_some()
+    /// Until it has ended, and everything that it started.
+    pub fn ended(&self) -> impl Future<Output = ExitStatus> + Send + use<> {
+        self.launched.ended()
     }
 
     /// Its process, for people.
     pub fn pid(&self) -> u32 {
-        self.group.process.pid
+        self.launched.pid()
     }
 
     /// Takes processor time away from it and what it started; returns when it stands still.
@@ -86,7 +162,7 @@ impl Once {
     /// # Errors
     /// [`FreezeError`]; it may run in part.
     pub async fn freeze(&self) -> Result<(), FreezeError> {
-        self.group.freeze().await
+        self.launched.freeze().await
     }
 
     /// Gives it back.
@@ -94,38 +170,37 @@ impl Once {
     /// # Errors
     /// [`FreezeError`].
     pub fn thaw(&self) -> Result<(), FreezeError> {
-        self.group.thaw()
+        self.launched.thaw()
     }
 
     /// Bytes of memory that it holds, with what it started.
     pub async fn memory(&self) -> u64 {
-        let group = Arc::clone(&self.group);
-        tokio::task::spawn_blocking(move || group.memory()).await.unwrap_or(0)
+        self.launched.memory().await
     }
 
     /// Whether it was told to end, by this or by the edge that stops.
     pub fn asked(&self) -> bool {
-        self.group.asked.load(Ordering::Acquire)
+        self.launched.asked()
     }
 
     /// Begins to end it: SIGTERM, and after its grace SIGKILL.
     pub fn end(&self) {
-        if self.has_ended() {
+        if self.launched.has_ended() {
             return;
         }
-        self.runtime.spawn(end(Arc::clone(&self.group), self.grace));
+        self.runtime.spawn(end(Arc::clone(&self.launched), self.grace));
     }
 
     /// Ends it if it runs for longer than `limit`, and says then that it did. A task of its own does: what reads
     /// the pipes may wait for a client that reads nothing, and a command whose pipe is full ends by nothing else.
     pub fn end_after(&self, limit: Duration) -> Arc<AtomicBool> {
         let over = Arc::<AtomicBool>::default();
-        let (group, grace, said) = (Arc::clone(&self.group), self.grace, Arc::clone(&over));
+        let (launched, grace, said) = (Arc::clone(&self.launched), self.grace, Arc::clone(&over));
         let ended = self.ended();
         self.runtime.spawn(async move {
             if tokio::time::timeout(limit, ended).await.is_err() {
                 said.store(true, Ordering::Release);
-                end(group, grace).await;
+                end(launched, grace).await;
             }
         });
         over
@@ -133,13 +208,13 @@ impl Once {
 
     /// The end of what it printed into the log, at most `max` bytes.
     pub fn printed(&self, max: usize) -> String {
-        self.tail.last(max)
+        self.launched.printed(max)
     }
 }
 
-async fn end(group: Arc<Group>, grace: Duration) {
-    if let Err(e) = group.end(grace).await {
-        ::log::error!("{}: a command could not be ended: {e}", group.allocation);
+async fn end(launched: Arc<dyn Launched>, grace: Duration) {
+    if let Err(e) = launched.end(grace).await {
+        ::log::error!("{}: a command could not be ended: {e}", launched.id());
     }
 }
 
@@ -149,7 +224,7 @@ impl Drop for Once {
         // What it prints as it ends is read to its end: SIGPIPE would come before its own way to end does.
         let Pipes { stdin, stdout, stderr } = std::mem::take(&mut self.pipes);
         drop(stdin);
-        if !self.has_ended() {
+        if !self.launched.has_ended() {
             for mut pipe in [stdout, stderr].into_iter().flatten() {
                 self.runtime.spawn(async move {
                     let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
@@ -208,7 +283,7 @@ impl Shared {
             tokio::spawn(async move { group.end(Duration::ZERO).await });
             StartError::system("its pipes", e)
         })?;
-        Ok(Once { group, grace, tail, runtime: Handle::current(), pipes })
+        Ok(Once::of(Arc::new(Process { group, tail }), grace, pipes))
     }
 
     /// Ends every command, each within its own grace and `limit`.

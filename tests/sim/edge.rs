@@ -2,7 +2,6 @@
 //! runner, trees, secrets, time and chance are the simulation's. When a part changes, this file follows.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,10 +11,7 @@ use tokio::runtime::Handle;
 use vango_edge::artifact::{ArtifactError, Artifacts, Tree, TreeSource};
 use vango_edge::config::{Config, Running, Secret, SecretSource, load, read_secret};
 use vango_edge::contract::Contract;
-use vango_edge::control::{
-    Collector, Counts, Decisions, OneOffs, Owners, Previews, PromotionWork, Promotions, Retirer,
-    Routing, Sleeper, Workers,
-};
+use vango_edge::control::{Retirer, Routing, Sleeper, Workers};
 use vango_edge::id::{AllocationId, Digest, Environment};
 use vango_edge::ledger::{Audit, AuditLimits, Ledger, LedgerLimits};
 use vango_edge::lifecycle::idempotency::Holder;
@@ -35,9 +31,10 @@ use vango_edge::wake::{
     Allocations, Executor, Exits, Inheritance, Observer, Secrets, Starts, WakeWork, Wakes,
 };
 
+use crate::control::Control;
 use crate::follower::Between;
 use crate::machine::SimRunner;
-use crate::store::Reach;
+use crate::store::{Life, Reach};
 use crate::world::Sim;
 
 /// Bounds of the hold queue of the node.
@@ -59,20 +56,18 @@ pub struct Edge {
     pub queues: Arc<HoldQueues>,
     pub wakes: Arc<Wakes>,
     pub sleeper: Arc<Sleeper>,
-    pub owners: Arc<Owners>,
     pub routing: Arc<Routing>,
-    pub promotions: Arc<Promotions>,
-    pub previews: Arc<Previews>,
+    control: ArcSwap<Control>,
     pub inheritance: Inheritance,
     /// Told of apps that this edge does not run: none.
     _externals: tokio::sync::watch::Sender<Arc<Vec<vango_edge::snapshot::ExternalApp>>>,
 }
 
 /// Files that are the same in every run: a configuration, a secret, an empty artifact store.
-struct Files {
+pub struct Files {
     config: Config,
     secret: Secret,
-    artifacts: Arc<Artifacts>,
+    pub artifacts: Arc<Artifacts>,
     _dir: tempfile::TempDir,
 }
 
@@ -87,7 +82,7 @@ dir = "state"
 dir = "apps"
 "#;
 
-fn files() -> &'static Files {
+pub fn files() -> &'static Files {
     static FILES: OnceLock<Files> = OnceLock::new();
     FILES.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
@@ -168,11 +163,11 @@ impl DurableStore for NoStore {
     }
 }
 
-fn node(sim: &Arc<Sim>, name: &str, gone: &Arc<AtomicBool>, config: Arc<Running>) -> Node {
+pub fn node(sim: &Arc<Sim>, name: &str, life: &Arc<Life>, config: Arc<Running>) -> Node {
     Node {
         name: name.into(),
         config,
-        store: Reach::new(Arc::clone(sim), Arc::clone(&sim.engine), Arc::clone(gone), true),
+        store: Reach::new(Arc::clone(sim), Arc::clone(&sim.engine), Arc::clone(life), true),
         snapshots: sim.snapshots.clone(),
         clock: Arc::clone(&sim.clock) as _,
         entropy: Arc::clone(&sim.entropy) as _,
@@ -181,17 +176,17 @@ fn node(sim: &Arc<Sim>, name: &str, gone: &Arc<AtomicBool>, config: Arc<Running>
 }
 
 /// Wakes of one node: its runner, and its executor.
-struct Waker {
-    runner: Arc<SimRunner>,
-    allocations: Arc<Allocations>,
-    starts: Arc<Starts>,
-    wakes: Arc<Wakes>,
-    exits: Arc<Exits>,
+pub struct Waker {
+    pub runner: Arc<SimRunner>,
+    pub allocations: Arc<Allocations>,
+    pub starts: Arc<Starts>,
+    pub wakes: Arc<Wakes>,
+    pub exits: Arc<Exits>,
 }
 
-fn waker(sim: &Arc<Sim>, node: &Node, gone: &Arc<AtomicBool>) -> Waker {
+pub fn waker(sim: &Arc<Sim>, node: &Node, life: &Arc<Life>) -> Waker {
     let n = || node.clone();
-    let runner = SimRunner::new(Arc::clone(sim), Arc::clone(gone));
+    let runner = SimRunner::new(Arc::clone(sim), Arc::clone(life));
     let told = Arc::new(Told(Arc::clone(sim)));
     let allocations = Allocations::new(n(), runner.clone());
     let trees = Arc::new(SimTrees(Arc::clone(sim)));
@@ -207,33 +202,46 @@ fn waker(sim: &Arc<Sim>, node: &Node, gone: &Arc<AtomicBool>) -> Waker {
 #[derive(Clone)]
 pub struct Peer {
     pub wakes: Arc<Wakes>,
-    gone: Arc<AtomicBool>,
+    life: Arc<Life>,
 }
 
 impl Peer {
     pub fn start(sim: &Arc<Sim>, n: u32) -> Self {
-        let gone = Arc::new(AtomicBool::new(false));
+        let life = Arc::<Life>::default();
         let config = Arc::new(Running::from_pointee(files().config.clone()));
-        let node = node(sim, &format!("peer-{n}"), &gone, config);
-        let Waker { wakes, exits, .. } = waker(sim, &node, &gone);
+        let node = node(sim, &format!("peer-{n}"), &life, config);
+        let Waker { wakes, exits, .. } = waker(sim, &node, &life);
         tokio::spawn(exits.follow());
-        Self { wakes, gone }
+        Self { wakes, life }
     }
 
     /// It is gone, in the middle of whatever it does; its processes stay.
     pub fn crash(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+        self.life.end();
     }
 }
 
 impl Edge {
+    /// Who deploys and promotes now.
+    pub fn control(&self) -> Arc<Control> {
+        self.control.load_full()
+    }
+
+    /// The next one begins, with what the one before left.
+    pub async fn restart_control(&self, sim: &Arc<Sim>) {
+        let before = self.control();
+        sim.machine.commands.end_leftovers(sim, &before.life);
+        let next = Control::start(sim, &self.node, &self.routing, &self.sleeper).await;
+        self.control.store(next);
+    }
+
     /// Makes it, and lets it run.
     pub async fn start(sim: &Arc<Sim>) -> Arc<Self> {
-        let gone = Arc::new(AtomicBool::new(false));
+        let life = Arc::<Life>::default();
         let config = Arc::new(Running::from_pointee(files().config.clone()));
-        let node = node(sim, "node-0", &gone, config);
+        let node = node(sim, "node-0", &life, config);
         let n = || node.clone();
-        let woken = waker(sim, &node, &gone);
+        let woken = waker(sim, &node, &life);
         let Waker { runner, allocations, starts, wakes, exits } = woken;
         let queues = {
             let (wakes, sim) = (wakes.clone(), Arc::clone(sim));
@@ -245,8 +253,7 @@ impl Edge {
         };
         let sockets = Sockets::new(n().clock, n().entropy);
         let artifacts = Arc::clone(&files().artifacts);
-        let routing =
-            Routing::new(n(), artifacts.clone(), wakes.clone(), queues.clone(), sockets.clone());
+        let routing = Routing::new(n(), artifacts, wakes.clone(), queues.clone(), sockets.clone());
         let sleeper = Sleeper::new(
             n(),
             allocations.clone(),
@@ -256,27 +263,6 @@ impl Edge {
             Workers::new(n(), starts.clone(), runner.clone(), BACKOFF),
         );
         let retirer = Retirer::new(n(), allocations.clone(), sockets.clone());
-        let owners = Owners::new(n(), routing.clone(), sleeper.clone());
-        let counts = Counts::new(n());
-        let collector = Collector::new(n(), artifacts);
-        let work = PromotionWork::new(
-            n(),
-            counts.clone(),
-            owners.clone(),
-            starts.clone(),
-            allocations.clone(),
-            wakes.clone(),
-            OneOffs::new(n(), starts.clone(), runner.clone(), 4),
-        );
-        let promotions = Promotions::new(n(), counts.clone(), collector, Executor::new(n(), work));
-        let previews = Previews::new(
-            n(),
-            counts.clone(),
-            owners.clone(),
-            sleeper.clone(),
-            routing.clone(),
-            Decisions::new(n(), Box::new(|_, _| Box::pin(async { Ok(()) }))),
-        );
         let telemetry =
             Arc::new(Telemetry { metrics: Metrics::new().unwrap(), ring: Ring::new(64) });
         let gate = gate(sim, &node, &queues, &wakes, &exits, sockets, telemetry);
@@ -294,21 +280,18 @@ impl Edge {
         listed.await.unwrap();
         tokio::spawn(sleeper.clone().run());
         tokio::spawn(retirer.run());
-        tokio::spawn(promotions.clone().run());
-        tokio::spawn(counts.run());
         let audit = gate.audit.clone();
         tokio::spawn(async move { audit.write().await });
         tokio::spawn(gate.sessions.routes.clone().write());
+        let control = Control::start(sim, &node, &routing, &sleeper).await;
         Arc::new(Self {
             gate,
             node,
             queues,
             wakes,
             sleeper,
-            owners,
+            control: ArcSwap::new(control),
             routing,
-            promotions,
-            previews,
             inheritance,
             _externals: externals,
         })
@@ -324,8 +307,8 @@ fn gate(
     sockets: Arc<Sockets>,
     telemetry: Arc<Telemetry>,
 ) -> Gate {
-    let gone = Arc::new(AtomicBool::new(false));
-    let store = Reach::new(Arc::clone(sim), Arc::clone(&sim.ledger_engine), gone, false);
+    let life = Arc::<Life>::default();
+    let store = Reach::new(Arc::clone(sim), Arc::clone(&sim.ledger_engine), life, false);
     let clock = || node.clock.clone();
     let limits = AuditLimits { max_rows: 10_000, max_age: Duration::from_secs(86_400) };
     let audit = Audit::new(store.clone(), clock(), limits, node.entropy.next_u64() >> 1);

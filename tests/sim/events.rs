@@ -1,16 +1,17 @@
 //! What happens besides requests: deployments, promotions, sleep, moves of hosts, processes that die,
 //! leases and nodes that are lost, a store that is away, and the edge's own end.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use vango_edge::clock::Clock;
-use vango_edge::control::Candidate;
 use vango_edge::control::allocations::SleepFor;
-use vango_edge::id::{AllocationId, AppName, DeploymentId, Environment, Generation, OperationId};
-use vango_edge::record::{Allocation, AllocationState, Deployment, Record, key};
+use vango_edge::control::{Candidate, Effect};
+use vango_edge::id::{AllocationId, AppName, Environment, Generation, OperationId};
+use vango_edge::record::{Allocation, AllocationState, Record, key};
 use vango_edge::store::{StateStore, Txn};
 
 use crate::edge::{Edge, Peer};
@@ -49,7 +50,7 @@ impl Events {
         let (sim, edge) = (Arc::clone(&self.sim), Arc::clone(&self.edge));
         let dice = &sim.dice;
         let environment = dice.pick(environments()).clone();
-        match dice.below(24) {
+        match dice.below(30) {
             0..=1 => {
                 tokio::spawn(deploy(sim.clone(), edge, environment, dice.below(CONTRACTS.len())));
             }
@@ -57,7 +58,7 @@ impl Events {
                 let wanted = match dice.below(3) {
                     0 => Candidate::Preview("pr-1".parse().unwrap()),
                     1 => Candidate::Previous,
-                    _ => Candidate::Digest(digest(dice.below(CONTRACTS.len()))),
+                    _ => Candidate::Digest(digest(environment.app(), dice.below(CONTRACTS.len()))),
                 };
                 tokio::spawn(promote(sim.clone(), edge, environment.app().clone(), wanted));
             }
@@ -75,7 +76,16 @@ impl Events {
             14..=16 => self.lose_lease(&environment).await,
             17..=19 => self.peer(&environment),
             20..=21 => sim.store_goes_away(dice.ms(&[50, 300, 3_000])),
-            _ => self.scale_out(&environment).await,
+            22..=23 => self.scale_out(&environment).await,
+            24..=25 => self.lose_control(),
+            26 => self.lose_promoter(&environment).await,
+            _ => {
+                // More often than not in the middle of a deployment.
+                tokio::spawn(deploy(sim.clone(), edge, environment, dice.below(CONTRACTS.len())));
+                if dice.one_in(2) {
+                    self.lose_control();
+                }
+            }
         }
     }
 
@@ -99,6 +109,50 @@ impl Events {
             self.sim.note(|| format!("the executor's lease of {environment} ends"));
             let _ = self.sim.engine.lease_revoke(lease).await;
         }
+    }
+
+    /// The same for a promotion's.
+    async fn lose_promoter(&self, environment: &Environment) {
+        let (sim, edge) = (Arc::clone(&self.sim), Arc::clone(&self.edge));
+        let n = sim.dice.below(CONTRACTS.len());
+        tokio::spawn(deploy(sim.clone(), edge, environment.clone(), n));
+        sleep(sim.dice.ms(&[100, 300, 1_000])).await;
+        let listed = sim.engine.list(key::PROMOTERS, None, 10).now_or_never();
+        let listed = listed.and_then(Result::ok).map(|page| page.entries);
+        for (at, entry) in listed.into_iter().flatten() {
+            let Some(lease) = entry.lease else { continue };
+            sim.note(|| format!("the lease of {at} ends"));
+            sim.happened("a promotion's executor lost its lease");
+            let _ = sim.engine.lease_revoke(lease).await;
+        }
+    }
+
+    /// The control room crashes, at one of its next writes or when its time has come, and begins again.
+    fn lose_control(&self) {
+        let (sim, edge) = (Arc::clone(&self.sim), Arc::clone(&self.edge));
+        if sim.is_losing_control(true) {
+            return;
+        }
+        tokio::spawn(async move {
+            let life = Arc::clone(&edge.control().life);
+            life.ends_with_write(1 + sim.dice.below(12) as u32, sim.dice.one_in(2));
+            let at = Instant::now() + sim.dice.ms(&[20, 300, 3_000]);
+            while !life.is_over() && Instant::now() < at {
+                sleep(Duration::from_millis(5)).await;
+            }
+            if !life.is_over() {
+                sim.note(|| "the control room crashes".into());
+                life.end();
+            }
+            sim.happened("the control room was lost");
+            if edge.control().deploying.load(Ordering::Relaxed) > 0 {
+                sim.happened("a deployment was cut short by a crash");
+            }
+            sleep(sim.dice.ms(&[1, 100, 1_000])).await;
+            edge.restart_control(&sim).await;
+            sim.note(|| "the control room is there again".into());
+            sim.is_losing_control(false);
+        });
     }
 
     /// Another node takes up what it finds, and may crash over it.
@@ -156,53 +210,38 @@ impl Events {
     }
 }
 
-/// Makes a deployment of digest `n`, which owns the environment's hosts from then on: the transaction of
-/// `control::Deployments`, without the artifact that it verifies.
+/// Deploys artifact `n` of the environment's app. Whether it came to own or to serve.
 pub async fn deploy(sim: Arc<Sim>, edge: Arc<Edge>, environment: Environment, n: usize) -> bool {
-    let contract = CONTRACTS[n].replace("APP", environment.app().as_str());
-    let deployment = Deployment {
-        id: DeploymentId::random(&*sim.entropy),
-        environment: environment.clone(),
-        digest: digest(n),
-        contract,
-        created: sim.clock.wall(),
-        files: 1,
-        bytes: 1,
-        assets: None,
-        replaced: None,
-        promoted_from: None,
-        schema: None,
-    };
-    let _one = edge.owners.change().await;
-    let config = edge.node.config.load().clone();
-    let hosts = config.apps.get(environment.app()).map(|a| a.hosts_of(&environment));
-    let hosts = hosts.unwrap_or_default();
-    let Ok(seen) = edge.owners.seen(&environment, &hosts).await else { return false };
-    let before = seen.owner();
-    let Ok((_, take)) = seen.take(&deployment) else { return false };
-    let at = key::deployment(&environment, &deployment.id);
-    let mut txn = Txn::new().absent(&at).put(&at, deployment.encode()).and(take);
-    if let Some(before) = &before {
-        let Ok(replaced) = edge.owners.replaced(&environment, &before.deployment).await else {
-            return false;
-        };
-        txn = txn.and(replaced);
-    }
-    sim.note(|| format!("{environment} is deployed with digest {n}"));
-    let Ok(revision) = edge.node.store.txn(txn.synced()).await else { return false };
-    match before {
-        Some(b) if b.digest == digest(n) => {
-            sim.happened("the owner moved under the same digest");
+    let digest = digest(environment.app(), n);
+    let preview = (!environment.is_production()).then(|| environment.name().clone());
+    sim.note(|| format!("{environment} is to be deployed with artifact {n}"));
+    sim.truth().moves.upload(&digest);
+    let control = edge.control();
+    let open = control.deploying.clone();
+    open.fetch_add(1, Ordering::Relaxed);
+    let told = control.deployments.deploy(digest, preview.as_ref()).await;
+    open.fetch_sub(1, Ordering::Relaxed);
+    match told {
+        Ok(told) => {
+            sim.happened(match told.effect {
+                Effect::Owns => "a deployment took its hosts at once",
+                Effect::Moved => "a deployment moved the owner",
+                Effect::Unchanged => "an artifact that serves was deployed again",
+                Effect::Moving | Effect::Stored => "a deployment goes on",
+            });
+            sim.check_deployed(&told);
+            true
         }
-        Some(_) => sim.happened("the owner moved to another digest"),
-        None => {}
+        Err(e) => {
+            sim.happened("a deployment was refused");
+            sim.note(|| format!("{environment} is not deployed: {e}"));
+            false
+        }
     }
-    edge.routing.shown(revision).await;
-    true
 }
 
 async fn promote(sim: Arc<Sim>, edge: Arc<Edge>, app: AppName, wanted: Candidate) {
-    let outcome = edge.promotions.promote(&app, &wanted).await;
+    let outcome = edge.control().promotions.promote(&app, &wanted).await;
     sim.note(|| match &outcome {
         Ok(p) => format!("promotion {} of {app} to {wanted:?}", p.id),
         Err(e) => format!("no promotion of {app}: {e}"),
@@ -230,7 +269,8 @@ async fn put_to_sleep(sim: Arc<Sim>, edge: Arc<Edge>, environment: Environment) 
 
 /// The operator gives a host to the other app, and reloads.
 async fn move_host(sim: Arc<Sim>, edge: Arc<Edge>) {
-    let one = edge.owners.change().await;
+    let control = edge.control();
+    let one = control.owners.change().await;
     let mut config = (**edge.node.config.load()).clone();
     let (from, to) = (production().app().clone(), other().app().clone());
     let host = "b.localhost".parse().unwrap();
@@ -243,7 +283,7 @@ async fn move_host(sim: Arc<Sim>, edge: Arc<Edge>) {
     sim.note(|| format!("{host} moves to {to}"));
     edge.node.config.store(Arc::new(config.clone()));
     for _ in 0..10 {
-        if edge.owners.follow(&config, &one).await.is_ok() {
+        if control.owners.follow(&config, &one).await.is_ok() {
             return sim.happened("a host moved to another environment");
         }
         sleep(Duration::from_millis(500)).await;
@@ -252,7 +292,7 @@ async fn move_host(sim: Arc<Sim>, edge: Arc<Edge>) {
 
 /// The preview is removed, or deployed again where it was.
 async fn remove_or_restore(sim: Arc<Sim>, edge: Arc<Edge>) {
-    if edge.previews.remove(&preview(), "an operator").await.is_ok() {
+    if edge.control().previews.remove(&preview(), "an operator").await.is_ok() {
         sim.happened("a preview was removed");
     } else {
         let n = sim.dice.below(CONTRACTS.len());

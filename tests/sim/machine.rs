@@ -19,6 +19,8 @@ use vango_edge::runner::{
 };
 use vango_edge::wake::machine::PROVED;
 
+use crate::command::Commands;
+use crate::store::Life;
 use crate::world::Sim;
 
 /// Processes that may run at the same time on a node.
@@ -44,7 +46,7 @@ pub struct Process {
 #[derive(Clone)]
 struct Told {
     exits: mpsc::Sender<Exit>,
-    gone: Arc<AtomicBool>,
+    life: Arc<Life>,
 }
 
 /// All processes.
@@ -52,6 +54,7 @@ struct Told {
 pub struct Machine {
     processes: Mutex<BTreeMap<AllocationId, Process>>,
     generations: Mutex<BTreeMap<Environment, Generation>>,
+    pub commands: Commands,
     /// The first node's runner; it also hears of processes whose own node is gone.
     first: OnceLock<Told>,
 }
@@ -126,7 +129,7 @@ impl Machine {
             self.say_how_old(sim, &exit);
         }
         let own = self.with(id, |p| p.node.clone()).flatten();
-        let own = own.filter(|node| !node.gone.load(Ordering::Relaxed));
+        let own = own.filter(|node| !node.life.is_over());
         if let Some(node) = own.as_ref().or(self.first.get()) {
             let _ = node.exits.try_send(exit);
         }
@@ -171,8 +174,8 @@ impl Machine {
 /// A node's runner.
 pub struct SimRunner {
     sim: Arc<Sim>,
-    /// Its node is gone.
-    gone: Arc<AtomicBool>,
+    /// Its node's.
+    life: Arc<Life>,
     places: Arc<Semaphore>,
     told: Told,
     exits: Mutex<Option<mpsc::Receiver<Exit>>>,
@@ -180,13 +183,13 @@ pub struct SimRunner {
 }
 
 impl SimRunner {
-    pub fn new(sim: Arc<Sim>, gone: Arc<AtomicBool>) -> Arc<Self> {
+    pub fn new(sim: Arc<Sim>, life: Arc<Life>) -> Arc<Self> {
         let (tell, exits) = mpsc::channel(1000);
-        let told = Told { exits: tell, gone: Arc::clone(&gone) };
+        let told = Told { exits: tell, life: Arc::clone(&life) };
         let _ = sim.machine.first.set(told.clone());
         Arc::new(Self {
             sim,
-            gone,
+            life,
             places: Arc::new(Semaphore::new(ROOM)),
             told,
             exits: Mutex::new(Some(exits)),
@@ -199,9 +202,7 @@ impl SimRunner {
         if !takes.is_zero() {
             sleep(takes).await;
         }
-        if self.gone.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
+        self.life.goes_on().await;
     }
 
     /// What becomes of a process that was started.
@@ -294,8 +295,16 @@ impl Runner for SimRunner {
         })
     }
 
-    async fn once(&self, _: OnceSpec, _: Room) -> Result<Once, StartError> {
-        Err(StartError::Stopped)
+    async fn once(&self, spec: OnceSpec, room: Room) -> Result<Once, StartError> {
+        self.takes(&[1, 5, 20]).await;
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(StartError::Stopped);
+        }
+        if !self.sim.is_calm() && self.sim.dice.one_in(15) {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(StartError::Spawn { program: "./migrate".into(), source });
+        }
+        Ok(crate::command::launch(&self.sim, &self.life, spec, room))
     }
 
     async fn ready(&self, id: &AllocationId) -> Result<(), StartError> {

@@ -10,18 +10,24 @@
 //! stderr.
 //!
 //! Read `world` (what there is), `edge` (how the edge is made), `events` and `client` (what may happen),
-//! `app`, `machine`, `store` and `follower` (what the edge stands on), `truth` and `promises` (what is checked).
+//! `control` (what deploys and promotes, and crashes over it), `app`, `machine`, `command`, `store` and `follower`
+//! (what the edge stands on), `truth`, `moves` and `promises` (what is checked). `stories` are single runs that once
+//! broke a promise.
 
 mod app;
 mod client;
+mod command;
+mod control;
 mod dice;
 mod edge;
 mod events;
 mod follower;
 mod machine;
+mod moves;
 mod promises;
 mod run;
 mod store;
+mod stories;
 mod story;
 mod truth;
 mod world;
@@ -59,7 +65,7 @@ const ENDINGS: [&str; 20] = [
 ];
 
 /// What must have happened somewhere, for the same reason.
-const HAPPENINGS: [&str; 32] = [
+const HAPPENINGS: [&str; 47] = [
     "a wake was made by a request",
     "a wake was joined",
     "a wake was asked for again by those who wait",
@@ -91,6 +97,21 @@ const HAPPENINGS: [&str; 32] = [
     "a second allocation was ready",
     "the client left while its place was on its way",
     "the edge stopped in the middle",
+    "a deployment took its hosts at once",
+    "a deployment moved the owner",
+    "a deployment was refused",
+    "an artifact that serves was deployed again",
+    "the control room was lost",
+    "a node crashed at a write",
+    "a promotion's executor lost its lease",
+    "a release command ran",
+    "a release command failed",
+    "a release command took too long",
+    "a release command could not be run",
+    "a release command was lost",
+    "a release command outlived its edge",
+    "a promotion was refused for its release command",
+    "a deployment was cut short by a crash",
     "a last request to each host was served",
 ];
 

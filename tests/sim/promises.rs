@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use vango_edge::clock::Clock;
 use vango_edge::contract::Posture;
+use vango_edge::control::Deployed;
 use vango_edge::id::{AllocationId, Epoch};
 use vango_edge::lifecycle::fields::IdempotencyKey;
 use vango_edge::lifecycle::journey::{Go, Journey};
 use vango_edge::lifecycle::reply::{Forwarded, Problem};
 use vango_edge::lifecycle::trace::{Outcome, Step, StepKind};
+use vango_edge::record::key;
+use vango_edge::store::StateStore;
 use vango_edge::telemetry::TraceRecord;
 
 use crate::client::is_safe;
@@ -140,6 +144,10 @@ impl Sim {
             && view.ready.iter().any(|r| r.id == a.id);
         if !inside {
             self.broken(format!("#{n} goes to {}, outside the owner's authority", a.id));
+        }
+        let owner = &view.owner;
+        if !self.truth().moves.is_released(&owner.deployment, &owner.digest) {
+            self.broken(format!("#{n} goes to {}, which was not released", owner.deployment));
         }
         let (told_under, excluded, left) =
             self.row(n, |r| (r.told_under.take(), r.excluded.contains(&a.id), r.known_left));
@@ -277,6 +285,54 @@ impl Sim {
         }
         if edge.gate.budget.used() != 0 {
             self.broken("bodies are kept for no request");
+        }
+    }
+
+    /// Nothing is left of what was begun: no promotion that does not end, no claim, no allocation that no owner
+    /// will have, no process that no record names, no command.
+    pub fn check_nothing_is_left(&self) {
+        let truth = self.truth();
+        let mut left = Vec::new();
+        if let Some(p) = truth.moves.in_progress() {
+            left.push(format!("promotion {} of {} does not end", p.id, p.environment));
+        }
+        for a in truth.allocations() {
+            let owner = truth.moves.owner(&a.environment).map(|o| o.epoch);
+            if owner.is_some_and(|epoch| a.epoch != epoch) {
+                left.push(format!("{} of epoch {} is left, and {owner:?} owns", a.id, a.epoch));
+            }
+        }
+        for (id, environment) in self.machine.alive() {
+            if truth.allocation(&id).is_none() && !self.is_added(&id) {
+                left.push(format!("{id} of {environment} runs, and no record names it"));
+            }
+        }
+        drop(truth);
+        for id in self.machine.commands.running() {
+            left.push(format!("the release command {id} runs"));
+        }
+        for prefix in [key::PROMOTERS, key::EXECUTORS] {
+            let listed = self.engine.list(prefix, None, 10).now_or_never();
+            let listed = listed.and_then(Result::ok).map(|page| page.entries);
+            for (at, _) in listed.into_iter().flatten() {
+                left.push(format!("{at} is claimed for nothing"));
+            }
+        }
+        if let Some(left) = left.first() {
+            self.broken(left);
+        }
+    }
+
+    /// What a command was told of a deployment is so.
+    pub fn check_deployed(&self, told: &Deployed) {
+        let Deployed { deployment, environment, epoch, hosts, .. } = told;
+        self.note(|| format!("{environment} is deployed: {deployment}, {:?}", told.effect));
+        let Some(epoch) = epoch else { return };
+        let truth = self.truth();
+        let short = hosts.iter().find(|h| truth.epoch(h).is_none_or(|of| of < *epoch));
+        if let Some(host) = short.cloned() {
+            drop(truth);
+            self.broken(format!("{deployment} is said to own {host} under epoch {epoch}"));
         }
     }
 

@@ -46,9 +46,10 @@ async fn play(seed: u64, verbose: bool) -> Story {
     let edge = Edge::start(&sim).await;
     let first =
         |environment, n| events::deploy(Arc::clone(&sim), Arc::clone(&edge), environment, n);
-    first(events::production(), 0).await;
-    first(events::other(), sim.dice.below(CONTRACTS.len())).await;
-    first(events::preview(), sim.dice.below(CONTRACTS.len())).await;
+    while !first(events::production(), 0).await {}
+    let (others, previews) = (sim.dice.below(CONTRACTS.len()), sim.dice.below(CONTRACTS.len()));
+    while !first(events::other(), others).await {}
+    while !first(events::preview(), previews).await {}
     let looking = tokio::spawn(look(Arc::clone(&sim), Arc::clone(&edge)));
 
     let stops = seed.is_multiple_of(8);
@@ -71,13 +72,16 @@ async fn play(seed: u64, verbose: bool) -> Story {
     sleep(ALL_PAUSES).await;
     if !panicked() {
         sim.check_the_end(&edge);
+        if !sim.is_stopping() {
+            sim.check_nothing_is_left();
+        }
     }
     looking.abort();
     sim.close()
 }
 
 /// Leases end on time although nobody calls.
-async fn end_leases(sim: Arc<Sim>) {
+pub async fn end_leases(sim: Arc<Sim>) {
     loop {
         sleep(Duration::from_millis(500)).await;
         let _ = sim.engine.poke().await;

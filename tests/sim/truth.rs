@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
 use vango_edge::clock::Clock;
-use vango_edge::id::{AllocationId, Environment, Epoch, OperationId};
+use vango_edge::id::{AllocationId, Environment, Epoch, Host, OperationId};
 use vango_edge::record::{
-    Allocation, AllocationState, Operation, Promotion, PromotionState, Record, RouteOwner,
-    WakeState, key,
+    Allocation, AllocationState, Operation, Record, RouteOwner, WakeState, key,
 };
 use vango_edge::store::{Op, StateStore, StoreError, Txn};
 
+use crate::moves::Moves;
 use crate::world::Sim;
 
 /// Records as the last transaction left them.
@@ -24,11 +24,22 @@ pub struct Truth {
     ran: BTreeMap<AllocationId, ()>,
     /// Environments that a command puts to sleep just now.
     pub commanded: BTreeMap<Environment, u32>,
+    /// What deployments, promotions and release commands come to.
+    pub moves: Moves,
 }
 
 impl Truth {
     pub fn allocation(&self, id: &AllocationId) -> Option<Allocation> {
         self.allocations.get(id).cloned()
+    }
+
+    pub fn allocations(&self) -> impl Iterator<Item = &Allocation> {
+        self.allocations.values()
+    }
+
+    /// The newest epoch of a host.
+    pub fn epoch(&self, host: &Host) -> Option<Epoch> {
+        self.epochs.get(&host.to_string()).copied()
     }
 
     pub fn operations(&self) -> impl Iterator<Item = &Operation> {
@@ -100,6 +111,7 @@ impl Sim {
                 Op::Delete { key: at } => self.deleted(at),
             }
         }
+        self.moved(txn);
     }
 
     fn put(&self, at: &str, value: &[u8]) {
@@ -109,14 +121,6 @@ impl Sim {
             self.allocation(Allocation::decode(value).unwrap());
         } else if at.starts_with(key::OWNERS) {
             self.owner(&RouteOwner::decode(value).unwrap());
-        } else if at.starts_with(key::PROMOTIONS) {
-            let p = Promotion::decode(value).unwrap();
-            self.note(|| format!("promotion {} of {} is {}", p.id, p.environment, p.state.name()));
-            match p.state {
-                PromotionState::Healthy => self.happened("a promotion moved the owner"),
-                PromotionState::RolledBack => self.happened("a promotion went back"),
-                _ => {}
-            }
         }
     }
 

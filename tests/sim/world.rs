@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use vango_edge::clock::{Clock, SeededEntropy};
-use vango_edge::id::{AllocationId, Digest};
+use vango_edge::id::{AllocationId, AppName, Digest};
 use vango_edge::snapshot::{Publisher, SnapshotReader};
 use vango_edge::store::memory::Memory;
 use vango_edge::store::{Engine, MemoryStore, Options};
@@ -21,7 +21,7 @@ use crate::story::{Diary, Story};
 use crate::truth::Truth;
 
 /// Contracts by digest: they differ in routes, budgets and bounds, so that a promotion changes
-/// what a request in the middle of its journey is allowed to do.
+/// what a request in the middle of its journey is allowed to do, and some have a release command.
 pub const CONTRACTS: [&str; 4] = [
     r#"
 [app]
@@ -67,6 +67,9 @@ name = "APP"
 [process]
 command = ["./app"]
 drain_timeout = "1s"
+[release]
+command = ["./migrate"]
+timeout = "2s"
 [wake]
 budget = "2s"
 max_held = 3
@@ -130,6 +133,9 @@ name = "APP"
 [process]
 command = ["./app"]
 drain_timeout = "1s"
+[release]
+command = ["./migrate"]
+timeout = "1s"
 [wake]
 budget = "5s"
 max_held = 5
@@ -160,8 +166,25 @@ class = "page"
 "#,
 ];
 
-pub fn digest(n: usize) -> Digest {
-    Digest::from_bytes([n as u8 + 1; 32])
+/// Apps that are deployed.
+const APPS: [&str; 2] = ["studylab", "other"];
+
+/// The artifact of `app` with contract `n`.
+pub fn digest(app: &AppName, n: usize) -> Digest {
+    let mut bytes = [n as u8 + 1; 32];
+    bytes[0] = APPS.iter().position(|a| *a == app.as_str()).unwrap() as u8;
+    Digest::from_bytes(bytes)
+}
+
+/// The contract of an artifact.
+pub fn contract(digest: &Digest) -> String {
+    let bytes = digest.as_bytes();
+    CONTRACTS[bytes[1] as usize - 1].replace("APP", APPS[bytes[0] as usize])
+}
+
+/// Whether an artifact has a release command.
+pub fn has_release(digest: &Digest) -> bool {
+    contract(digest).contains("[release]")
 }
 
 /// One run's world.
@@ -184,6 +207,7 @@ pub struct Sim {
     away_until: Mutex<Option<Instant>>,
     calm: AtomicBool,
     stopping: AtomicBool,
+    losing_control: AtomicBool,
     next_request: AtomicU64,
     added: Mutex<Vec<AllocationId>>,
 }
@@ -212,6 +236,7 @@ impl Sim {
             away_until: Mutex::default(),
             calm: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            losing_control: AtomicBool::new(false),
             next_request: AtomicU64::new(0),
             added: Mutex::default(),
             clock,
@@ -243,6 +268,7 @@ impl Sim {
     pub fn calm_down(&self) {
         self.note(|| "calm".into());
         self.calm.store(true, Ordering::Relaxed);
+        *self.away_until.lock().unwrap() = None;
     }
 
     /// The edge takes its leave.
@@ -255,6 +281,11 @@ impl Sim {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// The control room is about to be lost, or not any more. Returns whether it was.
+    pub fn is_losing_control(&self, now: bool) -> bool {
+        self.losing_control.swap(now, Ordering::Relaxed)
+    }
+
     /// The store does not answer for a while.
     pub fn store_goes_away(&self, by: Duration) {
         self.note(|| format!("the store is away for {by:?}"));
@@ -262,7 +293,7 @@ impl Sim {
     }
 
     pub fn store_is_away(&self) -> bool {
-        !self.is_calm() && self.away_until.lock().unwrap().is_some_and(|t| Instant::now() < t)
+        self.away_until.lock().unwrap().is_some_and(|t| Instant::now() < t)
     }
 
     /// An allocation that no wake of this edge started.

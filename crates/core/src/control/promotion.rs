@@ -6,7 +6,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::Wall;
-use crate::id::{AllocationId, AppName, DeploymentId, Digest, Epoch, OperationId};
+use crate::id::{AllocationId, AppName, DeploymentId, Digest, Environment, Epoch, OperationId};
 use crate::record::{Deployment, Evidence, Failure, Promotion, PromotionState};
 
 /// What happens to a promotion.
@@ -155,6 +155,19 @@ pub fn previous<'d>(
         .filter(|d| d.replaced.is_some())
         .filter(|d| current.is_none_or(|(id, digest)| d.id != *id && d.digest != *digest))
         .max_by_key(|d| (d.replaced, d.id.clone()))
+}
+
+/// The deployment of the artifact of `source` that `environment` has already. `source` itself, if it is one: of two
+/// with one artifact, only the one that served is known to have been released.
+pub fn own<'d>(
+    deployments: &'d [Deployment],
+    environment: &Environment,
+    source: &Deployment,
+) -> Option<&'d Deployment> {
+    deployments
+        .iter()
+        .filter(|d| d.environment == *environment && d.digest == source.digest)
+        .max_by_key(|d| d.id == source.id)
 }
 
 /// SHA-256 over the policy, so that a statement says by which rules it was made.

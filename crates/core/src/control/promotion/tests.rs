@@ -145,9 +145,8 @@ fn a_policy_is_satisfied_by_all_it_asks_for_and_nothing_less() {
     assert!(missing(&policy(0, 0.0, &[]), None).is_empty());
 }
 
-#[test]
-fn rolling_back_goes_to_the_last_other_artifact() {
-    let deployment = |id: char, digest, replaced: Option<u64>| Deployment {
+fn deployment(id: char, digest: u8, replaced: Option<u64>) -> Deployment {
+    Deployment {
         id: format!("dp-{}", id.to_string().repeat(16)).parse().unwrap(),
         environment: "studylab".parse().unwrap(),
         digest: Digest::from_bytes([digest; 32]),
@@ -159,7 +158,11 @@ fn rolling_back_goes_to_the_last_other_artifact() {
         replaced: replaced.map(Wall),
         promoted_from: None,
         schema: None,
-    };
+    }
+}
+
+#[test]
+fn rolling_back_goes_to_the_last_other_artifact() {
     let all = [
         deployment('a', 1, Some(5)),
         deployment('b', 2, Some(9)),
@@ -170,6 +173,20 @@ fn rolling_back_goes_to_the_last_other_artifact() {
     let current = Some((&all[3].id, &all[3].digest));
     assert_eq!(previous(&all, current).unwrap().id, all[2].id, "b has the same artifact");
     assert!(previous(&all[3..], current).is_none());
+}
+
+#[test]
+fn of_two_deployments_of_one_artifact_it_is_the_one_that_was_chosen() {
+    let all = [deployment('a', 7, None), deployment('b', 7, Some(5)), deployment('c', 7, None)];
+    for source in &all {
+        assert_eq!(own(&all, &source.environment, source).unwrap().id, source.id);
+    }
+    // One of another environment: then any, and none of another artifact.
+    let preview = "studylab/pr-1".parse().unwrap();
+    let source = Deployment { environment: preview, ..deployment('d', 7, None) };
+    assert!(own(&all, &all[0].environment, &source).is_some());
+    let other = Deployment { digest: Digest::from_bytes([9; 32]), ..source };
+    assert!(own(&all, &all[0].environment, &other).is_none());
 }
 
 #[test]
