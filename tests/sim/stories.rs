@@ -108,7 +108,7 @@ fn a_release_command_is_told_the_epoch_that_its_artifact_serves_under() {
     tell(|sim, edge| async move {
         assert!(deploy(sim.clone(), edge.clone(), preview(), 0).await);
         assert!(deploy(sim.clone(), edge.clone(), preview(), 2).await);
-        edge.control().previews.remove(&preview()).await.unwrap();
+        edge.control().previews.remove(&preview(), "an operator").await.unwrap();
         sim.machine.commands.next_ends(ExitStatus::Code(0));
         assert!(deploy(sim.clone(), edge.clone(), preview(), 1).await);
         let truth = sim.truth();

@@ -1,6 +1,5 @@
 //! From `vango-edge.toml` to a [`Contract`], with every error at once.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 

@@ -62,6 +62,24 @@ pub fn is_app_failure(fields: &HeaderMap) -> bool {
     matches!(status, Some(UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE | DATA_LOSS))
 }
 
+/// A status of gRPC (<https://grpc.io/docs/guides/status-codes/>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    AlreadyExists = 6,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    Aborted = 10,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    Unauthenticated = 16,
+}
+
 /// How long the client of a call waits, where it says so: at most eight digits and a unit. What cannot be
 /// read says nothing; the app reads it too.
 pub fn timeout(headers: &HeaderMap) -> Option<Duration> {

@@ -8,26 +8,8 @@
 
 use std::fmt::Write as _;
 
-use super::grpc::Dialect;
+use super::grpc::{Code, Dialect};
 use super::reply::{Forwarded, Problem, Reply};
-
-/// A status of gRPC (<https://grpc.io/docs/guides/status-codes/>).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Code {
-    Unknown = 2,
-    InvalidArgument = 3,
-    DeadlineExceeded = 4,
-    AlreadyExists = 6,
-    PermissionDenied = 7,
-    ResourceExhausted = 8,
-    FailedPrecondition = 9,
-    Aborted = 10,
-    Unimplemented = 12,
-    Internal = 13,
-    Unavailable = 14,
-    Unauthenticated = 16,
-}
 
 impl Code {
     /// What a call is told for `reply`. By gRPC's table for HTTP's statuses
