@@ -288,6 +288,24 @@ async fn a_full_ledger_refuses_new_keys_and_answers_for_old_ones() {
 }
 
 #[tokio::test]
+async fn a_ledger_that_takes_no_writes_refuses_new_keys_and_answers_for_old_ones() {
+    let mut world = World::new();
+    let disk = Arc::new(Gated { store: Arc::clone(&world.store), gate: Semaphore::new(100) });
+    world.store = Arc::clone(&disk) as _;
+    let ledger = world.ledger("1");
+    send(&ledger, &claim("a", "b", "r1"))
+        .await
+        .ended(AttemptOutcome::Whole { status: 200 }, None)
+        .await;
+    disk.gate.close();
+    let old = ledger.forward(None, &claim("a", "b", "r2"), true, None).await.unwrap();
+    assert!(matches!(old, Taken::Found(_)));
+    let new = ledger.forward(None, &claim("new", "b", "r3"), true, None).await;
+    assert!(matches!(new, Err(LedgerError::Store(StoreError::NotWritable(_)))));
+    assert_eq!(ledger.at_work(), 0);
+}
+
+#[tokio::test]
 async fn a_request_that_meets_a_free_record_that_another_is_taking_is_told_so() {
     let mut world = World::new();
     let slow = Arc::new(Gated { store: Arc::clone(&world.store), gate: Semaphore::new(100) });
@@ -316,6 +334,7 @@ async fn a_request_that_meets_a_free_record_that_another_is_taking_is_told_so() 
 /// A store whose transactions wait for the gate.
 struct Gated {
     store: Arc<dyn StateStore>,
+    /// Closed, it takes no writes.
     gate: Semaphore,
 }
 
@@ -328,7 +347,8 @@ impl StateStore for Gated {
         self.store.list(p, a, n).await
     }
     async fn txn(&self, txn: Txn) -> Result<u64, StoreError> {
-        let _passed = self.gate.acquire().await;
+        let full = |_| StoreError::NotWritable("no space left".to_owned());
+        let _passed = self.gate.acquire().await.map_err(full)?;
         self.store.txn(txn).await
     }
     async fn watch(&self, p: &str, from: u64) -> Result<Watch, StoreError> {

@@ -72,8 +72,8 @@ pub use listen::{Bounds, HeadLimits, Place};
 pub use logs::{FollowQuery, LogBatch, LogFilter, LogRow};
 pub use stream::MOST_STREAMS;
 
-/// Largest JSON body.
-const BODY_LIMIT: usize = 256 * 1024;
+/// Largest JSON body: variables of an environment, 256 KiB, whose every character may be escaped in six.
+const BODY_LIMIT: usize = 2 << 20;
 
 /// What the admin API works with.
 #[derive(Clone)]

@@ -282,8 +282,12 @@ impl Ledger {
                     Err(LedgerError::Store(StoreError::Conflict { .. })) => {
                         existing = self.read(&claim.at).await?;
                     }
-                    // Free again at once: a disk that takes nothing must not gather tasks that wait for it.
-                    Err(LedgerError::Store(e)) if e.applied_nothing() => return Err(e.into()),
+                    // Free again at once: a disk that takes nothing must not gather tasks that wait for it. What
+                    // was answered can be read, and is answered again.
+                    Err(LedgerError::Store(e)) if e.applied_nothing() => {
+                        let found = if is_new { self.read(&claim.at).await? } else { None };
+                        existing = Some(found.ok_or(e)?);
+                    }
                     Err(e) => {
                         // The outcome may be unknown; what was not sent is not left as if it were.
                         lock.undo_later(claim.request.clone());

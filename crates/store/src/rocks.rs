@@ -113,6 +113,12 @@ impl Rocks {
             }
             match said(e) {
                 StorageError::Corrupt(said) => files::damaged(&file_in(&said, &path), said),
+                // A log is made into tables as it is opened, which takes room.
+                other if other.to_string().contains("No space left") => OpenError::Io(format!(
+                    "{}: {other}. Nothing is lost: make room on its file system and start again. What takes room \
+                     is listed under \"A full disk\" in docs/operating.md",
+                    dir.display()
+                )),
                 other => OpenError::Io(format!("{}: {other}", dir.display())),
             }
         };

@@ -33,6 +33,9 @@ pub(super) fn env(t: &Table<'_>) -> BTreeMap<String, String> {
             } else if name.is_empty() || name.contains(['=', '\0']) {
                 table.error(&name, "not a name of an environment variable");
             }
+            if let Some(why) = not_passed(name.len() + 1 + value.len(), &value) {
+                table.error(&name, why);
+            }
             env.insert(name, value);
         }
     }
@@ -40,6 +43,20 @@ pub(super) fn env(t: &Table<'_>) -> BTreeMap<String, String> {
 }
 /// Names that besides only the process that takes requests has.
 pub const OF_WEB: &[&str] = &["PORT", "HOST", "VANGO_EDGE_GENERATION"];
+
+/// Why the kernel would not pass a text of `bytes` to a process, if it would not (execve(2): a string ends at its
+/// first NUL, and has at most 128 KiB with it).
+fn not_passed(bytes: usize, text: &str) -> Option<String> {
+    const MOST: usize = 128 * 1024 - 1;
+    if text.contains('\0') {
+        return Some("a NUL cannot be passed to a process; take it out".to_owned());
+    }
+    (bytes > MOST).then(|| {
+        format!(
+            "{bytes} bytes, and a process is given at most {MOST} in one string; put it into a file"
+        )
+    })
+}
 
 /// Why a text cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -188,6 +205,9 @@ impl Of<'_> {
             let who = self.who.map_or_else(String::new, |who| format!("{who}: "));
             t.error(key, format!("{who}{why}"));
         };
+        for why in command.iter().filter_map(|text| not_passed(text.len(), text)) {
+            said(why);
+        }
         let is_secret = |name: &str| self.secrets.iter().any(|s| s == name);
         let value = |name: &str| {
             // Said below, for each that there is.

@@ -34,12 +34,24 @@ fn defaults(top: &Table<'_>) -> Defaults {
 
 const COLDS: [(&str, Cold); 2] = [("refuse", Cold::Refuse), ("hold", Cold::Hold)];
 
+/// Routes of one contract. A request looks through them in turn, and each start of the edge checks every pair.
+const MOST_ROUTES: usize = 1000;
+
 /// The `[[route]]` tables of `top` under its `[defaults]`, with `/*` as a page at the end if nothing catches
 /// all.
 pub fn routes(top: &Table<'_>) -> Vec<Route> {
     let defaults = defaults(top);
     let mut routes: Vec<Route> = Vec::new();
-    for t in top.tables("route") {
+    let tables = top.tables("route");
+    if tables.len() > MOST_ROUTES {
+        let message = format!(
+            "{} routes, and at most {MOST_ROUTES} are looked through for a request: let one pattern (`/a/*`) take \
+             what goes by the same rules",
+            tables.len()
+        );
+        top.error("route", message);
+    }
+    for t in tables.into_iter().take(MOST_ROUTES) {
         let Some(route) = route(&t, &defaults) else {
             t.finish();
             continue;

@@ -24,7 +24,9 @@ pub struct Loose<'a> {
     text: Cow<'a, str>,
     /// Where a script's name ends: what is behind it is a path of its own (`/index.php/a`).
     begins: Vec<usize>,
-    /// Where a parameter, or an encoded `?`, `#` or zero byte was: servers end the path there.
+    /// Where a parameter, or an encoded `?`, `#` or zero byte was, where a script's name ends (what is behind it
+    /// may be but given to the script: PATH_INFO of RFC 3875 §4.1.5), and where the name of a directory's index
+    /// begins: servers end the path there.
     ends: Vec<usize>,
     /// It has `..`, or more readings than are told apart: any of its segments may count or not.
     tangled: bool,
@@ -45,6 +47,7 @@ impl<'a> Loose<'a> {
             && bytes.last() != Some(&b'.')
             && bytes.iter().all(plain)
             && !bytes.windows(2).chain(bytes.windows(3)).any(special)
+            && !sent.contains("/index")
         {
             let text = Cow::Borrowed(sent.strip_suffix('/').unwrap_or(sent));
             return Self { text, begins: Vec::new(), ends: Vec::new(), tangled: false };
@@ -65,6 +68,12 @@ impl<'a> Loose<'a> {
             let trimmed = name.trim_start();
             let trimmed = trimmed.trim_end_matches(|c: char| c == '.' || c.is_whitespace());
             if !matches!(name, "" | ".") {
+                if trimmed
+                    .strip_prefix("index")
+                    .is_some_and(|rest| rest.is_empty() || is_extension(rest))
+                {
+                    loose.ends.push(text.len());
+                }
                 text.push('/');
                 // All dots and spaces: `..`, or what is taken for it.
                 loose.tangled |= trimmed.is_empty();
@@ -75,6 +84,7 @@ impl<'a> Loose<'a> {
             }
             if [".php", ".cgi", ".fcgi", ".pl"].iter().any(|script| trimmed.ends_with(script)) {
                 loose.begins.push(text.len());
+                loose.ends.push(text.len());
             }
         }
         loose.tangled |= loose.begins.len().max(loose.ends.len()) > MOST;
@@ -282,6 +292,12 @@ mod tests {
             "/webhooks/stripe.",
             "/webhooks/stripe.json",
             "/index.php/webhooks/stripe",
+            "/webhooks/stripe.php/x",
+            "/webhooks/stripe.php%2fx/y",
+            "/webhooks/stripe/index.php",
+            "/webhooks/stripe/index.php/x",
+            "/webhooks/stripe/Index.HTML",
+            "/webhooks/stripe/index",
             "/cgi-bin/app.cgi/webhooks/stripe;x/y",
             "/webhooks%c0%afstripe",
             "/webhooks%e0%80%afstripe",
@@ -300,6 +316,8 @@ mod tests {
             "/a/webhooks/stripe",
             "/stripe/webhooks",
             "/webhooks/stripe.json/x",
+            "/webhooks/stripe/indexes",
+            "/webhooks/index.php",
             "/webhooks/stripe.a-b",
             "/x/../webhook",
             "/a;b/webhooks/stripe",
