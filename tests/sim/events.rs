@@ -65,7 +65,14 @@ impl Events {
             5..=7 => {
                 tokio::spawn(put_to_sleep(sim.clone(), edge, environment));
             }
-            8 => edge.wakes.wake_detached(&environment),
+            8 => {
+                // Two nodes are asked at once.
+                if self.peers.is_empty() {
+                    self.peers.push(Peer::start(&sim, 0));
+                }
+                edge.wakes.wake_detached(&environment);
+                self.peers[0].wakes.wake_detached(&environment);
+            }
             9..=10 => {
                 tokio::spawn(move_host(sim.clone(), edge));
             }

@@ -116,7 +116,7 @@ const HAPPENINGS: [&str; 47] = [
 ];
 
 /// Runs with neither variable set; more than needed for all of the above, and under half a minute in a debug build.
-const SEEDS: u64 = 120;
+const SEEDS: u64 = 160;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|v| v.parse().unwrap_or_else(|e| panic!("{name}={v}: {e}")))
