@@ -240,6 +240,9 @@ fn ledger_failed(e: &LedgerError) -> LedgerFailed {
     LedgerFailed
 }
 
+/// A request that waits for no app has at least this long to ask for its wake.
+const WAKE_WITHIN: Duration = Duration::from_secs(1);
+
 /// Keys remembered by [`Attempts`].
 const KEYS: usize = 65_536;
 
@@ -386,7 +389,9 @@ impl<D: Downstream> Carrying<'_, D> {
     async fn wake(&mut self, journey: &Journey) -> Woke {
         let environment = &journey.view().environment;
         let asked = self.gate.wakes.wake(environment);
-        let left = journey.deadline().since(self.now()).max(Duration::from_millis(1));
+        // One that does not wait is answered with what it asked for, and may ask at its deadline.
+        let least = if self.ticket.is_some() { Duration::from_millis(1) } else { WAKE_WITHIN };
+        let left = journey.deadline().since(self.now()).max(least);
         let woke = tokio::time::timeout(left, asked).await.unwrap_or(Woke::Unavailable);
         if self.ticket.is_some() && matches!(woke, Woke::Ready | Woke::BackingOff) {
             // The snapshot is about to show it; if it does already, the queue was looked at

@@ -34,7 +34,7 @@ impl Journey {
         if let Some(answer) = self.blocked_delivery(now) {
             return answer;
         }
-        let holds = self.waits_cold();
+        let holds = self.waits_cold() && now < self.deadline;
         let view = Arc::clone(&self.view);
         if self.posture == Posture::Safe && !self.posture_shown {
             self.show_posture(now);
@@ -220,9 +220,18 @@ impl Journey {
         Some(self.view.operation.as_ref().map_or(WakeState::WakeRequested, |o| o.state))
     }
 
-    /// Waiting ends `after` the request came, if not earlier.
+    /// Waiting ends `after` the request came, if not earlier, whatever its body takes.
     pub(in crate::lifecycle) fn limit_hold(&mut self, after: Duration) {
-        self.deadline = self.deadline.min(self.facts.received + after);
+        let end = self.facts.received + after;
+        self.latest = Some(self.latest.map_or(end, |latest| latest.min(end)));
+        self.deadline = self.deadline.min(end);
+    }
+
+    /// Its body took this long. That was its client's time, and the budget is its app's: spent on the body, it
+    /// would leave none to wake the app in, and a client with a slow line would never get through.
+    pub(super) fn extend_hold(&mut self, took: Duration) {
+        let end = self.deadline + took;
+        self.deadline = self.latest.map_or(end, |latest| latest.min(end));
     }
 
     pub(super) fn too_late(&mut self, now: Mono, pick: u64) -> Reply {
