@@ -32,6 +32,10 @@ pub trait Downstream: Send {
     fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send;
     /// Whether it has left already. May ask it, and then takes a moment.
     fn has_left(&mut self) -> impl Future<Output = bool> + Send;
+    /// Whether its connection takes of a body what its window has room for, and keeps it until it is read.
+    fn takes_ahead(&self) -> bool {
+        false
+    }
     /// Reads its whole body, at most `limit` bytes; one that sends none has nothing to read.
     fn read_whole(
         &mut self,
@@ -102,6 +106,11 @@ impl Downstream for Session {
             pause *= 2;
         }
         peer(self) == Peer::Gone
+    }
+
+    /// Of a body over HTTP/1.1 the kernel has what was not read.
+    fn takes_ahead(&self) -> bool {
+        self.is_http2()
     }
 
     /// Answers `100-continue` first, since the app will not: it sees the request only once it is whole.

@@ -82,6 +82,8 @@ pub struct Gate {
     pub audit: Arc<Audit>,
     /// For bodies that are read whole.
     pub budget: Arc<BodyBudget>,
+    /// Bytes of a body that nothing reads which a client may send all the same, over HTTP/2.
+    pub ahead: u64,
     /// Exchanges with apps, which go on without their clients.
     pub exchanges: Arc<Exchanges>,
     /// How often keys were sent to apps that deduplicate themselves.
@@ -370,7 +372,7 @@ impl<D: Downstream> Carrying<'_, D> {
         }
         let entered = self.gate.queues.enter(
             journey.view(),
-            journey.facts().header_bytes,
+            self.held_bytes(journey),
             journey.wish(),
             journey.excluded().to_vec(),
             wakes,
@@ -383,6 +385,15 @@ impl<D: Downstream> Carrying<'_, D> {
             }
             Err(bound) => self.held(journey, HoldEnd::QueueFull(bound), None),
         }
+    }
+
+    /// What a request keeps in memory while it waits: its head, and of an unread body what its connection takes
+    /// before it is read. A body that was read is in the budget of bodies.
+    fn held_bytes(&self, journey: &Journey) -> u64 {
+        let facts = journey.facts();
+        let unread = facts.body && !journey.body_is_read() && self.client.takes_ahead();
+        let body = facts.content_length.unwrap_or(u64::MAX).min(self.gate.ahead);
+        facts.header_bytes as u64 + if unread { body } else { 0 }
     }
 
     /// Asks for a wake. The request is in the queue by now, so that nothing the wake publishes is missed.
