@@ -500,7 +500,6 @@ mod tests {
                 }
                 app.write_all(answer.as_bytes()).await.unwrap();
             }
-            std::future::pending::<()>().await;
         });
         let (feed, body) = fed();
         let request = http::Request::post("/a").header("host", "a").header("content-length", 8);

@@ -107,8 +107,6 @@ pub struct Journey {
     posture: Posture,
     may_wake: bool,
     deadline: Mono,
-    /// No deadline moves beyond it: its client waits no longer.
-    latest: Option<Mono>,
     excluded: Vec<AllocationId>,
     placements_tried: u32,
     operation: Option<OperationId>,
@@ -147,11 +145,8 @@ impl Journey {
         // Elsewhere it is a plain request (RFC 9110 §7.8).
         let websocket = facts.websocket && matches!(class, Some(RouteClass::Live(_)));
         let facts = Facts { websocket, ..facts };
-        let latest = facts.patience().map(|patience| facts.received + patience);
-        let deadline = facts.received + budget;
         Self {
-            deadline: latest.map_or(deadline, |latest| deadline.min(latest)),
-            latest,
+            deadline: facts.received + facts.patience().unwrap_or(budget).min(budget),
             trace: Trace::new(facts.id, facts.received),
             live: Live::of(&facts),
             facts,
