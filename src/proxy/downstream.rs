@@ -32,6 +32,10 @@ pub trait Downstream: Send {
     fn left(&mut self, body_unread: bool) -> impl Future<Output = ()> + Send;
     /// Whether it has left already. May ask it, and then takes a moment.
     fn has_left(&mut self) -> impl Future<Output = bool> + Send;
+    /// Whether its connection takes of a body what its window has room for, and keeps it until it is read.
+    fn takes_ahead(&self) -> bool {
+        false
+    }
     /// Reads its whole body, at most `limit` bytes; one that sends none has nothing to read.
     fn read_whole(
         &mut self,
@@ -104,6 +108,11 @@ impl Downstream for Session {
         peer(self) == Peer::Gone
     }
 
+    /// Of a body over HTTP/1.1 the kernel has what was not read.
+    fn takes_ahead(&self) -> bool {
+        self.is_http2()
+    }
+
     /// Answers `100-continue` first, since the app will not: it sees the request only once it is whole.
     async fn read_whole(
         &mut self,
@@ -165,22 +174,42 @@ async fn read(
     let mut used = Used { budget: Arc::clone(budget), bytes: 0 };
     invite(session).await.map_err(|_| Unread::Gone)?;
     let downstream = session.as_downstream_mut();
-    let mut first: Option<Bytes> = None;
-    let mut whole = BytesMut::new();
+    let mut pieces = Pieces::default();
     while let Some(chunk) = downstream.read_request_body().await.map_err(unread)? {
         used.grow(chunk.len() as u64, limit)?;
-        match first.take() {
+        pieces.add(chunk);
+    }
+    Ok(Buffered { bytes: pieces.whole(), _used: used })
+}
+
+/// A body that comes in pieces.
+#[derive(Default)]
+struct Pieces {
+    first: Option<Bytes>,
+    rest: BytesMut,
+}
+
+impl Pieces {
+    fn add(&mut self, piece: Bytes) {
+        match self.first.take() {
             // Most bodies come in one piece: no copy.
-            None if whole.is_empty() => first = Some(chunk),
-            None => whole.extend_from_slice(&chunk),
+            None if self.rest.is_empty() => self.first = Some(piece),
+            None => self.rest.extend_from_slice(&piece),
             Some(before) => {
-                whole.extend_from_slice(&before);
-                whole.extend_from_slice(&chunk);
+                self.rest.extend_from_slice(&before);
+                self.rest.extend_from_slice(&piece);
             }
         }
     }
-    let bytes = first.unwrap_or_else(|| whole.freeze());
-    Ok(Buffered { bytes, _used: used })
+
+    /// All of it, in as many bytes as it has: it waits for a whole wake, and what grew by doubling would hold
+    /// up to twice what the budget counts.
+    fn whole(self) -> Bytes {
+        match self.first {
+            Some(only) => only,
+            None => Bytes::copy_from_slice(&self.rest),
+        }
+    }
 }
 
 fn unread(e: Box<Error>) -> Unread {
@@ -267,6 +296,21 @@ impl Drop for Used {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_whole_body_holds_no_more_than_is_counted() {
+        for sizes in [&[][..], &[5], &[5, 7], &[16_384, 16_384, 1]] {
+            let mut pieces = Pieces::default();
+            for size in sizes {
+                pieces.add(vec![b'x'; *size].into());
+            }
+            let whole = pieces.whole();
+            let all: usize = sizes.iter().sum();
+            assert_eq!(whole.len(), all);
+            let held = BytesMut::from(whole).capacity();
+            assert_eq!(held, all, "{sizes:?}");
+        }
+    }
 
     #[test]
     fn room_is_given_back_whatever_happens() {

@@ -34,6 +34,7 @@ use crate::lifecycle::trace::UpstreamFailure;
 use crate::record::ledger::{StoredHead, StoredResponse};
 
 use super::head;
+use super::silence::Silence;
 
 /// A request's body: whole, or as it comes.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -177,15 +178,15 @@ pub type Rest = mpsc::Receiver<Piece>;
 
 /// The body of an answer as a stream, without trailers; each piece is waited for at most `within`.
 pub fn body_pieces(body: Incoming, within: Duration) -> impl Stream<Item = Piece> + Send {
-    stream::unfold(body, move |mut body| async move {
-        let piece = next(&mut body, within).await.transpose()?;
-        (!matches!(piece, Ok(Part::Trailers(_)))).then_some((piece, body))
+    stream::unfold((body, Silence::new(within)), move |(mut body, silence)| async move {
+        let piece = next(&mut body, &silence).await.transpose()?;
+        (!matches!(piece, Ok(Part::Trailers(_)))).then_some((piece, (body, silence)))
     })
 }
 
 /// Sends `request`, reads the response to its end, records what came of it, and tells. `tell` may
 /// be gone: the record is made all the same. The response's head and each piece of its body are waited for
-/// `within`; it is kept whole up to `most` bytes, head and body.
+/// `within` from the last piece of the request's body on; it is kept whole up to `most` bytes, head and body.
 pub async fn run(
     mut connection: Connection,
     request: http::Request<Body>,
@@ -194,7 +195,9 @@ pub async fn run(
     most: usize,
     tell: oneshot::Sender<Exchanged>,
 ) {
-    let heard = hear(&mut connection, request, within, most).await;
+    let silence = Silence::new(within);
+    let request = request.map(|body| silence.broken_by(body).boxed_unsync());
+    let heard = hear(&mut connection, request, &silence, most).await;
     let (came, stored) = match &heard {
         Ok((head, body, End::Whole(trailers))) => {
             let stored = StoredResponse { head: stored_head(head, trailers), body: body.clone() };
@@ -214,7 +217,7 @@ pub async fn run(
     }
     let exchanged = match heard {
         Ok((head, first, End::Open(body))) => {
-            return stream_on(head, first, body, within, tell).await;
+            return stream_on(head, first, body, &silence, tell).await;
         }
         Ok((head, body, End::Whole(trailers))) => Exchanged::Whole(head, body, trailers),
         Err(Unheard::Unprocessed) => Exchanged::Unprocessed,
@@ -238,11 +241,10 @@ enum End {
 async fn hear(
     connection: &mut Connection,
     request: http::Request<Body>,
-    within: Duration,
+    silence: &Silence,
     most: usize,
 ) -> Result<(http::response::Parts, Bytes, End), Unheard> {
-    let response = timeout(within, connection.send(request)).await;
-    let response = response.map_err(|_| UpstreamFailure::Silent)??;
+    let response = silence.until(connection.send(request)).await??;
     if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
         // Nothing asked for it: what follows is no HTTP.
         return Err(UpstreamFailure::Closed.into());
@@ -253,7 +255,7 @@ async fn hear(
     let room = most.saturating_sub(size(&head.headers));
     let endless = head::is_event_stream(&head.headers);
     while !endless && kept.len() <= room {
-        match next(&mut body, within).await? {
+        match next(&mut body, silence).await? {
             Some(Part::Data(piece)) => kept.extend_from_slice(&piece),
             Some(Part::Trailers(trailers)) => {
                 let kept_too = head.version == http::Version::HTTP_2;
@@ -267,12 +269,11 @@ async fn hear(
 }
 
 /// The next part of a body.
-async fn next(body: &mut Incoming, within: Duration) -> Result<Option<Part>, UpstreamFailure> {
-    match timeout(within, body.frame()).await {
-        Err(_) => Err(UpstreamFailure::Silent),
-        Ok(None) => Ok(None),
-        Ok(Some(Err(_))) => Err(UpstreamFailure::Closed),
-        Ok(Some(Ok(frame))) => match frame.into_data() {
+async fn next(body: &mut Incoming, silence: &Silence) -> Result<Option<Part>, UpstreamFailure> {
+    match silence.until(body.frame()).await? {
+        None => Ok(None),
+        Some(Err(_)) => Err(UpstreamFailure::Closed),
+        Some(Ok(frame)) => match frame.into_data() {
             Ok(data) => Ok(Some(Part::Data(data))),
             Err(frame) => Ok(frame.into_trailers().ok().map(Part::Trailers)),
         },
@@ -284,7 +285,7 @@ async fn stream_on(
     head: http::response::Parts,
     first: Bytes,
     mut body: Incoming,
-    within: Duration,
+    silence: &Silence,
     tell: oneshot::Sender<Exchanged>,
 ) {
     let version = head.version;
@@ -297,7 +298,7 @@ async fn stream_on(
             biased;
             // The app learns at once that its client left, and not at its next piece.
             () = pieces.closed() => return,
-            read = next(&mut body, within) => read,
+            read = next(&mut body, silence) => read,
         };
         let Some(piece) = read.transpose() else { return };
         if version != http::Version::HTTP_2 && matches!(piece, Ok(Part::Trailers(_))) {
@@ -352,7 +353,7 @@ impl Exchanges {
 mod tests {
     use std::sync::Arc;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -504,6 +505,90 @@ mod tests {
             let record = ledger.get(&claim(key).at).await.unwrap().unwrap().record;
             assert_eq!(record.state, AttemptState::CompletedUnreplayable);
             assert_eq!(record.status, Some(200));
+        }
+    }
+
+    /// A connection to an app that is the other end of a pipe, so that time can be a test's own.
+    async fn piped() -> (Connection, DuplexStream) {
+        let (io, app) = tokio::io::duplex(256);
+        let (sender, driver) = app::http().handshake(TokioIo::new(io)).await.unwrap();
+        let driver = tokio::spawn(async move { drop(driver.await) });
+        (Connection { sender: Sender::Http1(sender), driver }, app)
+    }
+
+    /// Sends `pieces` bytes of an upload of eight, one in two thirds of the time that is waited, to an app that
+    /// answers `first` to the first and `last` to the eighth. How long that took goes with what came of it.
+    async fn uploaded(pieces: usize, first: &str, last: &str) -> (Exchanged, Duration) {
+        let (connection, mut app) = piped().await;
+        let (first, last) = (first.to_owned(), last.to_owned());
+        let app = tokio::spawn(async move {
+            let mut got = Vec::new();
+            for (end, answer) in [("\r\n\r\nx", first), ("xxxxxxxx", last)] {
+                while !got.ends_with(end.as_bytes()) {
+                    // The exchange is over without it.
+                    if app.read_buf(&mut got).await.is_ok_and(|n| n == 0) {
+                        return;
+                    }
+                }
+                app.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let (feed, body) = fed();
+        let request = http::Request::post("/a").header("host", "a").header("content-length", 8);
+        let (tell, told) = oneshot::channel();
+        let (within, began) = (Duration::from_secs(60), tokio::time::Instant::now());
+        let request = request.body(body).unwrap();
+        tokio::spawn(run(connection, request, None, within, 4096, tell));
+        let feeding = tokio::spawn(async move {
+            for _ in 0..pieces {
+                tokio::time::sleep(within * 2 / 3).await;
+                let _ = feed.send(Fed::Piece(Bytes::from_static(b"x"))).await;
+            }
+            // Nothing more comes, and nothing says that it is over.
+            std::future::pending::<()>().await;
+        });
+        let exchanged = match told.await.unwrap() {
+            Exchanged::Streaming(head, first, mut rest) => {
+                let mut all = BytesMut::from(&first[..]);
+                let mut cut = None;
+                while let Some(piece) = rest.recv().await {
+                    match piece {
+                        Ok(Part::Data(piece)) => all.extend_from_slice(&piece),
+                        Ok(Part::Trailers(_)) => panic!("there are none"),
+                        Err(failure) => cut = Some(failure),
+                    }
+                }
+                cut.map_or_else(
+                    || Exchanged::Whole(head, all.freeze(), HeaderMap::new()),
+                    Exchanged::Failed,
+                )
+            }
+            other => other,
+        };
+        let took = began.elapsed();
+        feeding.abort();
+        app.abort();
+        (exchanged, took)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_is_not_silent_while_an_upload_goes_on() {
+        let whole = "HTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\n";
+        let stream =
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+        for (first, last) in [("", &*format!("{whole}hello")), (whole, "hello"), (stream, "hello")]
+        {
+            let (exchanged, took) = uploaded(8, first, last).await;
+            let Exchanged::Whole(_, body, _) = exchanged else {
+                panic!("{first:?} was cut after {took:?}")
+            };
+            assert_eq!((&body[..], took.as_secs()), (&b"hello"[..], 320), "{first:?}");
+            // From the last piece on it is.
+            let (exchanged, took) = uploaded(3, first, last).await;
+            let Exchanged::Failed(UpstreamFailure::Silent) = exchanged else {
+                panic!("{first:?} goes on after {took:?}")
+            };
+            assert_eq!(took.as_secs(), 120 + 60, "{first:?}");
         }
     }
 }

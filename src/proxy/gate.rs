@@ -82,6 +82,8 @@ pub struct Gate {
     pub audit: Arc<Audit>,
     /// For bodies that are read whole.
     pub budget: Arc<BodyBudget>,
+    /// Bytes of a body that nothing reads which a client may send all the same, over HTTP/2.
+    pub ahead: u64,
     /// Exchanges with apps, which go on without their clients.
     pub exchanges: Arc<Exchanges>,
     /// How often keys were sent to apps that deduplicate themselves.
@@ -240,6 +242,9 @@ fn ledger_failed(e: &LedgerError) -> LedgerFailed {
     LedgerFailed
 }
 
+/// A request that waits for no app has at least this long to ask for its wake.
+const WAKE_WITHIN: Duration = Duration::from_secs(1);
+
 /// Keys remembered by [`Attempts`].
 const KEYS: usize = 65_536;
 
@@ -367,7 +372,7 @@ impl<D: Downstream> Carrying<'_, D> {
         }
         let entered = self.gate.queues.enter(
             journey.view(),
-            journey.facts().header_bytes,
+            self.held_bytes(journey),
             journey.wish(),
             journey.excluded().to_vec(),
             wakes,
@@ -382,11 +387,22 @@ impl<D: Downstream> Carrying<'_, D> {
         }
     }
 
+    /// What a request keeps in memory while it waits: its head, and of an unread body what its connection takes
+    /// before it is read. A body that was read is in the budget of bodies.
+    fn held_bytes(&self, journey: &Journey) -> u64 {
+        let facts = journey.facts();
+        let unread = facts.body && !journey.body_is_read() && self.client.takes_ahead();
+        let body = facts.content_length.unwrap_or(u64::MAX).min(self.gate.ahead);
+        facts.header_bytes as u64 + if unread { body } else { 0 }
+    }
+
     /// Asks for a wake. The request is in the queue by now, so that nothing the wake publishes is missed.
     async fn wake(&mut self, journey: &Journey) -> Woke {
         let environment = &journey.view().environment;
         let asked = self.gate.wakes.wake(environment);
-        let left = journey.deadline().since(self.now()).max(Duration::from_millis(1));
+        // One that does not wait is answered with what it asked for, and may ask at its deadline.
+        let least = if self.ticket.is_some() { Duration::from_millis(1) } else { WAKE_WITHIN };
+        let left = journey.deadline().since(self.now()).max(least);
         let woke = tokio::time::timeout(left, asked).await.unwrap_or(Woke::Unavailable);
         if self.ticket.is_some() && matches!(woke, Woke::Ready | Woke::BackingOff) {
             // The snapshot is about to show it; if it does already, the queue was looked at

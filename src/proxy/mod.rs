@@ -17,6 +17,7 @@ mod live;
 mod pools;
 mod send_recorded;
 mod service;
+mod silence;
 mod upstream;
 
 pub use downstream::{BodyBudget, Buffered, Downstream, Unread};

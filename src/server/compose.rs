@@ -270,6 +270,7 @@ fn serving(
         ledger: ground.ledger.clone(),
         audit: ground.audit.clone(),
         budget: parts.budget.clone(),
+        ahead: config.limits.client.h2_window.into(),
         exchanges,
         attempts: Attempts::default(),
         limits: parts.limits.clone(),

@@ -185,13 +185,12 @@ impl HoldQueues {
     pub fn enter(
         self: &Arc<Self>,
         view: &EnvView,
-        bytes: usize,
+        bytes: u64,
         wish: Wish,
         excluded: Vec<AllocationId>,
         asks: bool,
         waits_cold: bool,
     ) -> Result<Ticket, QueueBound> {
-        let bytes = bytes as u64;
         let below = |most: usize| move |n: usize| (n < most).then_some(n + 1);
         self.held
             .fetch_update(

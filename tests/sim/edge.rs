@@ -332,6 +332,7 @@ fn gate(
         ledger,
         audit,
         budget: BodyBudget::new(400),
+        ahead: 0,
         exchanges: Arc::new(Exchanges::default()),
         attempts: Attempts::default(),
         limits: Arc::new(ArcSwap::from_pointee(limits)),

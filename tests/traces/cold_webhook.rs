@@ -12,7 +12,7 @@ use vango_edge::lifecycle::webhook::Refusal;
 use vango_edge::record::ledger::Attempted;
 use vango_edge::record::{AllocationState, WakeState};
 
-use crate::given::{Happens, Next, T0, World, lines, steps};
+use crate::given::{CONTRACT, Happens, Next, T0, World, lines, steps};
 use crate::seed;
 
 const PATH: &str = "/webhooks/stripe";
@@ -322,6 +322,48 @@ fn when_cold_it_is_held_deferred_or_blocked_as_the_contract_says() {
     assert_eq!((reply.problem, reply.status), (Problem::WakeDeferred, 503));
     assert!(lines(&journey).iter().any(|l| l.contains("Operation/audit") && l.contains("blocked")));
     assert!(!lines(&journey).iter().any(|l| l.contains("| Wake operation |")));
+}
+
+/// Its body took all the time that its provider gives: there is none left to hold it, and the next delivery is
+/// to find the app awake.
+#[test]
+fn a_delivery_that_came_slowly_wakes_the_app_that_it_cannot_wait_for() {
+    let slow = |world: &mut World, path, seconds| {
+        let mut journey = world.begin(delivery(SIGNED), path);
+        assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
+        world.after(Duration::from_secs(seconds));
+        assert_eq!(journey.body_read(BODY, &[SECRET], world.now), None);
+        assert!(matches!(world.decide(&mut journey), Next::Reserve), "{path}");
+        journey.reserved(None, world.now);
+        journey
+    };
+    for path in [PATH, "/webhooks/defer"] {
+        let mut world = World::asleep();
+        let mut journey = slow(&mut world, path, 9);
+        assert_eq!(journey.deadline(), T0 + Duration::from_secs(9));
+        assert!(matches!(world.decide(&mut journey), Next::Wake { hold: false }), "{path}");
+        let reply = journey.woke(&created(), world.now).unwrap();
+        assert_eq!((reply.problem, reply.status), (Problem::WakeDeferred, 503));
+        assert!(reply.operation.is_some());
+        assert!(lines(&journey).iter().any(|l| l.contains("| Wake operation |")), "{path}");
+        // One that is under way is not asked for again.
+        let mut world = World::asleep();
+        let mut journey = slow(&mut world, path, 9);
+        world.operation(WakeState::Starting, 0);
+        let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+        assert_eq!(reply.problem, Problem::WakeDeferred);
+    }
+    // What the contract does not wake, it does not wake late.
+    let mut world = World::asleep();
+    let mut journey = slow(&mut world, "/webhooks/block", 9);
+    let Next::Reply(reply) = world.decide(&mut journey) else { panic!("answered") };
+    assert_eq!(reply.problem, Problem::WakeDeferred);
+    assert!(!lines(&journey).iter().any(|l| l.contains("| Wake operation |")));
+    // A budget that is shorter than the provider's patience begins when the body is there.
+    let mut world = World::asleep_with(&CONTRACT.replace("\"10s\"", "\"3s\""));
+    let mut journey = slow(&mut world, PATH, 4);
+    assert!(matches!(world.decide(&mut journey), Next::Wake { hold: true }));
+    assert_eq!(journey.deadline(), T0 + Duration::from_secs(7));
 }
 
 #[test]

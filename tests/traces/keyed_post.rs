@@ -1,5 +1,7 @@
 //! Trace 4 under contract `edge`: every line of the table of records, cold and hot.
 
+use std::time::Duration;
+
 use vango_edge::clock::Wall;
 use vango_edge::id::Epoch;
 use vango_edge::lifecycle::idempotency::{self, AttemptOutcome, ExistingRecord, Holder};
@@ -334,6 +336,54 @@ fn a_key_in_a_form_is_read_before_anything_is_decided_cold_and_hot() {
             assert!(journey.is_sent_apart() && journey.body_is_read());
         }
     }
+}
+
+/// The budget is the app's time, and its body took the client's.
+#[test]
+fn a_form_whose_body_took_longer_than_the_budget_wakes_its_app_and_waits_for_it() {
+    let slow = |world: &mut World, path| {
+        let mut journey = world.begin(a_form(), path);
+        assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }), "{path}");
+        world.after(Duration::from_secs(12));
+        assert_eq!(journey.body_read(b"k=1", &[], world.now), None, "{path}");
+        journey
+    };
+    for path in ["/actions/edge", "/actions/save"] {
+        let mut world = World::asleep_with(&by_field());
+        let mut journey = slow(&mut world, path);
+        let mut next = world.decide(&mut journey);
+        if path == "/actions/edge" {
+            assert!(matches!(next, Next::Reserve), "{next:?}");
+            journey.reserved(None, world.now);
+            next = world.decide(&mut journey);
+        }
+        assert!(matches!(next, Next::Wake { hold: true }), "{path}: {next:?}");
+        assert_eq!(journey.deadline(), world.now + Duration::from_secs(10), "{path}");
+
+        // A full app: it waits for a place, and is told of a wait that it had.
+        let mut world = World::asleep_with(&by_field());
+        world.ready('a');
+        let mut placed = [slow(&mut world, path), slow(&mut world, path)];
+        for journey in &mut placed {
+            assert!(matches!(world.decide(journey), Next::Forward(_)), "{path}");
+        }
+        let mut journey = slow(&mut world, path);
+        assert!(matches!(world.decide(&mut journey), Next::Hold), "{path}");
+    }
+}
+
+/// A client that says how long it waits is not waited for longer.
+#[test]
+fn a_body_that_took_its_time_moves_no_deadline_beyond_its_clients_patience() {
+    let mut world = World::hot();
+    let call = || keyed().header("content-type", "application/grpc").header("grpc-timeout", "15S");
+    let mut journey = world.begin(call(), PATH);
+    let began = world.now;
+    assert_eq!(journey.deadline(), began + Duration::from_secs(10));
+    assert!(matches!(world.decide(&mut journey), Next::ReadBody { .. }));
+    world.after(Duration::from_secs(12));
+    assert_eq!(journey.body_read(b"hello", &[], world.now), None);
+    assert_eq!(journey.deadline(), began + Duration::from_secs(15));
 }
 
 /// The same key, wherever it stands, is the same record.

@@ -124,6 +124,48 @@ fn what_is_sent_beyond_a_window_ends_it_and_is_not_kept() {
     gate.open();
 }
 
+#[test]
+fn what_the_client_of_a_held_request_may_send_ahead_counts_with_its_head() {
+    let (edge, dir) = edge_with("[limits]\nmax_held_bytes = \"130KiB\"\n");
+    let gate = Gate::closed();
+    edge.deploy(&Artifact::behind(&gate));
+    let mut peer = Peer::without_table(&edge, &client_config(&dir, "one", &[b"h2"]));
+    let mut stream = 1_u32;
+    let mut save = |peer: &mut Peer, more: &[(&str, &str)]| {
+        let key = format!("k{stream}");
+        let head = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":authority", "studylab.localhost"),
+            (":path", "/actions/save"),
+            ("idempotency-key", &*key),
+            ("content-type", "application/x-www-form-urlencoded"),
+        ];
+        peer.send(frame(HEADERS, END_HEADERS, stream, [fields(&head), fields(more)].concat()));
+        stream += 2;
+        stream - 2
+    };
+    // A whole window each: of how long it is, the first says nothing, and the second that it is longer.
+    save(&mut peer, &[]);
+    edge.until_held(1);
+    save(&mut peer, &[("content-length", "1000000")]);
+    edge.until_held(2);
+    let refused = save(&mut peer, &[]);
+    let (status, why) = peer.answer_of(refused);
+    assert!(status == 503 && why.contains("max_held_bytes"), "{status} {why}");
+    // One that is shorter has less in memory, and over HTTP/1.1 the body is not the edge's.
+    let short = save(&mut peer, &[("content-length", "8")]);
+    edge.until_held(3);
+    let length = [("Idempotency-Key", "k"), ("Content-Length", "1000000")];
+    let unread = edge.hold("POST", "/actions/save", &length, 4);
+    drop(unread);
+    edge.until_held(3);
+    gate.open();
+    peer.send(frame(DATA, END_STREAM, short, b"text=tea"));
+    assert_eq!(peer.answer_of(short).0, 200);
+    edge.until_held(0);
+}
+
 /// Sends `what` again and again, up to `most` bytes, and reads nothing.
 fn flood(edge: &Edge, dir: &tempfile::TempDir, first: &[u8], what: &[u8], most: usize) -> usize {
     let mut peer = Peer::open(edge, &client_config(dir, "one", &[b"h2"]));

@@ -33,18 +33,22 @@ impl FormType {
     }
 }
 
-/// The values of the field `name`, in their order, without files.
-pub fn values(form: &FormType, body: &[u8], name: &str) -> Vec<String> {
+/// The values of the field `name`, in their order, without files; one at a time, since a body can be made of
+/// nothing else and all of them would take many times its room.
+pub fn values<'a>(
+    form: &'a FormType,
+    body: &'a [u8],
+    name: &'a str,
+) -> Box<dyn Iterator<Item = String> + 'a> {
     match form {
         FormType::Urlencoded => {
             let pairs = form_urlencoded::parse(body);
-            pairs.filter(|(n, _)| n == name).map(|(_, value)| value.into_owned()).collect()
+            Box::new(pairs.filter(move |(n, _)| n == name).map(|(_, value)| value.into_owned()))
         }
         FormType::Multipart(boundary) => {
-            let Some(Parts { all, .. }) = parts(body, boundary) else { return Vec::new() };
-            // The first is what is before the parts, the last what is behind them.
-            let parts = all.get(1..all.len() - 1).unwrap_or_default();
-            parts.iter().filter_map(|part| value(part, name)).collect()
+            // The first is what is before the parts.
+            let parts = Cuts::of(body, boundary).skip(1);
+            Box::new(parts.filter_map(move |part| value(part, name)))
         }
     }
 }
@@ -156,30 +160,51 @@ pub(super) struct Parts<'a> {
     pub(super) closed: bool,
 }
 
-pub(super) fn parts<'a>(body: &'a [u8], boundary: &str) -> Option<Parts<'a>> {
-    let (mut all, mut from, mut line) = (Vec::new(), 0, 0);
-    loop {
-        if let Some((end, closed)) = delimiter(&body[line..], boundary.as_bytes()) {
-            // The line's end before a delimiter belongs to it.
-            all.push(&body[from..line.saturating_sub(2).max(from)]);
-            from = line + end;
-            if closed {
-                all.push(&body[from..]);
-                return Some(Parts { all, closed });
-            }
-            line = from;
-            continue;
-        }
-        match body[line..].windows(2).position(|w| w == b"\r\n") {
-            Some(at) => line += at + 2,
-            None => break,
-        }
-    }
+pub(super) fn parts<'a>(body: &'a [u8], boundary: &'a str) -> Option<Parts<'a>> {
+    let mut cuts = Cuts::of(body, boundary);
+    let mut all: Vec<_> = cuts.by_ref().collect();
     // Without a delimiter it has no parts.
     (!all.is_empty()).then(|| {
-        all.push(&body[from..]);
-        Parts { all, closed: false }
+        all.push(&body[cuts.from..]);
+        Parts { all, closed: cuts.closed }
     })
+}
+
+/// What each delimiter of a multipart body ends, what is before the first part included.
+struct Cuts<'a> {
+    body: &'a [u8],
+    boundary: &'a [u8],
+    /// Behind the last delimiter that was found.
+    from: usize,
+    /// Where the line begins that is looked at next.
+    line: usize,
+    /// The last delimiter says that it is.
+    closed: bool,
+}
+
+impl<'a> Cuts<'a> {
+    fn of(body: &'a [u8], boundary: &'a str) -> Self {
+        Self { body, boundary: boundary.as_bytes(), from: 0, line: 0, closed: false }
+    }
+}
+
+impl<'a> Iterator for Cuts<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        while !self.closed {
+            let rest = &self.body[self.line..];
+            if let Some((end, closed)) = delimiter(rest, self.boundary) {
+                // The line's end before a delimiter belongs to it.
+                let cut = &self.body[self.from..self.line.saturating_sub(2).max(self.from)];
+                (self.from, self.line) = (self.line + end, self.line + end);
+                self.closed = closed;
+                return Some(cut);
+            }
+            self.line += rest.windows(2).position(|w| w == b"\r\n")? + 2;
+        }
+        None
+    }
 }
 
 /// Where the delimiter ends that the line begins with, and whether it is the last.
@@ -227,7 +252,9 @@ mod tests {
 
     #[test]
     fn a_field_of_a_form_is_found_however_it_is_written() {
-        let of = |body: &str, name| values(&FormType::Urlencoded, body.as_bytes(), name);
+        let of = |body: &str, name| {
+            values(&FormType::Urlencoded, body.as_bytes(), name).collect::<Vec<_>>()
+        };
         assert_eq!(of("a=1&_key=x%20y+z&b=2", "_key"), ["x y z"]);
         assert_eq!(of("order%5Bkey%5D=1&order[key]=2", "order[key]"), ["1", "2"]);
         assert_eq!(of("_key", "_key"), [""]);
@@ -240,7 +267,8 @@ mod tests {
         let form = FormType::Multipart("b".into());
         let field = |head: &str, value: &str| format!("--b\r\n{head}\r\n\r\n{value}\r\n");
         let of = |parts: &[String]| {
-            values(&form, format!("{}--b--\r\n", parts.concat()).as_bytes(), "key")
+            let body = format!("{}--b--\r\n", parts.concat());
+            values(&form, body.as_bytes(), "key").collect::<Vec<_>>()
         };
         let named = |head: &str| of(&[field(head, "v")]);
         assert_eq!(named("Content-Disposition: form-data; name=\"key\""), ["v"]);
@@ -263,7 +291,7 @@ mod tests {
         for body in
             [format!("{name}\r\n--b--"), format!("--b\r\n{name}"), name.into(), String::new()]
         {
-            assert_eq!(values(&form, body.as_bytes(), "key"), [] as [&str; 0], "{body}");
+            assert_eq!(values(&form, body.as_bytes(), "key").next(), None, "{body}");
         }
     }
 }

@@ -84,6 +84,10 @@ impl Journey {
         };
         match choice {
             Choice::Place(placed) => self.place(placed, now),
+            // Its body took all the time that its provider gives: the next delivery finds the app awake.
+            Choice::Cold if now >= self.deadline && self.is_delivery() && self.may_wake => {
+                self.cold(now, pick)
+            }
             _ if now >= self.deadline => {
                 let reply = self.too_late(now, pick);
                 self.answer_with(reply, now)

@@ -36,6 +36,10 @@ fn merged(standard: &IdempotencyKey, others: impl IntoIterator<Item = String>) -
             (IdempotencyKey::Several, _) => IdempotencyKey::Several,
             _ => IdempotencyKey::Invalid,
         };
+        // What no other value changes: a body may have as many as it has room for.
+        if matches!(key, IdempotencyKey::Several | IdempotencyKey::Invalid) {
+            break;
+        }
     }
     key
 }
@@ -55,18 +59,19 @@ pub(super) fn asks_for_key(route: &Route, posture: Posture) -> Option<&Action> {
 impl Journey {
     /// Takes the key from where the contract has it, besides the usual header.
     pub(super) fn find_key(&mut self, action: &Action, headers: &HeaderMap) {
-        let others = match &action.key {
+        self.facts.key = match &action.key {
             KeySource::Usual | KeySource::Field(_) => return,
             KeySource::Header(name) => {
                 let sent = headers.get_all(name).iter();
-                sent.map(|v| String::from_utf8_lossy(v.as_bytes()).trim().to_owned()).collect()
+                let sent = sent.map(|v| String::from_utf8_lossy(v.as_bytes()).trim().to_owned());
+                merged(&self.facts.key, sent)
             }
             KeySource::Query(name) => {
                 let query = self.facts.query.as_deref().unwrap_or_default();
-                forms::values(&FormType::Urlencoded, query.as_bytes(), name)
+                let values = forms::values(&FormType::Urlencoded, query.as_bytes(), name);
+                merged(&self.facts.key, values)
             }
         };
-        self.facts.key = merged(&self.facts.key, others);
     }
 
     /// Of a request whose key is in a field of its form.
@@ -142,8 +147,9 @@ impl Journey {
 
     /// What a form's body says of its key.
     pub(super) fn examine_form(&self, form: &Form, body: &[u8]) -> Examined {
-        let values = form.kind.as_ref().map(|kind| forms::values(kind, body, &form.field));
-        let key = merged(&self.facts.key, values.unwrap_or_default());
+        let kinds = form.kind.iter();
+        let values = kinds.flat_map(|kind| forms::values(kind, body, &form.field));
+        let key = merged(&self.facts.key, values);
         let claim = match (&key, &form.unkeyed) {
             (IdempotencyKey::Present(key), Some(unkeyed)) => {
                 let boundary = self.on_record.as_ref().and_then(|r| r.boundary.as_deref());
@@ -177,6 +183,12 @@ mod tests {
         ] {
             let texts = others.iter().map(|s| (*s).to_owned());
             assert_eq!(merged(&standard, texts), found, "{standard:?} {others:?}");
+        }
+        // None is looked at behind what decides.
+        for (first, found) in [("b", Several), ("", Invalid)] {
+            let more = std::iter::from_fn(|| panic!("{first:?} decides"));
+            let texts = std::iter::once(first.to_owned()).chain(more);
+            assert_eq!(merged(&key("a"), texts), found);
         }
     }
 }

@@ -59,7 +59,7 @@ enum State {
     /// The app's durable store is asked whether the session is there. To `Deciding`, with its place.
     AskingStore(Placement),
     /// Its whole body is read, before anything is sent. To `Deciding`, or `Told` where it is refused.
-    ReadingBody(Option<Placement>),
+    ReadingBody { granted: Option<Placement>, since: Mono },
     /// The key is taken in the ledger, while nothing is sent. To `Deciding`, or `Told`.
     Reserving,
     /// The stored response of the key's first request is read. To `Told`.
@@ -137,8 +137,9 @@ struct Hold {
 }
 
 impl Journey {
-    /// Begins. The deadline is absolute: the contract's wake budget from when the request came, or its
-    /// client's patience where that is shorter.
+    /// Begins. The deadline is absolute: the contract's wake budget from when the request came, without the
+    /// time that its body took where that is read before it is placed, or its client's patience where that is
+    /// shorter.
     pub fn begin(facts: Facts, classified: Classified) -> Self {
         let Classified { view, route, posture, may_wake } = classified;
         let class = view.contract.routes.get(route).map(|r| &r.class);
@@ -214,11 +215,12 @@ impl Journey {
             (State::AskingStore(placed), Event::WouldBe) => {
                 self.placed(placed, Some(Decision::AskStore), now)
             }
-            (State::ReadingBody(granted), Event::Body(examined)) => {
+            (State::ReadingBody { granted, since }, Event::Body(examined)) => {
+                self.extend_hold(now.since(since));
                 self.body_read(examined, granted, now)
             }
-            (State::ReadingBody(granted), Event::WouldBe) => self.body_unread(granted, now),
-            (State::ReadingBody(_), Event::BodyRefused(why)) => self.body_refused(why, now),
+            (State::ReadingBody { granted, .. }, Event::WouldBe) => self.body_unread(granted, now),
+            (State::ReadingBody { .. }, Event::BodyRefused(why)) => self.body_refused(why, now),
             (State::Reserving, Event::Reserved(found)) => self.reserved(found, now),
             (State::Reserving, Event::WouldBe) => self.has_key(),
             (State::Replaying, Event::Stored(stored)) => self.stored(stored, now),

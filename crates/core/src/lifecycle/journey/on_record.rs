@@ -257,13 +257,13 @@ impl Journey {
         if matches!(record.about, About::Delivery(_) | About::Form(_)) && !record.body_read {
             // Nothing is decided about a delivery before its signature was checked, and about a form before
             // its key is known.
-            return Err(self.read_body(granted));
+            return Err(self.read_body(granted, now));
         }
         if let (Standing::Found(seen), Some(claim)) = (&record.standing, &record.claim) {
             match claim.subject {
                 Subject::Action => {
                     match judge(&seen.record, &claim.fingerprint, record.whole, seen.alive) {
-                        Repeat::NeedsBody => return Err(self.read_body(granted)),
+                        Repeat::NeedsBody => return Err(self.read_body(granted, now)),
                         Repeat::Free => {}
                         other => return Err(self.answer_repeat(other, now)),
                     }
@@ -276,13 +276,13 @@ impl Journey {
         }
         let hot = granted.is_some() || !self.view.ready.is_empty();
         if hot && self.on_record.as_ref().is_some_and(|r| !r.body_read) {
-            return Err(self.read_body(granted));
+            return Err(self.read_body(granted, now));
         }
         Ok(granted)
     }
 
-    fn read_body(&mut self, granted: Option<Placement>) -> Command {
-        self.state = State::ReadingBody(granted);
+    fn read_body(&mut self, granted: Option<Placement>, now: Mono) -> Command {
+        self.state = State::ReadingBody { granted, since: now };
         Command::Do(Ask::ReadBody { limit: self.whole_body_limit() })
     }
 

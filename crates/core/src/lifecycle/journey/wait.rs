@@ -8,6 +8,7 @@ use crate::clock::Mono;
 use crate::contract::{Cold, Posture, Route};
 use crate::lifecycle::reply::{Problem, Reply};
 use crate::lifecycle::trace::{HoldEnd, Outcome, QueueBound, StepKind};
+use crate::lifecycle::webhook;
 use crate::record::{WakePhases, WakeState};
 use crate::snapshot::OperationView;
 
@@ -34,7 +35,7 @@ impl Journey {
         if let Some(answer) = self.blocked_delivery(now) {
             return answer;
         }
-        let holds = self.waits_cold();
+        let holds = self.waits_cold() && now < self.deadline;
         let view = Arc::clone(&self.view);
         if self.posture == Posture::Safe && !self.posture_shown {
             self.show_posture(now);
@@ -223,6 +224,16 @@ impl Journey {
     /// Waiting ends `after` the request came, if not earlier.
     pub(in crate::lifecycle) fn limit_hold(&mut self, after: Duration) {
         self.deadline = self.deadline.min(self.facts.received + after);
+    }
+
+    /// Its body took this long. That was its client's time, and the budget is its app's: spent on the body, it
+    /// would leave none to wake the app in, and a client with a slow line would never get through. What its client
+    /// or its provider waits is not longer for that.
+    pub(super) fn extend_hold(&mut self, took: Duration) {
+        let waits = [self.facts.patience(), self.webhook().map(webhook::hold_limit)];
+        let end = self.deadline + took;
+        let ends = waits.into_iter().flatten().map(|wait| self.facts.received + wait);
+        self.deadline = ends.fold(end, Mono::min);
     }
 
     pub(super) fn too_late(&mut self, now: Mono, pick: u64) -> Reply {
