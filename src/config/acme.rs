@@ -1,6 +1,5 @@
 //! `[acme]`: the authority that certificates are ordered from, and how.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,13 +7,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use vango_edge_core::control::certificates::{Retry, Rules, is_orderable};
+use vango_edge_core::control::certificates::{Retry, Rules};
 
 use crate::document::Table;
-use crate::id::Host;
 use crate::record::ChallengeKind;
 
-use super::edge::Config;
 use super::keys::{DAY, Differences, Keys, flag, keys, number, secs, table, time, word};
 use super::secret::{Secret, SecretSource, read_secret, source};
 
@@ -86,64 +83,6 @@ impl Acme {
             orders_per_hour: self.orders_per_hour,
         }
     }
-
-    /// What an operator should know although it is no error.
-    fn warnings(&self, config: &Config) -> Vec<String> {
-        let mut out = Vec::new();
-        let has = |mut all: Box<dyn Iterator<Item = SocketAddr> + '_>, port| {
-            all.any(|a| a.port() == port)
-        };
-        let (key, port, there) = match self.challenge {
-            ChallengeKind::Http => {
-                ("server.listen", 80, has(Box::new(config.server.listen.iter().copied()), 80))
-            }
-            ChallengeKind::TlsAlpn => {
-                let secure = config.server.tls.iter().map(|l| l.listen);
-                ("server.tls", 443, has(Box::new(secure), 443))
-            }
-        };
-        if !there {
-            out.push(format!(
-                "acme: for {} the authority connects to port {port} of each host, where no {key} is: \
-                 something has to pass those connections on",
-                self.challenge.name()
-            ));
-        }
-        for host in config.acme_hosts().filter(|host| !is_orderable(host)) {
-            out.push(format!(
-                "acme: no certificate is ordered for {host}, which is no name that an authority could \
-                 look at; `acme = false` in its app's file says so"
-            ));
-        }
-        out
-    }
-}
-
-impl Config {
-    /// Hosts that want a certificate of the authority, whether one is ordered for them or not: exact names of
-    /// apps' productions that no certificate file covers.
-    fn acme_hosts(&self) -> impl Iterator<Item = &Host> {
-        let apps = self.apps.values().filter(|app| app.acme && self.acme.is_some());
-        apps.flat_map(|app| &app.hosts).filter(|host| !self.has_file_for(host))
-    }
-
-    /// Hosts for which certificates are ordered.
-    pub fn ordered_hosts(&self) -> impl Iterator<Item = &Host> {
-        self.acme_hosts().filter(|host| is_orderable(host))
-    }
-
-    /// Whether every listener has a certificate file for `host`.
-    fn has_file_for(&self, host: &Host) -> bool {
-        let tls = &self.server.tls;
-        let has = |host: &Host| {
-            tls.iter().all(|l| l.certificates.iter().any(|c| c.covers(host.as_str())))
-        };
-        !tls.is_empty() && has(host)
-    }
-
-    pub(super) fn acme_warnings(&self) -> Vec<String> {
-        self.acme.as_ref().map(|acme| acme.warnings(self)).unwrap_or_default()
-    }
 }
 
 /// Reads `[acme]`; without it nothing is ordered.
@@ -152,24 +91,6 @@ pub(super) fn acme(t: &Table<'_>, key: &'static str) -> Option<Acme> {
     let acme = Acme::read(&t);
     t.finish();
     Some(acme)
-}
-
-/// Certificates come from files or from an authority, and an authority's are for HTTPS.
-pub(super) fn sources(config: &Config, top: &Table<'_>) {
-    if config.acme.is_some() && config.server.tls.is_empty() {
-        let why = "it orders certificates, and no [[server.tls]] shows them: \
-                   [[server.tls]] with listen = \"0.0.0.0:443\" does";
-        top.table("acme").error_here(why);
-    }
-    if config.acme.is_none() {
-        for t in top.table("server").tables("tls") {
-            if t.tables("certificates").is_empty() {
-                let how = "expected certificates = [{ cert = \"cert.pem\", key = \"key.pem\" }], or an \
-                           [acme] table, which orders them";
-                t.error("certificates", how);
-            }
-        }
-    }
 }
 
 fn agreed(acme: &Acme, t: &Table<'_>) {

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::LevelFilter;
+use vango_edge_core::control::certificates::is_orderable;
 use vango_edge_core::wake::machine::BackoffPolicy;
 
 use crate::document::Table;
 use crate::id::{AppName, Host};
 use crate::lifecycle::page::Branding;
+use crate::record::ChallengeKind;
 
 use super::App;
-use super::acme::{Acme, acme, sources as sources_of_certificates};
+use super::acme::{Acme, acme};
 use super::client::{self, ClientConfig, TlsListener, hsts, networks, tls};
 use super::keys::{
     DAY, Differences, Keys, MS, flag, fraction, keys, number, secs, size, table, time, word,
@@ -69,9 +71,82 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Hosts that want a certificate of the authority, whether one is ordered for them or not: exact names of
+    /// apps' productions that no certificate file covers.
+    fn acme_hosts(&self) -> impl Iterator<Item = &Host> {
+        let apps = self.apps.values().filter(|app| app.acme && self.acme.is_some());
+        apps.flat_map(|app| &app.hosts).filter(|host| !self.has_file_for(host))
+    }
+
+    /// Hosts for which certificates are ordered.
+    pub fn ordered_hosts(&self) -> impl Iterator<Item = &Host> {
+        self.acme_hosts().filter(|host| is_orderable(host))
+    }
+
+    /// Whether every listener has a certificate file for `host`.
+    fn has_file_for(&self, host: &Host) -> bool {
+        let tls = &self.server.tls;
+        let has = |host: &Host| {
+            tls.iter().all(|l| l.certificates.iter().any(|c| c.covers(host.as_str())))
+        };
+        !tls.is_empty() && has(host)
+    }
+
+    /// What an operator should know of `[acme]` although it is no error.
+    fn acme_warnings(&self) -> Vec<String> {
+        let Some(acme) = &self.acme else { return Vec::new() };
+        let mut out = Vec::new();
+        let has = |mut all: Box<dyn Iterator<Item = SocketAddr> + '_>, port| {
+            all.any(|a| a.port() == port)
+        };
+        let (key, port, there) = match acme.challenge {
+            ChallengeKind::Http => {
+                ("server.listen", 80, has(Box::new(self.server.listen.iter().copied()), 80))
+            }
+            ChallengeKind::TlsAlpn => {
+                let secure = self.server.tls.iter().map(|l| l.listen);
+                ("server.tls", 443, has(Box::new(secure), 443))
+            }
+        };
+        if !there {
+            out.push(format!(
+                "acme: for {} the authority connects to port {port} of each host, where no {key} is: \
+                 something has to pass those connections on",
+                acme.challenge.name()
+            ));
+        }
+        for host in self.acme_hosts().filter(|host| !is_orderable(host)) {
+            out.push(format!(
+                "acme: no certificate is ordered for {host}, which is no name that an authority could \
+                 look at; `acme = false` in its app's file says so"
+            ));
+        }
+        out
+    }
+}
+
 fn together(config: &Config, top: &Table<'_>) {
     followed(config, top);
-    sources_of_certificates(config, top);
+    sources(config, top);
+}
+
+/// Certificates come from files or from an authority, and an authority's are for HTTPS.
+fn sources(config: &Config, top: &Table<'_>) {
+    if config.acme.is_some() && config.server.tls.is_empty() {
+        let why = "it orders certificates, and no [[server.tls]] shows them: \
+                   [[server.tls]] with listen = \"0.0.0.0:443\" does";
+        top.table("acme").error_here(why);
+    }
+    if config.acme.is_none() {
+        for t in top.table("server").tables("tls") {
+            if t.tables("certificates").is_empty() {
+                let how = "expected certificates = [{ cert = \"cert.pem\", key = \"key.pem\" }], or an \
+                           [acme] table, which orders them";
+                t.error("certificates", how);
+            }
+        }
+    }
 }
 
 /// What follows the ring of traces has nothing to follow where none are kept.

@@ -3,6 +3,8 @@
 use crate::document::quoted;
 use crate::id::AppName;
 
+use super::folder::Folder;
+
 /// How an app is deployed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
@@ -44,6 +46,17 @@ pub struct Assets {
     pub not_found: Option<String>,
     /// What they are.
     pub about: String,
+}
+
+/// Files in `dir` without a program: the edge answers them all itself.
+pub fn site(folder: &Folder, dir: &str, what: &str) -> Found {
+    let not_found = folder.has(&format!("{dir}/404.html")).then(|| "404.html".to_owned());
+    Found::new(format!("{what} ({dir}/), without a process"), &[]).assets(Some(Assets {
+        dir: dir.to_owned(),
+        prefix: "/".into(),
+        not_found,
+        ..Assets::default()
+    }))
 }
 
 impl Found {

@@ -1,7 +1,7 @@
 //! Vango, Go, Rust, Ruby, PHP, what a Procfile or a Dockerfile says, and sites without a program.
 
 use super::folder::{Folder, is_installed, place_of};
-use super::found::{Assets, Found};
+use super::found::{Assets, Found, site};
 use super::python;
 use crate::contract::procfile;
 
@@ -258,17 +258,6 @@ fn static_site(folder: &Folder) -> Option<Found> {
         ),
         _ => found,
     })
-}
-
-/// Files in `dir` without a program: the edge answers them all itself.
-pub fn site(folder: &Folder, dir: &str, what: &str) -> Found {
-    let not_found = folder.has(&format!("{dir}/404.html")).then(|| "404.html".to_owned());
-    Found::new(format!("{what} ({dir}/), without a process"), &[]).assets(Some(Assets {
-        dir: dir.to_owned(),
-        prefix: "/".into(),
-        not_found,
-        ..Assets::default()
-    }))
 }
 
 /// Where the program of a command is, if an app would not find it: a folder of the user's own PATH.
