@@ -128,11 +128,11 @@ impl Config {
 
 fn together(config: &Config, top: &Table<'_>) {
     followed(config, top);
-    sources(config, top);
+    certificate_sources(config, top);
 }
 
 /// Certificates come from files or from an authority, and an authority's are for HTTPS.
-fn sources(config: &Config, top: &Table<'_>) {
+fn certificate_sources(config: &Config, top: &Table<'_>) {
     if config.acme.is_some() && config.server.tls.is_empty() {
         let why = "it orders certificates, and no [[server.tls]] shows them: \
                    [[server.tls]] with listen = \"0.0.0.0:443\" does";

@@ -49,7 +49,7 @@ pub struct Assets {
 }
 
 /// Files in `dir` without a program: the edge answers them all itself.
-pub fn site(folder: &Folder, dir: &str, what: &str) -> Found {
+pub fn site_in(folder: &Folder, dir: &str, what: &str) -> Found {
     let not_found = folder.has(&format!("{dir}/404.html")).then(|| "404.html".to_owned());
     Found::new(format!("{what} ({dir}/), without a process"), &[]).assets(Some(Assets {
         dir: dir.to_owned(),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::folder::Folder;
-use super::found::{Assets, Found, site};
+use super::found::{Assets, Found, site_in};
 
 pub fn look(folder: &Folder) -> Option<Found> {
     let package = folder.json("package.json")?;
@@ -129,7 +129,7 @@ fn framework(folder: &Folder, package: &Value, has: &dyn Fn(&str) -> bool) -> Op
 
 /// A site whose build names some files by their content.
 fn site(folder: &Folder, dir: &str, what: &str, immutable: &[&str]) -> Found {
-    let mut found = site(folder, dir, what);
+    let mut found = site_in(folder, dir, what);
     if let Some(assets) = &mut found.assets {
         assets.immutable = immutable.iter().map(|name| (*name).to_owned()).collect();
     }

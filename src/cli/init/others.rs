@@ -1,7 +1,7 @@
 //! Vango, Go, Rust, Ruby, PHP, what a Procfile or a Dockerfile says, and sites without a program.
 
 use super::folder::{Folder, is_installed, place_of};
-use super::found::{Assets, Found, site};
+use super::found::{Assets, Found, site_in};
 use super::python;
 use crate::contract::procfile;
 
@@ -246,11 +246,11 @@ fn dockerfile(folder: &Folder) -> Option<Found> {
 fn static_site(folder: &Folder) -> Option<Found> {
     let of_hugo = ["hugo.toml", "hugo.yaml", "hugo.json"];
     if folder.first(&of_hugo).is_some() {
-        return Some(site(folder, "public", "a site made by Hugo").before("hugo"));
+        return Some(site_in(folder, "public", "a site made by Hugo").before("hugo"));
     }
     let dir = ["public", "dist", "build", "out", "_site", "site", "www", "."];
     let dir = dir.into_iter().find(|dir| folder.has(&format!("{dir}/index.html")))?;
-    let found = site(folder, dir, "a site of static files");
+    let found = site_in(folder, dir, "a site of static files");
     Some(match dir {
         "." => found.note(
             "every file of this folder is answered, but for the contract and names that begin with a dot: what is \
