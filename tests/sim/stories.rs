@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 use vango_edge::control::Candidate;
 use vango_edge::id::AllocationId;
-use vango_edge::record::{AllocationState, Promotion, PromotionState};
+use vango_edge::record::{Allocation, AllocationState, Promotion, PromotionState, Record, key};
 use vango_edge::runner::ExitStatus;
+use vango_edge::store::Txn;
 
 use crate::edge::Edge;
 use crate::events::{deploy, preview, production};
@@ -171,6 +172,30 @@ fn a_lost_release_command_is_not_run_again() {
         let said = failed[0].failure.as_ref().map(|f| &*f.safe);
         assert_eq!(said, Some("the outcome of its release command is unknown"));
         assert_eq!(truth.moves.owner(&production()).cloned(), served);
+    });
+}
+
+/// What stopped it lost the store's answer and ended nothing; the next owner's epoch came, and its process ran for
+/// ever (seed 2174 of the day that found it).
+#[test]
+fn what_was_left_stopping_is_ended_once_its_epoch_is_over() {
+    tell(|sim, edge| async move {
+        assert!(deploy(sim.clone(), edge.clone(), production(), 0).await);
+        edge.wakes.wake_detached(&production());
+        let ready = || {
+            let truth = sim.truth();
+            truth.allocations().find(|a| a.state == AllocationState::Ready).cloned()
+        };
+        while ready().is_none() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let left = ready().unwrap();
+        for state in [AllocationState::Draining, AllocationState::Stopping] {
+            let record = Allocation { state, ..left.clone() };
+            let at = key::allocation(&record.environment, &record.id);
+            edge.node.store.txn(Txn::new().put(at, record.encode())).await.unwrap();
+        }
+        assert!(deploy(sim.clone(), edge.clone(), production(), 2).await);
     });
 }
 

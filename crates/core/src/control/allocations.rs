@@ -123,11 +123,11 @@ pub fn kept_long_enough(frozen: &[FrozenOne], cap: u64, now: Mono) -> Vec<Frozen
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Whether an allocation's epoch is over, so that it is to be ended: it could serve, and never will
-/// again. One of a later epoch is being started for an owner that is about to move.
+/// again. One of a later epoch is being started for an owner that is about to move. One that is stopping is ended
+/// by what stops it, unless that lost the store's answer and ended nothing.
 pub fn is_over(allocation: &AllocationView, owner: Epoch) -> bool {
-    let could_serve =
-        matches!(allocation.state, AllocationState::Ready | AllocationState::Draining);
-    could_serve && allocation.epoch < owner
+    use AllocationState::{Draining, Ready, Stopping};
+    matches!(allocation.state, Ready | Draining | Stopping) && allocation.epoch < owner
 }
 
 /// The next step of an allocation whose epoch is over.
